@@ -1,0 +1,3 @@
+from bcnet_deploy.cli.main import main
+
+main()

@@ -1,0 +1,80 @@
+"""The ``bcnet-deploy`` command: finds the subcommand, turns expected errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+import bcnet_deploy
+from bcnet_deploy.errors import BCNetError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("bcnet_deploy.cli.run", "Everything, end to end: profile, train, search, retrain, export, bench, report."),
+    "inspect": ("bcnet_deploy.cli.inspect", "Show a model's width variables, layers, costs and what is frozen."),
+    "devices": ("bcnet_deploy.cli.devices", "List the device profiles."),
+    "doctor": ("bcnet_deploy.cli.doctor", "Show what this machine can run."),
+    "profile": ("bcnet_deploy.cli.profile", "Build the latency table of a device."),
+    "table": ("bcnet_deploy.cli.table", "Show, convert and merge latency tables."),
+    "suggest-steps": ("bcnet_deploy.cli.suggest_steps", "Find the widths at which latency drops."),
+    "train": ("bcnet_deploy.cli.train", "Train the BCNet supernet."),
+    "search": ("bcnet_deploy.cli.search", "Find the best widths under hard budgets."),
+    "retrain": ("bcnet_deploy.cli.retrain", "Train the chosen widths as a plain network."),
+    "export": ("bcnet_deploy.cli.export", "Export to ONNX or an engine, with a parity check."),
+    "bench": ("bcnet_deploy.cli.bench", "Measure latency against prediction."),
+    "report": ("bcnet_deploy.cli.report", "Write the HTML report."),
+}  # fmt: skip
+
+
+class LazyGroup(click.Group):
+    """Lists all commands from a static table and imports only the one that runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from bcnet_deploy.errors import nearest
+
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BCNetError as error:
+            click.echo(f"bcnet-deploy: error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("bcnet-deploy: interrupted; run the same command again to go on", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(bcnet_deploy.__version__, prog_name="bcnet-deploy")
+def cli() -> None:
+    """Give a CNN, a device and a budget; get back the channel widths that are best for that device."""
+
+
+def main() -> None:
+    """Entry point of the console script and of ``python -m bcnet_deploy``."""
+    cli(prog_name="bcnet-deploy")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The errors a user can expect, as one small tree.
+
+Every message says what was given, what is allowed and what to do next. The command line prints
+the message of a :class:`BCNetError` on one line and exits with its ``exit_code``; anything else
+is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BCNetError(Exception):
+    """Root of all expected errors."""
+
+    exit_code = 1
+
+
+class UnitError(BCNetError, ValueError):
+    """A quantity such as ``5ms`` or ``300M`` could not be read, or is out of range."""
+
+
+class ModelError(BCNetError):
+    """A model, or a reference to one, cannot be used."""
+
+
+class UnknownModelError(ModelError, LookupError):
+    """No model has this name."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model cannot become a width space: not a CNN, or its control flow depends on data."""
+
+
+class InputSizeError(ModelError, ValueError):
+    """The model does not run on inputs of this size."""
+
+
+class NonFiniteWeightError(ModelError, ValueError):
+    """A weight is NaN or infinite."""
+
+
+class CheckpointError(BCNetError):
+    """A checkpoint or saved network is damaged, or belongs to another model or space."""
+
+
+class WidthError(BCNetError, ValueError):
+    """A width vector has the wrong length, or a width is out of its variable's range."""
+
+
+class DeviceError(BCNetError):
+    """A device profile is invalid, or the device is not this machine's."""
+
+
+class UnknownDeviceError(DeviceError, LookupError):
+    """No device profile has this name."""
+
+
+class TableError(BCNetError):
+    """A latency table is damaged, of a newer version, or belongs to another network."""
+
+
+class MissingEntryError(TableError, LookupError):
+    """A latency table has no measurement that covers a requested layer."""
+
+
+class EngineError(BCNetError):
+    """A runtime is not installed, or refuses a network."""
+
+
+class ExportError(BCNetError):
+    """An exported network failed a check, or cannot be written."""
+
+
+class ConstraintError(BCNetError, ValueError):
+    """A budget cannot be read, or budgets contradict each other."""
+
+
+class InfeasibleError(BCNetError):
+    """No network of the space meets the budget."""
+
+
+class EvaluationError(BCNetError):
+    """The accuracy of a width vector could not be evaluated."""
+
+
+class DataError(BCNetError):
+    """A data set is missing, damaged or does not fit the model."""
+
+
+class TrainingError(BCNetError):
+    """Training cannot go on (for example the loss is not finite)."""
+
+
+class ConfigError(BCNetError, ValueError):
+    """A configuration file has an unknown, missing or invalid key."""
+
+
+class RunDirError(BCNetError):
+    """A run directory is of another version or model, or cannot be written."""
+
+
+class MissingStepError(RunDirError):
+    """An earlier step of the flow has not been run in this run directory."""
+
+
+def nearest(given: str, known: Iterable[str], count: int = 3) -> str:
+    """A phrase such as ``; did you mean 'a', 'b'?`` for the known names nearest to ``given``.
+
+    Empty when nothing is near.
+    """
+    matches = difflib.get_close_matches(given, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(map(repr, matches))}?" if matches else ""
