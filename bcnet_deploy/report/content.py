@@ -1,0 +1,119 @@
+"""What a report says, apart from where it was read (``load``) and how it is drawn (``page``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Network:
+    """One line of the summary: ``full``, ``uniform`` or ``found``. None: that step has not run.
+
+    Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1.
+    """
+
+    name: str
+    test_top1: float | None = None
+    predicted_ms: float | None = None
+    predicted_low_ms: float | None = None
+    predicted_high_ms: float | None = None
+    measured_ms: float | None = None
+    measured_p90_ms: float | None = None
+    macs: int | None = None
+    params: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """One width variable: channels in the full, the found and the uniformly scaled network."""
+
+    name: str
+    full: int
+    found: int
+    uniform: int | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A predicted and a measured latency of one network, milliseconds."""
+
+    name: str
+    group: str
+    predicted_ms: float
+    measured_ms: float
+    low_ms: float | None = None
+    high_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerLatency:
+    """Milliseconds of one layer in one network."""
+
+    layer: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A width vector the search scored."""
+
+    accuracy: float
+    cost: float
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """Accuracy against cost: all that was scored, the front, the chosen point."""
+
+    cost_name: str
+    cost_unit: str
+    evaluated: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+    chosen: Candidate | None = None
+    budget: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one training run against its steps or epochs."""
+
+    run: str
+    quantity: str
+    unit: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The search's state after one generation; accuracies between 0 and 1."""
+
+    number: int
+    best: float | None
+    mean: float | None
+    feasible: float | None
+
+
+@dataclass
+class Content:
+    """Everything on the page; an empty field becomes a line naming the command that fills it."""
+
+    title: str
+    model: str
+    data: str
+    device: str
+    estimated: bool = False
+    budget: str = ""
+    noise_floor: float | None = None
+    networks: list[Network] = field(default_factory=list)
+    widths: list[LayerWidth] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    layers: dict[str, list[LayerLatency]] = field(default_factory=dict)
+    front: Front | None = None
+    curves: list[Curve] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+    provenance: list[tuple[str, str]] = field(default_factory=list)
+
+    def network(self, name: str) -> Network | None:
+        """The summary line called ``name``, or None."""
+        return next((network for network in self.networks if network.name == name), None)
