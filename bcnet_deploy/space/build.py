@@ -1,0 +1,49 @@
+"""Build a :class:`WidthSpace` from a model: capture, group, try out, name the levels."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bcnet_deploy.errors import InputSizeError, UnsupportedModelError, WidthError
+from bcnet_deploy.space.grouping import Grouper, require_cnn
+from bcnet_deploy.space.patching import tensor_places
+from bcnet_deploy.space.trial import settle
+from bcnet_deploy.space.widths import WidthSpace, make_variables
+
+
+def space_of(
+    cls: type[WidthSpace], model: nn.Module, input_size: tuple[int, ...], levels: int, min_level: int
+) -> WidthSpace:
+    """See :meth:`WidthSpace.from_model`."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"a width space is made from a torch.nn.Module; given: {type(model).__name__}"
+        )
+    if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
+        raise InputSizeError(f"input_size is (channels, height, width), all positive; given: {input_size}")
+    if levels < 1 or not 0 <= min_level <= levels:
+        raise WidthError(
+            f"levels must be at least 1 and min_level within 0..levels; given: levels={levels}, "
+            f"min_level={min_level}"
+        )
+    grouping = settle(model, Grouper(model, input_size))
+    require_cnn(grouping, model)
+    channels, height, width = input_size
+    return cls(
+        variables=make_variables(
+            [(v.name, v.units * v.step, v.step, v.layers) for v in grouping.variables], levels, min_level
+        ),
+        input_size=(channels, height, width),
+        levels=levels,
+        min_level=min_level,
+        model_name=type(model).__name__,
+        ops=tuple(grouping.ops),
+        tensors=tuple(grouping.tensors),
+        slices=grouping.slices,
+        attributes=grouping.attributes,
+        parameter_names=frozenset(
+            name for name, places in tensor_places(model).items() if places[0].is_parameter
+        ),
+        frozen=tuple(grouping.frozen),
+        notes=tuple(grouping.notes),
+    )

@@ -1,0 +1,292 @@
+"""Record what a model computes, operator by operator, without computing it.
+
+The model's own ``forward`` runs under fake tensors (shapes without data), so Python control flow,
+functional calls, bare parameters and modules that are called twice need no special case, and
+nothing in the model is changed. Operators are seen at ATen level, below PyTorch's composite
+functions: about forty kinds cover every CNN in torchvision.
+
+Control flow that depends on *values* cannot run under fake tensors; it is reported with its line.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
+from bcnet_deploy.space.patching import patched, tensor_places
+
+TRACE_BATCH = 2
+"""Batch size of the trace: not 1, which many operators treat apart."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the trace: an input, a parameter, a buffer or the result of a call."""
+
+    shape: tuple[int, ...]
+    parameter: str | None = None
+    base: Value | None = None
+    """The tensor whose memory a view shares."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One operator call."""
+
+    op: str
+    """Name of the ATen operator without namespace, overload and in-place underscore."""
+    func: torch._ops.OpOverload[Any, Any]
+    args: tuple[Any, ...]
+    """Arguments by position, defaults filled in; tensors replaced by :class:`Value`."""
+    outputs: list[Value]
+    inputs: list[Value]
+    module: str
+    in_place: bool = False
+
+
+@dataclass
+class Trace:
+    """Everything one forward pass did, in order."""
+
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    parameters: dict[str, Value] = field(default_factory=dict)
+
+
+class CallError(Exception):
+    """The forward pass failed at a call; carries what was recorded before it."""
+
+    def __init__(self, cause: BaseException, trace: Trace, failing: Call | None) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.trace = trace
+        self.failing = failing
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, trace: Trace, stack: list[str]) -> None:
+        super().__init__()
+        self.trace = trace
+        self.stack = stack
+        self.values: dict[int, Value] = {}
+        self.alive: list[torch.Tensor] = []
+        self.failing: Call | None = None
+
+    def value(self, tensor: torch.Tensor, **facts: Any) -> Value:
+        known = self.values.get(id(tensor))
+        if known is None:
+            known = self.values[id(tensor)] = Value(tuple(tensor.shape), **facts)
+            # Identity is by id(): the tensor must outlive the trace.
+            self.alive.append(tensor)
+        return known
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        bound = _bind(schema, args, kwargs)
+        inputs = [self.value(t) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
+        name = schema.name.split("::")[-1]
+        call = Call(
+            op=name.rstrip("_") if not name.startswith("_") else "_" + name.strip("_"),
+            func=func,
+            args=_replace(bound, self.value),
+            outputs=[],
+            inputs=inputs,
+            module=self.stack[-1] if self.stack else "",
+            in_place=schema.is_mutable and name.endswith("_"),
+        )
+        self.failing = call
+        result = func(*args, **kwargs)
+        self.failing = None
+        base = inputs[0].base or inputs[0] if func.is_view and inputs else None
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                call.outputs.append(self.value(tensor, base=base))
+        self.trace.calls.append(call)
+        return result
+
+
+def _bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    bound = []
+    for index, argument in enumerate(schema.arguments):
+        if index < len(args):
+            bound.append(args[index])
+        elif argument.name in kwargs:
+            bound.append(kwargs[argument.name])
+        else:
+            bound.append(argument.default_value if argument.has_default_value() else None)
+    return tuple(bound)
+
+
+def _replace(value: Any, to_value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return to_value(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace(item, to_value) for item in value)
+    return value
+
+
+@contextmanager
+def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep the path of the module whose forward is running on top of ``stack``."""
+    handles = []
+
+    def enter(path: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            stack.append(path)
+
+        return hook
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    try:
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path), prepend=True))
+            handles.append(module.register_forward_hook(leave))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Set the training flag of every module, and put each one's own back."""
+    former = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in former:
+            module.training = training
+        yield
+    finally:
+        for module, flag in former:
+            module.training = flag
+
+
+def run_trace(
+    model: nn.Module,
+    input_size: tuple[int, ...],
+    *,
+    training: bool = False,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    attributes: list[tuple[nn.Module, str, Any]] | None = None,
+) -> Trace:
+    """The calls of one forward pass on a batch of :data:`TRACE_BATCH` inputs.
+
+    Args:
+        model: any module whose forward takes one tensor.
+        input_size: (channels, height, width).
+        training: trace with the training flag set (batch statistics, auxiliary heads).
+        shapes: other shapes for some parameters and buffers, by name.
+        attributes: integer attributes to replace during the trace.
+
+    Raises:
+        CallError: the forward pass failed; nothing in ``model`` has changed.
+    """
+    trace = Trace()
+    stack: list[str] = []
+    shapes = shapes or {}
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(trace, stack)
+    replaced = []
+    with fake_mode:
+        for name, places in tensor_places(model).items():
+            real = places[0].table[places[0].key]
+            tensor: torch.Tensor = torch.empty(shapes.get(name, tuple(real.shape)), dtype=real.dtype)
+            if places[0].is_parameter:
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            trace.parameters[name] = recorder.value(tensor, parameter=name)
+            replaced.extend((place, tensor) for place in places)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        image = torch.empty((TRACE_BATCH, *input_size), dtype=dtype)
+    trace.inputs.append(recorder.value(image))
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The stack recovers by itself only if forward hooks run; a failed trace is thrown away.
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            _module_stack(model, stack),
+            _mode(model, training),
+            patched(replaced, attributes or ()),
+            torch.no_grad(),
+            fake_mode,
+            recorder,
+        ):
+            result = model(image)
+    except Exception as error:
+        raise CallError(error, trace, recorder.failing) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    trace.outputs = [recorder.value(t) for t in _tensors(result)]
+    return trace
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    for item in tree_iter(result):
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif hasattr(item, "__dict__"):
+            yield from (value for value in vars(item).values() if isinstance(value, torch.Tensor))
+
+
+def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = False) -> Trace:
+    """:func:`run_trace` of the unchanged model, with failures turned into the user's terms.
+
+    Raises:
+        UnsupportedModelError: control flow depends on data, or forward does not take one tensor.
+        InputSizeError: the model rejects inputs of ``input_size``.
+    """
+    try:
+        return run_trace(model, input_size, training=training)
+    except CallError as failure:
+        cause = failure.cause
+        where = user_line(cause)
+        name = type(model).__name__
+        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+            raise UnsupportedModelError(
+                f"{name} decides by the values of a tensor, so its layers differ from input to input: {where}; "
+                "make the decision depend on shapes or on the training flag only"
+            ) from cause
+        if isinstance(cause, (TypeError, AttributeError, NotImplementedError, KeyError)):
+            raise UnsupportedModelError(
+                f"{name} cannot run on one image tensor ({type(cause).__name__}: {_first_line(cause)}) at {where}"
+            ) from cause
+        size = "x".join(map(str, input_size))
+        raise InputSizeError(
+            f"{name} does not run on inputs of {size} ({_first_line(cause)}) at {where}; "
+            "give the size it was made for with input_size / --input-size"
+        ) from cause
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def user_line(error: BaseException) -> str:
+    """``file.py:12 'if x.sum() > 0:'``: the innermost line outside PyTorch and this package."""
+    ours = Path(__file__).parent
+    torch_root = Path(torch.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        path = Path(frame.filename)
+        if ours not in path.parents and torch_root not in path.parents and path.suffix == ".py":
+            return f"{path.name}:{frame.lineno} {frame.line!r}"
+    return "an unknown line"

@@ -1,0 +1,69 @@
+"""Run a module with other parameters, buffers and integer attributes, and put everything back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a module tree refers to a parameter or buffer."""
+
+    owner: nn.Module
+    key: str
+    is_parameter: bool
+
+    @property
+    def table(self) -> dict[str, Any]:
+        return self.owner._parameters if self.is_parameter else self.owner._buffers
+
+
+def tensor_places(model: nn.Module) -> dict[str, list[TensorPlace]]:
+    """All references to each parameter and buffer, by the first name it has in ``model``.
+
+    A tensor shared by several modules appears once, with every place that refers to it.
+    """
+    names: dict[int, str] = {}
+    places: dict[str, list[TensorPlace]] = {}
+    for path, module in model.named_modules():
+        for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
+            for key, tensor in table.items():
+                if tensor is None:
+                    continue
+                name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
+                places.setdefault(name, []).append(TensorPlace(module, key, is_parameter))
+    return places
+
+
+@contextmanager
+def patched(
+    tensors: Iterable[tuple[TensorPlace, torch.Tensor]],
+    attributes: Iterable[tuple[nn.Module, str, Any]],
+) -> Iterator[None]:
+    """Put ``tensors`` and ``attributes`` in place for the duration of the block.
+
+    The former objects come back in any case, also after an exception.
+    """
+    former_tensors: list[tuple[dict[str, Any], str, Any]] = []
+    former_attributes: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for place, tensor in tensors:
+            table = place.table
+            former_tensors.append((table, place.key, table[place.key]))
+            table[place.key] = tensor
+        for module, name, value in attributes:
+            values = module.__dict__
+            former_attributes.append((values, name, values[name]))
+            values[name] = value
+        yield
+    finally:
+        for table, key, tensor in reversed(former_tensors):
+            table[key] = tensor
+        for values, name, value in reversed(former_attributes):
+            values[name] = value

@@ -1,0 +1,176 @@
+"""Slices of parameters for given widths, and plain sub-networks made of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError, WidthError
+from bcnet_deploy.space.extent import Segments
+from bcnet_deploy.space.patching import tensor_places
+
+if TYPE_CHECKING:
+    from bcnet_deploy.space.widths import WidthSpace
+
+Side = Literal["left", "right"]
+Ranges = tuple[tuple[int, int], ...]
+"""Kept positions of a dimension as (start, length), ascending and not touching."""
+
+
+def check_side(side: str) -> None:
+    if side not in ("left", "right"):
+        raise WidthError(f"side is 'left' or 'right'; given: {side!r}")
+
+
+def kept_ranges(segments: Segments, units: Sequence[int], stored: Sequence[int], side: str) -> Ranges:
+    """The positions that a width vector keeps.
+
+    Args:
+        segments: one dimension of a parameter.
+        units: (L,) kept units of each variable.
+        stored: (L,) units that the parameter holds; more than the space's own maxima in a supernet
+            with a minimum level.
+        side: left keeps [0, c), right [stored - c, stored) (BCNet, section 3.2).
+    """
+    ranges: list[tuple[int, int]] = []
+    offset = 0
+    for segment in segments:
+        if segment.variable < 0:
+            total = length = segment.positions
+        else:
+            total = stored[segment.variable] * segment.repeat
+            length = units[segment.variable] * segment.repeat
+        start = offset if side == "left" else offset + total - length
+        if ranges and sum(ranges[-1]) == start:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        else:
+            ranges.append((start, length))
+        offset += total
+    return tuple(ranges)
+
+
+def take(tensor: torch.Tensor, dims: Sequence[Ranges]) -> torch.Tensor:
+    """The kept part of a tensor: a view, or where a dimension keeps several ranges (the consumer of a
+    concatenation) those ranges joined. Differentiable; gradients reach kept positions only."""
+    for axis, ranges in enumerate(dims):
+        if len(ranges) == 1:
+            start, length = ranges[0]
+            if length != tensor.shape[axis]:
+                tensor = tensor.narrow(axis, start, length)
+        else:
+            tensor = torch.cat([tensor.narrow(axis, start, length) for start, length in ranges], dim=axis)
+    return tensor
+
+
+def attribute_values(
+    space: WidthSpace, units: Sequence[int]
+) -> list[tuple[str, str, int | tuple[int, ...]]]:
+    """(module path, attribute, value) of every integer attribute that follows widths."""
+    values: list[tuple[str, str, int | tuple[int, ...]]] = []
+    for (path, key), segments in space.attributes.items():
+        if key == "normalized_shape":
+            value: int | tuple[int, ...] = tuple(_kept(item, units) for item in segments)  # type: ignore[arg-type]
+        else:
+            value = _kept(segments, units)  # type: ignore[arg-type]
+        values.append((path, key, value))
+    return values
+
+
+def _kept(segments: Segments, units: Sequence[int]) -> int:
+    return sum(
+        segment.positions if segment.variable < 0 else segment.repeat * units[segment.variable]
+        for segment in segments
+    )
+
+
+def check_model(space: WidthSpace, model: nn.Module, stored: Sequence[int]) -> None:
+    """Raise :class:`CheckpointError` unless ``model`` has the tensors of the space, in stored sizes."""
+    shapes = {
+        name: tuple(places[0].table[places[0].key].shape) for name, places in tensor_places(model).items()
+    }
+    for name, dims in space.slices.items():
+        expected = tuple(_kept(segments, stored) for segments in dims)
+        if shapes.get(name) != expected:
+            raise CheckpointError(
+                f"the model is not of this space ({space.model_name}): {name} should have shape {expected}, "
+                f"it has {shapes.get(name, 'no such tensor')}"
+            )
+    extra = sorted(set(shapes) - set(space.slices))
+    if extra:
+        raise CheckpointError(f"the model is not of this space ({space.model_name}): unknown {extra[0]}")
+
+
+def extract(
+    space: WidthSpace,
+    model: nn.Module,
+    widths: npt.ArrayLike,
+    side: str = "left",
+    *,
+    stored: Sequence[int] | None = None,
+) -> nn.Module:
+    """See :meth:`WidthSpace.extract`; ``stored`` as in :func:`kept_ranges`."""
+    check_side(side)
+    rows = space.units(widths)
+    if len(rows) != 1:
+        raise WidthError(f"extract takes one width vector; given: {len(rows)}")
+    units = [int(n) for n in rows[0]]
+    stored = [variable.units for variable in space.variables] if stored is None else stored
+    check_model(space, model, stored)
+    for name, places in tensor_places(model).items():
+        tensor = places[0].table[places[0].key]
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteWeightError(
+                f"{name} holds values that are not finite; the network is not worth extracting"
+            )
+
+    def sliced(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        ranges = [kept_ranges(segments, units, stored, side) for segments in space.slices[name]]
+        return take(tensor.detach(), ranges).clone(memory_format=torch.contiguous_format)
+
+    return _rebuilt(space, model, units, sliced)
+
+
+def resized(space: WidthSpace, model: nn.Module, units: Sequence[int], generator: torch.Generator) -> nn.Module:
+    """A copy of ``model`` with other, also larger, widths.
+
+    Added channels draw their values from the same tensor (so they have its distribution, but not
+    one another's values); what exists is kept.
+    """
+
+    def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        shape = tuple(_kept(segments, units) for segments in space.slices[name])
+        if shape == tuple(tensor.shape):
+            return tensor.detach().clone()
+        flat = tensor.detach().reshape(-1)
+        picks = torch.randint(flat.numel(), shape, generator=generator).to(flat.device)
+        result = flat[picks]
+        region = tuple(slice(0, min(a, b)) for a, b in zip(shape, tensor.shape, strict=True))
+        result[region] = tensor.detach()[region]
+        return result
+
+    return _rebuilt(space, model, units, grown)
+
+
+def _rebuilt(space: WidthSpace, model: nn.Module, units: Sequence[int], new_tensor: Any) -> nn.Module:
+    # Parameters are shared with the copy until they are replaced: deepcopy would copy full weights.
+    memo: dict[int, Any] = {}
+    for places in tensor_places(model).values():
+        tensor = places[0].table[places[0].key]
+        memo[id(tensor)] = tensor
+    clone: nn.Module = copy.deepcopy(model, memo)
+    for name, copies in tensor_places(clone).items():
+        tensor = copies[0].table[copies[0].key]
+        replacement = new_tensor(name, tensor)
+        if copies[0].is_parameter:
+            replacement = nn.Parameter(replacement, requires_grad=tensor.requires_grad)
+        for place in copies:
+            place.table[place.key] = replacement
+    modules = dict(clone.named_modules())
+    for path, key, value in attribute_values(space, units):
+        setattr(modules[path], key, value)
+    return clone

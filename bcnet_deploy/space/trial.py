@@ -1,0 +1,144 @@
+"""Check a grouping by running the model's own code at other widths, on shapes alone.
+
+Code that fixes a size (``x.view(-1, 512 * 7 * 7)``) looks like code that asks for it. So before a
+grouping is used, the forward pass is traced again with sliced shapes, in both modes, and every
+operator's result must have the size that the grouping predicts. Where it has not, what flows into
+that operator is frozen, by name and reason, and the trial starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import nn
+
+from bcnet_deploy.errors import UnsupportedModelError
+from bcnet_deploy.space.capture import Call, CallError, Trace, Value, run_trace, user_line
+from bcnet_deploy.space.extent import Segments
+from bcnet_deploy.space.grouping import Grouper, Grouping
+
+
+def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 2, seed: int = 0) -> Grouping:
+    """The grouping after freezing whatever does not run at other widths.
+
+    Raises:
+        UnsupportedModelError: the model does not run at full width under its own plan (never seen;
+            it would be a defect, and a wrong slice is worse than a refusal).
+    """
+    grouping = grouper.group()
+    for _ in range(len(grouping.variables) + 2):
+        failure = _first_failure(model, grouper, grouping, rounds, np.random.default_rng(seed))
+        if failure is None:
+            return grouping
+        call, reason, unit_rows = failure
+        if not (call is not None and grouper.freeze_inputs(call, reason)) and not _freeze_alone(
+            model, grouper, grouping, reason
+        ):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not run at other widths ({reason}; tried {unit_rows}); "
+                "make its forward take sizes from its tensors"
+            )
+        grouping = grouper.group()
+    raise UnsupportedModelError(f"no width of {type(model).__name__} can change: {failure[1]}")
+
+
+Failure = tuple[Call | None, str, list[int]]
+
+
+def _first_failure(
+    model: nn.Module, grouper: Grouper, grouping: Grouping, rounds: int, rng: np.random.Generator
+) -> Failure | None:
+    maxima = np.array([variable.units for variable in grouping.variables], dtype=np.int64)
+    if not len(maxima):
+        return None
+    candidates = [rng.integers(1, maxima + 1) for _ in range(rounds)]
+    candidates.append(np.maximum(1, maxima // 2))
+    for units in candidates:
+        for expected in filter(None, (grouper.trace, grouper.training_trace)):
+            failure = _try(model, grouper, grouping, expected, units)
+            if failure is not None:
+                return failure
+    return None
+
+
+def _try(
+    model: nn.Module,
+    grouper: Grouper,
+    grouping: Grouping,
+    expected: Trace,
+    units: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> Failure | None:
+    shapes = {
+        name: tuple(sized(segments, units) for segments in dims) for name, dims in grouping.slices.items()
+    }
+    modules = dict(model.named_modules())
+    attributes = []
+    for (path, key), segments in grouping.attributes.items():
+        if key == "normalized_shape":
+            value: object = tuple(
+                item if isinstance(item, int) else sized(item, units)  # type: ignore[arg-type]
+                for item in segments
+            )
+        else:
+            value = sized(segments, units)  # type: ignore[arg-type]
+        attributes.append((modules[path], key, value))
+    training = expected is grouper.training_trace
+    try:
+        actual = run_trace(
+            model, grouper.input_size, training=training, shapes=shapes, attributes=attributes
+        )
+    except CallError as error:
+        position = len(error.trace.calls)
+        call = expected.calls[position] if position < len(expected.calls) else None
+        mismatch = _mismatch(grouper, expected, error.trace, units)
+        if mismatch is not None:
+            return mismatch[0], mismatch[1], units.tolist()
+        message = (str(error.cause).strip().splitlines() or ["?"])[0]
+        return call, f"the code fixes a size at {user_line(error.cause)} ({message})", units.tolist()
+    mismatch = _mismatch(grouper, expected, actual, units)
+    return None if mismatch is None else (*mismatch, units.tolist())
+
+
+def _mismatch(
+    grouper: Grouper, expected: Trace, actual: Trace, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+) -> tuple[Call, str] | None:
+    for ours, theirs in zip(expected.calls, actual.calls, strict=False):
+        if ours.op != theirs.op:
+            return ours, f"{ours.module or 'the model'} takes another path at other widths"
+        for a, b in zip(ours.outputs, theirs.outputs, strict=True):
+            predicted = tuple(_sizes(grouper, a, units))
+            if predicted != b.shape:
+                return ours, f"{ours.op} in {ours.module or 'the model'} has a size fixed in the code"
+    return None
+
+
+def _sizes(
+    grouper: Grouper, value: Value, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+) -> Iterator[int]:
+    for layout, size in zip(grouper.layouts.of(value), value.shape, strict=True):
+        yield sized(grouper.segments(layout, size), units)
+
+
+def sized(segments: Segments, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> int:
+    """Positions kept of a dimension."""
+    return sum(
+        segment.positions if segment.variable < 0 else segment.repeat * int(units[segment.variable])
+        for segment in segments
+    )
+
+
+def _freeze_alone(model: nn.Module, grouper: Grouper, grouping: Grouping, reason: str) -> bool:
+    """Change one variable at a time and freeze those that fail; False if none does."""
+    maxima = np.array([variable.units for variable in grouping.variables], dtype=np.int64)
+    failing = []
+    for index in range(len(maxima)):
+        units = maxima.copy()
+        units[index] = max(1, units[index] // 2)
+        for expected in filter(None, (grouper.trace, grouper.training_trace)):
+            if _try(model, grouper, grouping, expected, units) is not None:
+                failing.append(index)
+                break
+    for index in failing:
+        grouper.freeze_axis_of(grouper.axes[index], reason)
+    return bool(failing)
