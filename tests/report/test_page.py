@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from bcnet_deploy.report.charts import Axis, Point, Series, nice_ticks, xy_chart
 from bcnet_deploy.report.content import (
-    Candidate, Content, Curve, Front, Generation, LayerLatency, LayerWidth, Network, Pair,
+    Candidate,
+    Content,
+    Curve,
+    Front,
+    Generation,
+    LayerLatency,
+    LayerWidth,
+    Network,
+    Pair,
 )  # fmt: skip
 from bcnet_deploy.report.page import SECTIONS, render
 
