@@ -1,0 +1,185 @@
+"""Channel fairness against the closed forms of bcnet.md sections 1, 3 and 4, counted channel by channel."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bcnet_deploy.errors import CheckpointError, ConfigError
+from bcnet_deploy.train.samplers import (
+    RULES,
+    Bilateral,
+    Path,
+    Sandwich,
+    Unilateral,
+    WidthGrid,
+    both_sides,
+    channel_counts,
+    make_sampler,
+)
+
+
+def levels_grid(levels: int, group: int = 1, minimum: int = 0, variables: int = 1) -> WidthGrid:
+    """``levels`` equal groups a variable; widened by ``minimum`` levels as section 4 says."""
+    first = max(minimum, 1)
+    choices = [[group * j for j in range(first, levels + 1)]] * variables
+    return WidthGrid.create(choices, [group * (levels + minimum)] * variables)
+
+
+def over_all_widths(grid: WidthGrid, bilateral: bool) -> np.ndarray:
+    paths: list[Path] = []
+    for width in grid.choices[0]:
+        both = both_sides(np.array([width])).paths
+        paths += both if bilateral else both[:1]
+    return channel_counts(grid, paths)[0]
+
+
+@given(levels=st.integers(1, 24), group=st.integers(1, 4))
+def test_unilateral_trains_channel_k_in_levels_minus_k_widths(levels: int, group: int) -> None:
+    counts = over_all_widths(levels_grid(levels, group), bilateral=False)
+    expected = np.repeat(levels - np.arange(levels), group)
+    assert counts.tolist() == expected.tolist()
+
+
+@given(levels=st.integers(1, 24), group=st.integers(1, 4))
+def test_bilateral_trains_every_channel_levels_plus_one_times(levels: int, group: int) -> None:
+    counts = over_all_widths(levels_grid(levels, group), bilateral=True)
+    assert counts.tolist() == [levels + 1] * (levels * group)
+
+
+@given(levels=st.integers(2, 24), group=st.integers(1, 3), data=st.data())
+def test_minimum_width_keeps_fairness_by_widening(levels: int, group: int, data: st.DataObject) -> None:
+    minimum = data.draw(st.integers(1, levels))
+    counts = over_all_widths(levels_grid(levels, group, minimum), bilateral=True)
+    assert counts.tolist() == [levels - minimum + 1] * ((levels + minimum) * group)
+
+
+def test_the_papers_example_of_section_4() -> None:
+    counts = over_all_widths(levels_grid(20, minimum=2), bilateral=True)
+    assert len(counts) == 22 and set(counts.tolist()) == {19}
+
+
+def test_minimum_width_without_widening_is_unfair() -> None:
+    """The fault that section 4 repairs: if it did not show here, the test above would prove nothing."""
+    grid = WidthGrid.create([range(7, 21)], [20])
+    assert len(set(over_all_widths(grid, bilateral=True).tolist())) > 1
+
+
+uneven = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@given(channels=uneven, levels=st.integers(1, 21), seed=st.integers(0, 2**32))
+def test_a_pair_trains_every_channel_exactly_twice(channels: list[int], levels: int, seed: int) -> None:
+    """Also where the levels do not divide the channels; a layer drawn full gets its narrowest once more."""
+    choices = [sorted({-(-j * c // levels) for j in range(1, levels + 1)}) for c in channels]
+    grid = WidthGrid.create(choices)
+    sampler = Bilateral(grid, np.random.default_rng(seed))
+    steps = sampler.draw()
+    assert len(steps) == 2
+    drawn = steps[0].paths[0].widths
+    counts = channel_counts(grid, [path for step in steps for path in step.paths])
+    for count, width, options in zip(counts, drawn, choices, strict=True):
+        expected = np.full(len(count), 2)
+        if width == len(count):
+            expected[: options[0]] += 1
+            expected[len(count) - options[0] :] += 1
+        assert count.tolist() == expected.tolist()
+
+
+@given(levels=st.integers(2, 20), group=st.integers(1, 3), seed=st.integers(0, 2**32), data=st.data())
+def test_a_widened_pair_always_tiles(levels: int, group: int, seed: int, data: st.DataObject) -> None:
+    minimum = data.draw(st.integers(1, levels))
+    grid = levels_grid(levels, group, minimum, variables=3)
+    steps = Bilateral(grid, np.random.default_rng(seed)).draw()
+    for count in channel_counts(grid, [path for step in steps for path in step.paths]):
+        assert set(count.tolist()) == {2}
+    for step in steps:
+        assert all(w in options for w, options in zip(step.paths[0].widths, grid.choices, strict=True))
+
+
+@given(levels=st.integers(2, 24))
+def test_min_plus_max_over_a_uniform_draw_trains_all_levels_equally(levels: int) -> None:
+    """Section 3: c together with min + max - c, over all c, gives 2(K+1)."""
+    grid = levels_grid(levels)
+    paths: list[Path] = []
+    for width in grid.choices[0]:
+        paths += both_sides(np.array([width])).paths + both_sides(np.array([1 + levels - width])).paths
+    assert set(channel_counts(grid, paths)[0].tolist()) == {2 * (levels + 1)}
+
+
+def test_complement_is_in_channels_and_keeps_the_step() -> None:
+    grid = WidthGrid.create([[8, 16, 24, 32], [3, 5, 8, 10]])
+    assert grid.complement(np.array([24, 3])).tolist() == [8, 7]
+    assert grid.complement(np.array([32, 10])).tolist() == [8, 3]
+
+
+def test_sandwich_runs_widest_narrowest_and_random_left_slices() -> None:
+    grid = levels_grid(4, 8, variables=3)
+    (step,) = Sandwich(grid, np.random.default_rng(0), random_paths=2).draw()
+    assert [path.widths.tolist() for path in step.paths[:2]] == [[32] * 3, [8] * 3]
+    assert [path.role for path in step.paths] == ["teacher", "pupil", "pupil", "pupil"]
+    assert {path.side for path in step.paths} == {"left"} and sum(path.weight for path in step.paths) == 1
+
+
+def test_uniform_shares_one_level_and_reaches_all() -> None:
+    grid = WidthGrid.create([[1, 2, 3, 4], [10, 20, 30, 40]])
+    sampler = make_sampler("uniform", grid, np.random.default_rng(0))
+    seen = {tuple(sampler.next_step().paths[0].widths.tolist()) for _ in range(200)}
+    assert seen == {(1, 10), (2, 20), (3, 30), (4, 40)}
+
+
+def test_distillation_adds_a_teacher_a_side_only_where_sides_differ() -> None:
+    narrow, wide = levels_grid(4, 2), levels_grid(4, 2, minimum=1)
+    (first, _) = make_sampler("bilateral", narrow, np.random.default_rng(0), distillation=True).draw()
+    assert [p.role for p in first.paths] == ["teacher", "pupil", "pupil"]
+    assert [p.side for p in first.paths] == ["left", "left", "right"]
+    assert {path.teacher_index for path in first.paths[1:]} == {0}
+    (first, _) = make_sampler("bilateral", wide, np.random.default_rng(0), distillation=True).draw()
+    assert [p.side for p in first.paths] == ["left", "right", "left", "right"]
+    assert [p.teacher_index for p in first.paths[2:]] == [0, 1]
+    counts = channel_counts(wide, [p for p in first.paths if p.role == "teacher"])[0]
+    assert counts.tolist() == [1, 1, 2, 2, 2, 2, 2, 2, 1, 1]
+
+
+def test_draws_are_uniform_over_the_choices() -> None:
+    sampler = Unilateral(levels_grid(4), np.random.default_rng(1))
+    draws = [int(sampler.next_step().paths[0].widths[0]) for _ in range(8000)]
+    counts = np.bincount(draws, minlength=5)[1:]
+    chi_square = float(((counts - 2000) ** 2 / 2000).sum())
+    assert chi_square < 16.3  # 0.1% point of 3 degrees of freedom
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("distillation", [False, True])
+@given(before=st.integers(0, 7))
+def test_state_survives_json_and_goes_on_alike(rule: str, distillation: bool, before: int) -> None:
+    grid = levels_grid(5, 3, variables=4)
+    sampler = make_sampler(rule, grid, np.random.default_rng(3), distillation=distillation)
+    for _ in range(before):
+        sampler.next_step()
+    state = json.loads(json.dumps(sampler.state_dict()))
+    other = make_sampler(rule, grid, np.random.default_rng(99), distillation=distillation)
+    other.load_state_dict(state)
+    for _ in range(5):
+        one, two = sampler.next_step(), other.next_step()
+        assert [(p.widths.tolist(), p.side, p.weight, p.role) for p in one.paths] == [
+            (p.widths.tolist(), p.side, p.weight, p.role) for p in two.paths
+        ]
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must ascend"):
+        WidthGrid.create([[2, 2]])
+    with pytest.raises(ConfigError, match="not below the widest"):
+        WidthGrid.create([[1, 2]], [1])
+    with pytest.raises(ConfigError, match=r"allowed: bilateral.*did you mean 'bilateral'"):
+        make_sampler("bilaterl", levels_grid(2), np.random.default_rng(0))
+    sampler = make_sampler("unilateral", levels_grid(2), np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match="trained with 'Bilateral'"):
+        sampler.load_state_dict(Bilateral(levels_grid(2), np.random.default_rng(0)).state_dict())
+    with pytest.raises(CheckpointError, match="damaged"):
+        sampler.load_state_dict({"kind": "Unilateral"})
