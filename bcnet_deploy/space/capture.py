@@ -114,7 +114,10 @@ class _Recorder(TorchDispatchMode):
             in_place=schema.is_mutable and name.endswith("_"),
         )
         self.failing = call
-        result = func(*args, **kwargs)
+        if "batch_norm" in name:
+            result = _normalized(args[0], [t for t in args[1:5] if isinstance(t, torch.Tensor)])
+        else:
+            result = func(*args, **kwargs)
         self.failing = None
         base = inputs[0].base or inputs[0] if func.is_view and inputs else None
         for tensor in tree_iter(result):
@@ -122,6 +125,16 @@ class _Recorder(TorchDispatchMode):
                 call.outputs.append(self.value(tensor, base=base))
         self.trace.calls.append(call)
         return result
+
+
+def _normalized(x: torch.Tensor, per_channel: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Batch normalisation as far as shapes go: PyTorch's own shape rule takes half of a trace's time."""
+    for tensor in per_channel:
+        if tensor.shape != x.shape[1:2]:
+            raise RuntimeError(
+                f"batch norm of {x.shape[1]} channels with statistics of shape {tuple(tensor.shape)}"
+            )
+    return x.new_empty(x.shape), x.new_empty(x.shape[1:2]), x.new_empty(x.shape[1:2])
 
 
 def _bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

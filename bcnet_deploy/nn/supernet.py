@@ -1,0 +1,142 @@
+"""The weight-sharing supernet: any sub-network runs on slices of one set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from bcnet_deploy.errors import WidthError
+from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.space.patching import TensorPlace, patched, tensor_places
+from bcnet_deploy.space.slicing import (
+    Ranges,
+    attribute_values,
+    check_model,
+    check_side,
+    extract,
+    kept_ranges,
+    resized,
+    take,
+)
+
+
+class Supernet(nn.Module):
+    """A network that runs any of its sub-networks, on slices of its own weights.
+
+    The active slice is one width vector and one side: ``left`` uses the first channels of every
+    layer, ``right`` the last (bilaterally coupled weight sharing; BCNet, CVPR 2021, section 3.2).
+    Slices are views; only where a layer reads a concatenation are its ranges joined. The wrapped
+    model is changed during ``forward`` alone and is itself again afterwards, in any case.
+
+    With ``space.min_level`` m > 0 the supernet stores K + m levels of each variable, so that
+    every channel is still trained equally often (BCNetV2, section 3); it then wraps a widened copy
+    of the model.
+
+    Args:
+        model: the model of ``space``; wrapped, not copied, unless ``space.min_level`` > 0.
+        space: its width space.
+        generator: draws the initial values of added channels.
+
+    Raises:
+        CheckpointError: the model is not of this space.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: WidthSpace, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        units = [variable.units for variable in space.variables]
+        check_model(space, model, units)
+        self.space = space
+        self.stored_units = units
+        if space.min_level > 0:
+            total = space.levels + space.min_level
+            self.stored_units = [-(-total * n // space.levels) for n in units]
+            generator = generator or torch.Generator().manual_seed(0)
+            model = resized(space, model, self.stored_units, generator)
+        self.model = model
+        self._modules_by_path = dict(model.named_modules())
+        self._places = tensor_places(model)
+        self.set_active(space.full)
+
+    @property
+    def max_channels(self) -> npt.NDArray[np.int64]:
+        """(L,) stored channels of each variable."""
+        steps = np.array([variable.step for variable in self.space.variables], dtype=np.int64)
+        return np.array(self.stored_units, dtype=np.int64) * steps
+
+    @property
+    def active(self) -> tuple[npt.NDArray[np.int64], str]:
+        """The active (L,) widths and side."""
+        return self._widths.copy(), self._side
+
+    def set_active(self, widths: npt.ArrayLike, side: str = "left") -> None:
+        """Choose the slice that ``forward`` runs.
+
+        Args:
+            widths: (L,) channels of each variable.
+            side: ``left`` or ``right``, for the whole network.
+
+        Raises:
+            WidthError: the widths are not in the space, or the side is neither.
+        """
+        check_side(side)
+        checked = self.space.check(widths)
+        if len(checked) != 1:
+            raise WidthError(f"a supernet runs one width vector at a time; given: {len(checked)}")
+        units = [int(n) for n in self.space.units(checked)[0]]
+        plan: list[tuple[list[TensorPlace], tuple[Ranges, ...]]] = []
+        for name, dims in self.space.slices.items():
+            if any(segment.variable >= 0 for segments in dims for segment in segments):
+                ranges = tuple(kept_ranges(segments, units, self.stored_units, side) for segments in dims)
+                plan.append((self._places[name], ranges))
+        self._plan = plan
+        self._attributes = [
+            (self._modules_by_path[path], key, value)
+            for path, key, value in attribute_values(self.space, units)
+        ]
+        self._widths, self._side = checked[0], side
+
+    @contextmanager
+    def sliced(self) -> Iterator[nn.Module]:
+        """The wrapped model with the active slice in place; it is restored on exit, also on error."""
+        tensors: list[tuple[TensorPlace, torch.Tensor]] = []
+        joined: list[tuple[torch.Tensor, tuple[Ranges, ...], torch.Tensor]] = []
+        for places, ranges in self._plan:
+            full = places[0].table[places[0].key]
+            part = take(full, ranges)
+            if not places[0].is_parameter and any(len(r) > 1 for r in ranges):
+                joined.append((full, ranges, part))
+            tensors.extend((place, part) for place in places)
+        try:
+            with patched(tensors, self._attributes):
+                yield self.model
+        finally:
+            # A joined buffer is a copy: what batch norm tracked in it belongs in the full one.
+            with torch.no_grad():
+                for full, ranges, part in joined:
+                    _write_back(full, ranges, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the active sub-network; same inputs and outputs as the wrapped model."""
+        with self.sliced() as model:
+            return model(*args, **kwargs)
+
+    def extract(self, widths: npt.ArrayLike, side: str = "left") -> nn.Module:
+        """A plain sub-network with copied weights. Raises as :meth:`WidthSpace.extract`."""
+        return extract(self.space, self.model, widths, side, stored=self.stored_units)
+
+
+def _write_back(full: torch.Tensor, dims: tuple[Ranges, ...], part: torch.Tensor) -> None:
+    """Undo :func:`take` for a one-dimensional buffer."""
+    (ranges,) = dims
+    position = 0
+    for start, length in ranges:
+        full[start : start + length] = part[position : position + length]
+        position += length
