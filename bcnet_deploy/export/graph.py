@@ -1,0 +1,160 @@
+"""Small, exact clean-ups of an exported ONNX graph, and the way from its node names to our modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def module_of(node_name: str) -> str:
+    """Module path of a node that PyTorch's exporter named by scope.
+
+    ``/features/features.1/conv/conv.0/conv.0.0/Conv`` is module ``features.1.conv.0.0``: a scope that
+    extends its parent's name (items of a Sequential) replaces it, any other is appended. A node of no
+    scope belongs to the model itself: the empty path.
+    """
+    parts: list[str] = []
+    for scope in node_name.strip("/").split("/")[:-1]:
+        if parts and scope.startswith(parts[-1] + "."):
+            parts[-1] = scope
+        else:
+            parts.append(scope)
+    return ".".join(parts)
+
+
+def tidy(model: onnx.ModelProto) -> None:
+    """Clean ``model`` in place, values unchanged.
+
+    Constants become initializers, copies of initializers (the exporter shares equal ones through
+    Identity nodes) become initializers of their own, unused initializers go, and the weights of folded
+    layers are named after their module again.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = model.graph
+    kept = []
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        target = node.output[0] if node.output else ""
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = target
+            initializers[target] = tensor
+        elif node.op_type == "Identity" and node.input[0] in initializers and target not in outputs:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(initializers[node.input[0]])
+            tensor.name = target
+            initializers[target] = tensor
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+    uses = Counter(name for node in graph.node for name in node.input)
+    uses.update(outputs)
+    taken = set(initializers)
+    for node in graph.node:
+        if node.op_type in WEIGHTED and (path := module_of(node.name)):
+            for index, suffix in ((1, "weight"), (2, "bias")):
+                old = node.input[index] if len(node.input) > index else ""
+                new = f"{path}.{suffix}"
+                if old in initializers and old.startswith("onnx::") and uses[old] == 1 and new not in taken:
+                    tensor = initializers.pop(old)
+                    tensor.name = new
+                    initializers[new] = tensor
+                    taken.add(new)
+                    node.input[index] = new
+                    uses[new] = 1
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in initializers.items() if uses[name])
+    fold_batch_norms(model)
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.raw_data:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+
+
+def fold_batch_norms(model: onnx.ModelProto) -> int:
+    """Fold each batch norm that alone consumes a Conv or Gemm into it; return how many were folded.
+
+    PyTorch's exporter folds those behind convolutions already; this catches Linear + BatchNorm1d and
+    what its pattern misses. Batch norms in front of a convolution (DenseNet) stay: a ReLU is between.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    uses = Counter(name for node in graph.node for name in node.input)
+    uses.update(value.name for value in graph.output)
+    folded = []
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or any(name not in tensors for name in node.input[1:5]):
+            continue
+        source = producers.get(node.input[0])
+        if source is None or source.op_type not in ("Conv", "Gemm") or uses[node.input[0]] != 1:
+            continue
+        attributes = {attribute.name: attribute for attribute in source.attribute}
+        plain_gemm = source.op_type != "Gemm" or (
+            "transB" in attributes and attributes["transB"].i == 1
+            and all(attributes[k].f == 1.0 for k in ("alpha", "beta") if k in attributes)
+        )  # fmt: skip
+        owned = [name for name in source.input[1:] if name in tensors and uses[name] == 1]
+        if not plain_gemm or len(owned) != len(source.input) - 1:
+            continue
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        gamma, beta, mean, variance = (
+            numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:5]
+        )
+        factor = gamma / np.sqrt(variance + epsilon)
+        weight_name = source.input[1]
+        weight = numpy_helper.to_array(tensors[weight_name])
+        scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = numpy_helper.to_array(tensors[source.input[2]]) if len(source.input) > 2 else 0.0
+        shifted = (bias - mean) * factor + beta
+        bias_name = source.input[2] if len(source.input) > 2 else node.input[2]
+        tensors[weight_name].CopyFrom(numpy_helper.from_array(scaled.astype(weight.dtype), weight_name))
+        tensors[bias_name].CopyFrom(numpy_helper.from_array(shifted.astype(weight.dtype), bias_name))
+        if len(source.input) == 2:
+            source.input.append(bias_name)
+        source.output[0] = node.output[0]
+        folded.append(node)
+    for node in folded:
+        graph.node.remove(node)
+    if folded:
+        used = {name for node in graph.node for name in node.input}
+        unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+        for tensor in unused:
+            graph.initializer.remove(tensor)
+    return len(folded)
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put the nodes of ``model`` into an order in which each follows its inputs, stable otherwise."""
+    graph = model.graph
+    ready = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    produced = {name for node in graph.node for name in node.output}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready or name not in produced for name in node.input):
+                ordered.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):  # a cycle: leave it for the checker to report
+            ordered.extend(later)
+            break
+        waiting = later
+    del graph.node[:]
+    graph.node.extend(ordered)

@@ -1,0 +1,128 @@
+"""FP16 and INT8 forms of an exported FP32 network. Inputs and outputs stay float32 in all of them."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bcnet_deploy.errors import ExportError
+from bcnet_deploy.export.graph import sort_nodes
+
+if TYPE_CHECKING:
+    import onnx
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+Target = Literal["ort", "trt"]
+
+FLOAT16_MAX = 65504.0
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` that computes in float16 behind float32 inputs and outputs.
+
+    Raises:
+        ExportError: a weight does not fit into float16.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            largest = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+            if not largest <= FLOAT16_MAX and not np.isinf(largest):
+                raise ExportError(
+                    f"{tensor.name!r} holds {largest:.4g}, float16 ends at {FLOAT16_MAX:g}; "
+                    "export with --precision fp32, or recalibrate the batch norms"
+                )
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with _quiet():
+        # Tiny weights become the smallest float16 instead of 0; below that nothing is lost but the sign.
+        converted = convert_float_to_float16(copy, keep_io_types=True, disable_shape_infer=False)
+    sort_nodes(converted)
+    return converted
+
+
+def to_int8(
+    model: onnx.ModelProto, calibration: NDArray[np.float32], *, target: Target = "ort", batch: int = 8
+) -> onnx.ModelProto:
+    """A copy of ``model`` with explicit Q/DQ pairs, ranges by the extremes seen on ``calibration``.
+
+    Weights are symmetric int8 per output channel. For ``"ort"`` activations are asymmetric uint8 and
+    biases int32, which its CPU kernels run fastest. For ``"trt"`` activations are symmetric int8 and
+    biases stay in floating point (TensorRT takes nothing else), and what is not quantised runs in FP16.
+
+    Args:
+        model: FP32 network.
+        calibration: real inputs (N, C, H, W), N >= 1.
+        target: the runtime the file is for.
+        batch: inputs a calibration step; a static batch of the model wins.
+
+    Raises:
+        ExportError: there is no calibration input, or the quantiser fails.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    if len(calibration) == 0 or not np.isfinite(calibration).all():
+        raise ExportError(
+            "INT8 needs finite calibration inputs, one or more; give images of the training data"
+        )
+    feed = model.graph.input[0]
+    fixed = feed.type.tensor_type.shape.dim[0].dim_value
+    size = fixed or batch
+    if len(calibration) < size:
+        calibration = np.resize(calibration, (size, *calibration.shape[1:]))
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts: Iterator[dict[str, Any]] = iter(
+                {feed.name: np.ascontiguousarray(calibration[start : start + size], dtype=np.float32)}
+                for start in range(0, len(calibration) - size + 1, size)
+            )
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.parts, None)
+
+    symmetric = target == "trt"
+    with tempfile.TemporaryDirectory(prefix="bcnet-int8-") as folder, _quiet():
+        source, result = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        try:
+            quantize_static(
+                source, result, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={
+                    "ActivationSymmetric": symmetric, "WeightSymmetric": True,
+                    "QuantizeBias": not symmetric, "AddQDQPairToWeight": symmetric,
+                },
+            )  # fmt: skip
+        except Exception as error:  # the quantiser raises whatever its helpers raise
+            raise ExportError(f"INT8 quantisation failed: {' '.join(str(error).split())[:300]}") from error
+        quantised = onnx.load(result)
+    return to_fp16(quantised) if symmetric else quantised
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the converters' advice on their own earlier steps, which our pipeline has taken."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
