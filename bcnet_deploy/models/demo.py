@@ -1,0 +1,84 @@
+"""The embedded demo's network: small enough for two cores and five minutes, and of all the usual parts.
+
+About 25M multiply-accumulates on 1x8x8 images: convolutions, not the runtime's overhead for each call,
+make up its latency, so that widths matter to it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate computed from all channels' means (Hu et al., 2018)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, inner, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.expand = nn.Conv2d(inner, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.relu(self.reduce(self.pool(x)))))
+
+
+class Residual(nn.Module):
+    """``relu(body(x) + shortcut(x))``."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x) + self.shortcut(x))
+
+
+def _basic(inputs: int, inner: int, outputs: int, stride: int = 1) -> Residual:
+    body = nn.Sequential(
+        *_conv_bn(inputs, inner, 3, stride=stride), nn.ReLU(inplace=True), *_conv_bn(inner, outputs, 3)
+    )
+    same = inputs == outputs and stride == 1
+    return Residual(
+        body, nn.Identity() if same else nn.Sequential(*_conv_bn(inputs, outputs, 1, stride=stride))
+    )
+
+
+def _inverted(channels: int, inner: int) -> Residual:
+    body = nn.Sequential(
+        *_conv_bn(channels, inner, 1), nn.ReLU(inplace=True),
+        *_conv_bn(inner, inner, 3, groups=inner), nn.ReLU(inplace=True),
+        SqueezeExcitation(inner, inner // 8),
+        *_conv_bn(inner, channels, 1),
+    )  # fmt: skip
+    return Residual(body, nn.Identity())
+
+
+def demo_net(num_classes: int = 10) -> nn.Module:
+    """Residual, depthwise and squeeze-excitation blocks for 1x8x8 images (digits)."""
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(*_conv_bn(1, 64, 3), nn.ReLU(inplace=True)),
+            block1=_basic(64, 64, 64),
+            block2=_inverted(64, 256),
+            block3=_basic(64, 128, 128, stride=2),
+            block4=_inverted(128, 512),
+            block5=_basic(128, 192, 128),
+            head=nn.Sequential(*_conv_bn(128, 512, 1), nn.ReLU(inplace=True)),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(512, num_classes),
+        )
+    )
