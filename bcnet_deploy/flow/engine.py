@@ -1,10 +1,10 @@
 """Steps that are skipped when done, and go on where they were killed.
 
-Each step leaves a stamp in ``<run directory>/flow/<step>.json``: a digest of all it depends on (its
-settings and the content of the files it reads) and whether it finished. A step is done when its stamp says
-so, the digest is still the same and its outputs are there. A stamp of another digest means that settings or an earlier
-result changed: the step starts afresh. A stamp of the same digest that is not finished means that it was
-interrupted: the step goes on from its own checkpoints. Files without a stamp come from the single
+Each step leaves a stamp in ``<run directory>/flow/<step>.json``: a digest of all it depends on (its settings
+and the content of the files it reads) and whether it finished. A step is done when its stamp says so, the
+digest is still the same and its outputs are there. A stamp of another digest means that settings or an
+earlier result changed: the step starts afresh. A stamp of the same digest that is not finished means that
+it was interrupted: the step goes on from its own checkpoints. Files without a stamp come from the single
 commands; the step itself decides whether they serve.
 """
 
