@@ -125,9 +125,9 @@ def from_dict(data: dict[str, Any], source: str) -> FlowConfig:
             allowed = " or ".join(kind.__name__ for kind in kinds)
             raise ConfigError(f"{source}: {key} is {value!r}; allowed: {allowed}")
         if key == "input_size":
-            value = units.parse_size(
-                str(value) if isinstance(value, str | int) else "x".join(str(item) for item in value)
-            )
+            sizes: Any = value
+            text = "x".join(str(size) for size in sizes) if isinstance(value, list | tuple) else str(value)
+            value = units.parse_size(text)
         values[key] = tuple(value) if key == "networks" else value
     return FlowConfig(**values)
 
