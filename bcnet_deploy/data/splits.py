@@ -1,0 +1,151 @@
+"""What a data set is to the rest of the project: training, validation and, last of all, test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bcnet_deploy.errors import DataError
+
+SPLIT_SEED = 20210521
+"""The validation split is the same in every run, whatever the run's own seed: scores stay comparable."""
+
+
+class ImageSet(Protocol):
+    """Labelled images of one size, whether in memory or on disk."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64."""
+        ...
+
+    @property
+    def memory(self) -> torch.Tensor | None:
+        """(N, C, H, W) uint8 where all images are in memory, else None."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        """(C, H, W) uint8: image ``index``, randomly cropped by ``augment_seed`` where it is given."""
+        ...
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryImages:
+    """Decoded images in memory: ``images`` (N, C, H, W) uint8, ``labels`` (N,) int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def memory(self) -> torch.Tensor | None:
+        return self.images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        return self.images[index]
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> MemoryImages:
+        chosen = torch.from_numpy(indices)
+        return MemoryImages(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set, ready for training.
+
+    Attributes:
+        name: the reference it was loaded from.
+        train: training images without the validation ones.
+        val: held out of the training data; widths are ranked on it.
+        classes: class names, by label.
+        input_size: (C, H, W) of every image.
+        mean, std: of each channel of ``train``, images taken as 0..1.
+        notes: what was skipped or converted, for people.
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    open_test: Callable[[], ImageSet | None]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def load_test(self) -> ImageSet:
+        """The test images, read now and not before: only a final figure may use them.
+
+        Raises:
+            DataError: the data set has no test split.
+        """
+        test = self.open_test()
+        if test is None:
+            raise DataError(f"{self.name} has no test images; add a test split to get a final accuracy")
+        return test
+
+
+def check_labels(labels: npt.NDArray[np.int64], num_classes: int, what: str) -> None:
+    """Raise :class:`DataError` naming the first label outside 0..num_classes-1."""
+    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(bad):
+        raise DataError(
+            f"{what}: label {int(labels[bad[0]])} of image {int(bad[0])} is out of range, and {len(bad) - 1} "
+            f"more; allowed: 0..{num_classes - 1}"
+        )
+
+
+def stratified_split(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int = SPLIT_SEED
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices (kept, held out), each ascending; ``fraction`` of every class is held out, at least one image.
+
+    Raises:
+        DataError: a class has fewer than two images.
+    """
+    rng = np.random.default_rng(seed)
+    held: list[npt.NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(
+                f"class {int(label)} has {len(members)} image; "
+                "a held-out split needs at least two of each class"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held.append(rng.permutation(members)[:count])
+    held_out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of (N, C, H, W) uint8 images, as 0..1.
+
+    From a histogram of the 256 values: exact, and no float copy of the data.
+    """
+    values = np.arange(256) / 255.0
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].reshape(-1).to(torch.int32), minlength=256).numpy()
+        mean = float((counts * values).sum() / counts.sum())
+        means.append(mean)
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        deviations.append(max(variance**0.5, 1e-3))
+    return tuple(means), tuple(deviations)

@@ -1,0 +1,82 @@
+"""Training state in one safetensors file: tensors as tensors, everything else as JSON in its header.
+
+One file is either there or not, so weights, optimiser, generators and positions cannot disagree. No
+pickle: reading a checkpoint runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Write atomically; the former checkpoint stays until the new one is whole.
+
+    Args:
+        path: target file.
+        tensors: by name; copied to the CPU.
+        state: JSON-able.
+
+    Raises:
+        RunDirError: the folder cannot be written.
+    """
+    header = {"format": str(FORMAT), "state": json.dumps(state, allow_nan=False)}
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    with files.replacing(path) as temporary:
+        save_file(plain, str(temporary), metadata=header)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, state) of a checkpoint. Raises :class:`CheckpointError` if it is missing or damaged."""
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != str(FORMAT):
+            raise CheckpointError(
+                f"checkpoint {path} has format {header.get('format')!r}, this version reads {FORMAT}"
+            )
+        return tensors, json.loads(header["state"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}; remove it to start anew") from error
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimiser's state as (tensors by name, JSON-able rest)."""
+    state = optimizer.state_dict()
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                scalars[f"{index}.{key}"] = value
+    return tensors, {"scalars": scalars, "groups": state["param_groups"]}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict[str, Any]
+) -> None:
+    """Undo :func:`pack_optimizer`. Raises :class:`CheckpointError` if the parameter groups differ."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *rest["scalars"].items()]:
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's optimiser is of another network: {error}") from error

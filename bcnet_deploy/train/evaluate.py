@@ -1,0 +1,175 @@
+"""Accuracy of networks, and of the supernet's sub-networks: left and right, statistics of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bcnet_deploy.errors import EvaluationError
+from bcnet_deploy.nn import Supernet, recalibrate
+from bcnet_deploy.train.distributed import Ranks
+from bcnet_deploy.train.samplers import SIDES
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Floats = npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def count_correct(
+    network: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[Any] | None = None
+) -> torch.Tensor:
+    """(2,) on the device: number of right answers and summed cross-entropy; nothing waits for the device."""
+    total = torch.zeros(2, dtype=torch.float64, device=batches[0][0].device)
+    for images, labels in batches:
+        with context or nullcontext():
+            logits = network(images)
+        logits = logits.float()
+        total[0] += (logits.argmax(dim=1) == labels).sum()
+        total[1] += F.cross_entropy(logits, labels, reduction="sum")
+    return total
+
+
+def evaluate_network(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
+    """(top-1 in percent, mean cross-entropy) of a network, in evaluation mode.
+
+    Raises:
+        EvaluationError: there are no batches.
+    """
+    count = sum(len(labels) for _, labels in batches)
+    if not count:
+        raise EvaluationError("evaluation needs at least one image; given: none")
+    training = network.training
+    network.eval()
+    try:
+        right, loss = count_correct(network, batches).tolist()
+    finally:
+        network.train(training)
+    return 100.0 * right / count, loss / count
+
+
+class SupernetEvaluator:
+    """Top-1 accuracy of width vectors in percent: the mean of left and right, each side recalibrated.
+
+    Every vector is run once: later calls answer from memory. With several ranks each takes a share of
+    the new vectors, so all of them must call with the same ones. The supernet's weights, statistics
+    and active slice are the same afterwards.
+
+    Args:
+        supernet: trained; on the batches' device.
+        train_batches: images (B, C, H, W) for batch-norm statistics, about 20 batches, or (images, labels).
+        val_batches: (images, labels), held out of the training data.
+        sides: sides to average; ``("left",)`` for a supernet trained on left slices alone.
+        amp: ``off`` or ``bf16``.
+        progress: called with (vectors done, vectors of this call).
+
+    Raises:
+        EvaluationError: there are no batches.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        train_batches: Sequence[torch.Tensor | Batch],
+        val_batches: Sequence[Batch],
+        *,
+        sides: Sequence[str] = SIDES,
+        amp: str = "off",
+        ranks: Ranks | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if not len(train_batches) or not len(val_batches):
+            raise EvaluationError(
+                "evaluation needs training and held-out batches; "
+                f"given: {len(train_batches)} and {len(val_batches)}"
+            )
+        self.supernet = supernet
+        self.train_images = [
+            batch if isinstance(batch, torch.Tensor) else batch[0] for batch in train_batches
+        ]
+        self.val_batches = list(val_batches)
+        self.val_count = sum(len(labels) for _, labels in self.val_batches)
+        self.side_names = tuple(sides)
+        self.ranks = ranks or Ranks()
+        self._amp = amp
+        self._progress = progress
+        self._known: dict[tuple[int, ...], Floats] = {}
+
+    @property
+    def evaluations(self) -> int:
+        """Distinct vectors that were run on data."""
+        return len(self._known)
+
+    def __call__(self, widths: npt.ArrayLike) -> Floats:
+        """(N, L) widths -> (N,) percent. Raises :class:`bcnet_deploy.errors.WidthError`."""
+        return np.asarray(self.sides(widths).mean(axis=1))
+
+    def sides(self, widths: npt.ArrayLike) -> Floats:
+        """(N, L) widths -> (N, number of sides) percent."""
+        return self._results(widths)[:, 0]
+
+    def losses(self, widths: npt.ArrayLike) -> Floats:
+        """(N, L) widths -> (N, number of sides) mean cross-entropy on the held-out batches."""
+        return self._results(widths)[:, 1]
+
+    def remember(self, widths: npt.ArrayLike, results: Floats) -> None:
+        """Take over (N, 2, sides) results of an interrupted evaluation, as :meth:`results` gave them."""
+        for row, result in zip(self.supernet.space.check(widths), results, strict=True):
+            self._known[tuple(row.tolist())] = np.asarray(result, dtype=np.float64)
+
+    def _results(self, widths: npt.ArrayLike) -> Floats:
+        """(N, 2, sides): accuracy and loss."""
+        rows = [tuple(row.tolist()) for row in self.supernet.space.check(widths)]
+        new = [row for row in dict.fromkeys(rows) if row not in self._known]
+        if new:
+            mine = list(range(self.ranks.rank, len(new), self.ranks.world))
+            device = self.val_batches[0][0].device
+            found = torch.zeros(len(new), 2, len(self.side_names), dtype=torch.float64, device=device)
+            with _Untouched(self.supernet):
+                for done, index in enumerate(mine):
+                    for column, side in enumerate(self.side_names):
+                        found[index, :, column] = self._run(new[index], side)
+                    if self._progress is not None:
+                        self._progress(done + 1, len(mine))
+            found = self.ranks.total(found).cpu()
+            found[:, 0] *= 100.0
+            for row, result in zip(new, (found / self.val_count).numpy(), strict=True):
+                self._known[row] = result
+        return np.stack([self._known[row] for row in rows])
+
+    def _run(self, widths: tuple[int, ...], side: str) -> torch.Tensor:
+        self.supernet.set_active(np.array(widths, dtype=np.int64), side)
+        with self._context():
+            recalibrate(self.supernet, self.train_images)
+        self.supernet.eval()
+        return count_correct(self.supernet, self.val_batches, self._context())
+
+    def _context(self) -> AbstractContextManager[Any]:
+        if self._amp == "off":
+            return nullcontext()
+        return torch.autocast(self.val_batches[0][0].device.type, torch.bfloat16)
+
+
+class _Untouched(AbstractContextManager[None]):
+    """Puts a supernet's buffers, mode and active slice back."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        self._supernet = supernet
+
+    def __enter__(self) -> None:
+        self._active = self._supernet.active
+        self._training = self._supernet.training
+        self._buffers = {name: buffer.clone() for name, buffer in self._supernet.named_buffers()}
+
+    def __exit__(self, *exception: object) -> None:
+        with torch.no_grad():
+            for name, buffer in self._supernet.named_buffers():
+                buffer.copy_(self._buffers[name])
+        self._supernet.train(self._training)
+        self._supernet.set_active(*self._active)
