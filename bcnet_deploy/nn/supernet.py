@@ -99,7 +99,7 @@ class Supernet(nn.Module):
         self._plan = plan
         self._attributes = [
             (self._modules_by_path[path], key, value)
-            for path, key, value in attribute_values(self.space, units)
+            for path, key, value in attribute_values(self.space.attributes, units)
         ]
         self._widths, self._side = checked[0], side
 

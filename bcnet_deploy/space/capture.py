@@ -10,6 +10,7 @@ Control flow that depends on *values* cannot run under fake tensors; it is repor
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -194,6 +195,18 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without PyTorch's log of shape errors: a trial that fails is an answer, not an accident."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    former = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = former
+
+
 def run_trace(
     model: nn.Module,
     input_size: tuple[int, ...],
@@ -239,6 +252,7 @@ def run_trace(
             _module_stack(model, stack),
             _mode(model, training),
             patched(replaced, attributes or ()),
+            _silent(),
             torch.no_grad(),
             fake_mode,
             recorder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +97,11 @@ def extent_of(segments: Segments, steps: tuple[int, ...]) -> Extent:
 
 def constant(size: int) -> Extent:
     return Extent(size, max=size)
+
+
+def kept_positions(segments: Segments, units: Sequence[int] | npt.NDArray[np.int64]) -> int:
+    """The size of a dimension made of ``segments`` for one vector of (L,) units."""
+    return sum(
+        segment.positions if segment.variable < 0 else segment.repeat * int(units[segment.variable])
+        for segment in segments
+    )

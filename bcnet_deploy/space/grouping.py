@@ -139,10 +139,14 @@ class Grouper:
                 for dims in (self.layouts.of(value),)
             },
             attributes={
-                key: tuple(self.segments(item) if isinstance(item, tuple) else item for item in layout)  # type: ignore[misc]
-                if key[1] == "normalized_shape"
-                else self.segments(layout)  # type: ignore[arg-type]
-                for key, layout in self.layouts.attributes.items()
+                **{key: self.segments(layout) for key, layout in self.layouts.attributes.items()},
+                **{
+                    (path, "normalized_shape"): tuple(
+                        self.segments(None, item) if isinstance(item, int) else self.segments(item)
+                        for item in shape
+                    )
+                    for path, shape in self.layouts.normalized_shapes.items()
+                },
             },
             ops=ops,
             tensors=tensors,
@@ -320,7 +324,7 @@ class Grouper:
         c_in = self.extent(self.layouts.of(x)[1], x.shape[1])
         c_out = self.extent(self.layouts.of(out)[1], out.shape[1])
         layout = self.layouts.attributes.get((call.module, "groups"))
-        kept = self.extent(layout) if groups > 1 and layout is not None else constant(groups)  # type: ignore[arg-type]
+        kept = self.extent(layout) if groups > 1 and layout is not None else constant(groups)
         positions = x.shape if transposed else out.shape
         coefficient = (
             positions[0] // TRACE_BATCH * math.prod(positions[2:]) * math.prod(weight.shape[2:])

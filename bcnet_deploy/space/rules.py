@@ -41,8 +41,10 @@ class Layouts:
         self._of: dict[int, Dims] = {}
         self._parameters: dict[str, Dims] = {}
         self._module_type = module_type
-        self.attributes: dict[tuple[str, str], Layout | tuple[Layout | int, ...]] = {}
-        """Integer attributes of modules that follow widths: (module path, name) -> layout(s)."""
+        self.attributes: dict[tuple[str, str], Layout] = {}
+        """Integer attributes of modules that follow widths: (module path, name) -> layout."""
+        self.normalized_shapes: dict[str, tuple[Layout | int, ...]] = {}
+        """The shape attribute of layer norms, by module path."""
 
     def of(self, value: Value) -> Dims:
         if value.parameter is not None:
@@ -212,7 +214,7 @@ def layer_norm(layouts: Layouts, call: Call) -> None:
             for own, layout in zip(layouts.of(argument), dims[-normalized:], strict=True):
                 meet(layouts, layout, own, where(call))
     if layouts.is_a(call, nn.LayerNorm):
-        layouts.attributes[call.module, "normalized_shape"] = tuple(
+        layouts.normalized_shapes[call.module] = tuple(
             size if layout is None else layout
             for layout, size in zip(dims[-normalized:], call.args[1], strict=True)
         )
@@ -239,14 +241,13 @@ def group_norm(layouts: Layouts, call: Call) -> None:
 
 
 def matmul(layouts: Layouts, call: Call) -> None:
-    """mm, bmm, addmm, baddbmm: (..., m, k) x (..., k, n)."""
-    left, right = (call.args[1], call.args[2]) if call.op in ("addmm", "baddbmm") else call.args[:2]
+    """mm, addmm: (m, k) x (k, n)."""
+    left, right = (call.args[1], call.args[2]) if call.op == "addmm" else call.args[:2]
     a, b = layouts.of(left), layouts.of(right)
     reason = where(call)
     meet(layouts, a[-1], b[-2], "the image" if a[-1] is None else reason)
-    out: Dims = [meet(layouts, p, q, reason) for p, q in zip(a[:-2], b[:-2], strict=True)]
-    out += [a[-2], b[-1]]
-    if call.op in ("addmm", "baddbmm"):
+    out: Dims = [a[-2], b[-1]]
+    if call.op == "addmm":
         bias = call.args[0]
         own = layouts.of(bias)
         for layout, size, target, full in zip(
@@ -256,6 +257,13 @@ def matmul(layouts: Layouts, call: Call) -> None:
                 meet(layouts, target, layout, reason)
     _linear_attributes(layouts, call, a[-1], b[-1])
     layouts.set(call.outputs[0], out)
+
+
+def batched_matmul(layouts: Layouts, call: Call) -> None:
+    """Products of two activations (attention): the code around them fixes the sizes of heads."""
+    for value in call.inputs:
+        _freeze_value(layouts, value, f"{where(call)} multiplies activations with one another (attention)")
+    layouts.set(call.outputs[0], [None] * len(call.outputs[0].shape))
 
 
 def linear(layouts: Layouts, call: Call) -> None:
@@ -555,6 +563,26 @@ def select(layouts: Layouts, call: Call) -> None:
         layouts.set(output, list(dims))
 
 
+def glu(layouts: Layouts, call: Call) -> None:
+    """First half times the sigmoid of the second."""
+    x, output = call.args[0], call.outputs[0]
+    axis = int(call.args[1] if call.args[1] is not None else -1) % len(x.shape)
+    dims = list(layouts.of(x))
+    layout = dims[axis]
+    if layout is not None:
+        dims[axis] = partition(layout, 2, where(call))[0]
+    layouts.set(output, dims)
+
+
+def as_strided(layouts: Layouts, call: Call) -> None:
+    """PyTorch's pooling uses it to change memory order; any other use is opaque."""
+    x, output = call.args[0], call.outputs[0]
+    if output.shape == x.shape and not call.args[3]:
+        layouts.set(output, list(layouts.of(x)))
+    else:
+        unknown(layouts, call)
+
+
 def flip_or_roll(layouts: Layouts, call: Call) -> None:
     x = call.args[0]
     axes = call.args[2] if call.op == "roll" else call.args[1]
@@ -584,7 +612,10 @@ Rule = Callable[[Layouts, Call], None]
 def _table() -> dict[str, Rule]:
     families: list[tuple[Rule, str]] = [
         (pointwise, "copy clone _to_copy detach alias dropout fill where zeros_like ones_like empty_like full_like "
-         "rand_like randn_like bernoulli lift_fresh _prelu_kernel native_dropout uniform normal zero"),
+         "rand_like randn_like bernoulli lift_fresh _prelu_kernel native_dropout uniform normal zero "
+         # Element-wise, though not all of them carry PyTorch's tag.
+         "hardswish hardsigmoid hardtanh mish silu gelu elu celu selu softplus leaky_relu rrelu_with_noise threshold "
+         "log_sigmoid_forward softshrink hardshrink relu relu6 clamp addcmul addcdiv lerp _fused_dropout"),
         (same_as_first, "_softmax _log_softmax softmax log_softmax cumsum sort"),
         (created, "zeros ones empty full rand randn arange scalar_tensor new_zeros new_ones new_empty new_full "
          "empty_strided new_empty_strided"),
@@ -593,7 +624,8 @@ def _table() -> dict[str, Rule]:
          "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm"),
         (layer_norm, "native_layer_norm"),
         (group_norm, "native_group_norm"),
-        (matmul, "mm bmm addmm baddbmm"),
+        (matmul, "mm addmm"),
+        (batched_matmul, "bmm baddbmm"),
         (linear, "linear"),
         (spatial, "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d "
          "upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa "
@@ -615,6 +647,8 @@ def _table() -> dict[str, Rule]:
         (slice_, "slice"),
         (select, "select unbind"),
         (flip_or_roll, "flip roll"),
+        (glu, "glu"),
+        (as_strided, "as_strided"),
     ]  # fmt: skip
     return {name: rule for rule, names in families for name in names.split()}
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
 from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError, WidthError
-from bcnet_deploy.space.extent import Segments
+from bcnet_deploy.space.extent import Segments, kept_positions
 from bcnet_deploy.space.patching import tensor_places
 
 if TYPE_CHECKING:
@@ -67,25 +68,19 @@ def take(tensor: torch.Tensor, dims: Sequence[Ranges]) -> torch.Tensor:
     return tensor
 
 
+Attributes = Mapping[tuple[str, str], Segments | tuple[Segments, ...]]
+
+
 def attribute_values(
-    space: WidthSpace, units: Sequence[int]
+    attributes: Attributes, units: Sequence[int] | npt.NDArray[np.int64]
 ) -> list[tuple[str, str, int | tuple[int, ...]]]:
-    """(module path, attribute, value) of every integer attribute that follows widths."""
-    values: list[tuple[str, str, int | tuple[int, ...]]] = []
-    for (path, key), segments in space.attributes.items():
-        if key == "normalized_shape":
-            value: int | tuple[int, ...] = tuple(_kept(item, units) for item in segments)  # type: ignore[arg-type]
-        else:
-            value = _kept(segments, units)  # type: ignore[arg-type]
-        values.append((path, key, value))
-    return values
-
-
-def _kept(segments: Segments, units: Sequence[int]) -> int:
-    return sum(
-        segment.positions if segment.variable < 0 else segment.repeat * units[segment.variable]
-        for segment in segments
-    )
+    """(module path, name, value) of every integer attribute that follows widths."""
+    return [
+        (path, key, tuple(kept_positions(item, units) for item in value))  # type: ignore[arg-type]
+        if key == "normalized_shape"
+        else (path, key, kept_positions(value, units))  # type: ignore[arg-type]
+        for (path, key), value in attributes.items()
+    ]
 
 
 def check_model(space: WidthSpace, model: nn.Module, stored: Sequence[int]) -> None:
@@ -94,7 +89,7 @@ def check_model(space: WidthSpace, model: nn.Module, stored: Sequence[int]) -> N
         name: tuple(places[0].table[places[0].key].shape) for name, places in tensor_places(model).items()
     }
     for name, dims in space.slices.items():
-        expected = tuple(_kept(segments, stored) for segments in dims)
+        expected = tuple(kept_positions(segments, stored) for segments in dims)
         if shapes.get(name) != expected:
             raise CheckpointError(
                 f"the model is not of this space ({space.model_name}): {name} should have shape {expected}, "
@@ -143,7 +138,7 @@ def resized(space: WidthSpace, model: nn.Module, units: Sequence[int], generator
     """
 
     def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        shape = tuple(_kept(segments, units) for segments in space.slices[name])
+        shape = tuple(kept_positions(segments, units) for segments in space.slices[name])
         if shape == tuple(tensor.shape):
             return tensor.detach().clone()
         flat = tensor.detach().reshape(-1)
@@ -171,6 +166,6 @@ def _rebuilt(space: WidthSpace, model: nn.Module, units: Sequence[int], new_tens
         for place in copies:
             place.table[place.key] = replacement
     modules = dict(clone.named_modules())
-    for path, key, value in attribute_values(space, units):
+    for path, key, value in attribute_values(space.attributes, units):
         setattr(modules[path], key, value)
     return clone

@@ -15,8 +15,9 @@ from torch import nn
 
 from bcnet_deploy.errors import UnsupportedModelError
 from bcnet_deploy.space.capture import Call, CallError, Trace, Value, run_trace, user_line
-from bcnet_deploy.space.extent import Segments
+from bcnet_deploy.space.extent import kept_positions
 from bcnet_deploy.space.grouping import Grouper, Grouping
+from bcnet_deploy.space.slicing import attribute_values
 
 
 def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0) -> Grouping:
@@ -32,7 +33,7 @@ def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0
         if failure is None:
             return grouping
         call, reason, unit_rows = failure
-        if not (call is not None and grouper.freeze_inputs(call, reason)) and not _freeze_alone(
+        if not _freeze_at(model, grouper, call, reason) and not _freeze_alone(
             model, grouper, grouping, reason
         ):
             raise UnsupportedModelError(
@@ -70,19 +71,12 @@ def _try(
     units: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
 ) -> Failure | None:
     shapes = {
-        name: tuple(sized(segments, units) for segments in dims) for name, dims in grouping.slices.items()
+        name: tuple(kept_positions(segments, units) for segments in dims) for name, dims in grouping.slices.items()
     }
     modules = dict(model.named_modules())
-    attributes = []
-    for (path, key), segments in grouping.attributes.items():
-        if key == "normalized_shape":
-            value: object = tuple(
-                item if isinstance(item, int) else sized(item, units)  # type: ignore[arg-type]
-                for item in segments
-            )
-        else:
-            value = sized(segments, units)  # type: ignore[arg-type]
-        attributes.append((modules[path], key, value))
+    attributes = [
+        (modules[path], key, value) for path, key, value in attribute_values(grouping.attributes, units)
+    ]
     training = expected is grouper.training_trace
     try:
         actual = run_trace(
@@ -117,15 +111,28 @@ def _sizes(
     grouper: Grouper, value: Value, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 ) -> Iterator[int]:
     for layout, size in zip(grouper.layouts.of(value), value.shape, strict=True):
-        yield sized(grouper.segments(layout, size), units)
+        yield kept_positions(grouper.segments(layout, size), units)
 
 
-def sized(segments: Segments, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> int:
-    """Positions kept of a dimension."""
-    return sum(
-        segment.positions if segment.variable < 0 else segment.repeat * int(units[segment.variable])
-        for segment in segments
-    )
+def _freeze_at(model: nn.Module, grouper: Grouper, call: Call | None, reason: str) -> bool:
+    """Freeze what flows into a failing call, and into the same call of modules of the same class.
+
+    Repeated blocks fail alike; taken one a trial, a deep network would need a trial for each.
+    """
+    if call is None or not grouper.freeze_inputs(call, reason):
+        return False
+    if call.module:
+        kinds = {path: type(module) for path, module in model.named_modules()}
+        by_module: dict[str, list[Call]] = {}
+        for other in grouper.trace.calls:
+            by_module.setdefault(other.module, []).append(other)
+        siblings = by_module.get(call.module, [])
+        place = siblings.index(call) if call in siblings else -1
+        for path, calls in by_module.items():
+            if path and place >= 0 and kinds[path] is kinds[call.module] and len(calls) == len(siblings):
+                if calls[place].op == call.op:
+                    grouper.freeze_inputs(calls[place], reason)
+    return True
 
 
 def _freeze_alone(model: nn.Module, grouper: Grouper, grouping: Grouping, reason: str) -> bool:
