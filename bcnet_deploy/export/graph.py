@@ -1,4 +1,4 @@
-"""Small, exact clean-ups of an exported ONNX graph, and the way from its node names to our modules."""
+"""Small, exact clean-ups of an exported ONNX graph."""
 
 from __future__ import annotations
 
@@ -7,26 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bcnet_deploy.runtime.layer_names import module_of
+
 if TYPE_CHECKING:
     import onnx
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
-
-
-def module_of(node_name: str) -> str:
-    """Module path of a node that PyTorch's exporter named by scope.
-
-    ``/features/features.1/conv/conv.0/conv.0.0/Conv`` is module ``features.1.conv.0.0``: a scope that
-    extends its parent's name (items of a Sequential) replaces it, any other is appended. A node of no
-    scope belongs to the model itself: the empty path.
-    """
-    parts: list[str] = []
-    for scope in node_name.strip("/").split("/")[:-1]:
-        if parts and scope.startswith(parts[-1] + "."):
-            parts[-1] = scope
-        else:
-            parts.append(scope)
-    return ".".join(parts)
 
 
 def tidy(model: onnx.ModelProto) -> None:

@@ -146,7 +146,10 @@ def export_onnx(
     elif precision == "int8":
         assert calibration is not None
         model = to_int8(model, calibration, target=target)
-    meta.attach(model, replace(metadata or ModelMetadata(), precision=precision))
+    described = replace(metadata or ModelMetadata(), precision=precision)
+    if precision == "int8":
+        described = replace(described, extra={**described.extra, "int8_target": target})
+    meta.attach(model, described)
     model = check(model)
     data = model.SerializeToString()
     parity = None
