@@ -1,0 +1,249 @@
+"""``bcnet_deploy.search(...)``: the search as one function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcnet_deploy.errors import ConfigError, EvaluationError, nearest
+from bcnet_deploy.search.constraints import Constraints, build_constraints
+from bcnet_deploy.search.evaluation import Accuracy, Evaluator, Journal, OnError
+from bcnet_deploy.search.feasibility import require_feasible
+from bcnet_deploy.search.front import front_of
+from bcnet_deploy.search.grid import Float, Grid, Int64, Space
+from bcnet_deploy.search.nsga2 import nsga2
+from bcnet_deploy.search.operators import Feasible
+from bcnet_deploy.search.prior import Records, prior_population
+from bcnet_deploy.search.result import Generation, SearchResult
+from bcnet_deploy.search.strategies import (
+    ENUMERABLE,
+    Context,
+    Strategy,
+    best_row,
+    exhaustive,
+    greedy,
+    random_search,
+    uniform_scaling,
+)
+
+STRATEGIES: dict[str, Strategy] = {
+    "nsga2": nsga2,
+    "random": random_search,
+    "uniform": uniform_scaling,
+    "greedy": greedy,
+    "exhaustive": exhaustive,
+}
+DEFAULT_EVALUATIONS = 2000
+DEFAULT_POPULATION = 40
+
+
+def search(
+    space: Space,
+    accuracy: Accuracy,
+    constraints: Mapping[str, Any] | None = None,
+    evaluations: int | None = None,
+    seed: int = 0,
+    *,
+    strategy: str = "nsga2",
+    population_size: int = DEFAULT_POPULATION,
+    confidence: float | None = None,
+    records: Any = None,
+    initial: Any = None,
+    pareto: bool = False,
+    patience: int = 15,
+    surrogate: bool = True,
+    on_error: OnError = "stop",
+    checkpoint: str | Path | None = None,
+    evaluator_id: str = "",
+    batch_size: int | None = None,
+    progress: Callable[[Generation], None] | None = None,
+    answered: Callable[[int], None] | None = None,
+) -> SearchResult:
+    """The most accurate widths within hard budgets.
+
+    Args:
+        space: a :class:`bcnet_deploy.WidthSpace`, or anything with ``variables``, ``macs`` and ``params``.
+        accuracy: widths (N, L) of channels -> (N,) floats, more is better; ``-inf`` marks a network
+            that cannot be had. Asked at most once for each vector.
+        constraints: ``macs``, ``params``, ``latency_ms``, ``peak_activation_bytes``, ``weight_bytes`` ->
+            budget: a number, or text such as ``'300M'`` or ``'0.5x'``. A latency is (table, budget), or
+            {device: (table, budget), ...}.
+        evaluations: at most so many distinct vectors; 2000 by default (``exhaustive``: the whole space).
+        seed: same seed, same result.
+        strategy: ``nsga2``, or a baseline: ``random``, ``uniform``, ``greedy``, ``exhaustive``.
+        population_size: vectors a generation, at least 2.
+        confidence: probability with which latency budgets shall be met, for example 0.95; None holds
+            the tables' predictions themselves against the budgets.
+        records: loss records of the supernet for the prior population: a path to ``records.jsonl``,
+            (widths, loss) arrays, or mappings with these keys.
+        initial: (n, L) widths to start from, repaired where they break a budget.
+        pareto: look for the best network at every budget up to the given ones, not only at these.
+        patience: generations without improvement after which the search stops.
+        surrogate: screen candidates by a regression on the accuracies seen; False is plain NSGA-II.
+        on_error: ``stop`` raises when an evaluation fails, ``skip`` goes on without that network.
+        checkpoint: a file that keeps every accuracy as it comes; run again to resume.
+        evaluator_id: what the accuracies come from; a checkpoint of another one is refused.
+        batch_size: vectors a call of ``accuracy``; None passes whole generations.
+        progress: called after each generation.
+        answered: called with the number of vectors answered, after each batch.
+
+    Raises:
+        ConstraintError, TableError: a budget cannot be read, or a table is of another network.
+        InfeasibleError: no network keeps the budgets; names the nearest budget that one keeps.
+        EvaluationError: an evaluation failed, or no network within the budgets could be had.
+        CheckpointError: the checkpoint is of another space or evaluator.
+        ConfigError: another argument is out of range.
+    """
+    _check_arguments(space, evaluations, seed, strategy, population_size, patience, on_error, batch_size)
+    started = time.monotonic()
+    rng = np.random.default_rng(seed)
+    grid = Grid(space.variables)
+    budgets = build_constraints(space, constraints, confidence)
+    anchor = require_feasible(grid, budgets, rng)
+    feasible = Feasible(grid, budgets, anchor)
+    limit = evaluations or (min(grid.size, ENUMERABLE) if strategy == "exhaustive" else DEFAULT_EVALUATIONS)
+    journal = None
+    if checkpoint is not None:
+        identity = {"space": str(getattr(space, "fingerprint", "")), "evaluator": evaluator_id}
+        journal = Journal(checkpoint, identity)
+    first, prior_costs = _initial(grid, feasible, records, initial, population_size, rng)
+    evaluator = Evaluator(
+        accuracy, grid, limit, on_error=on_error, journal=journal, batch_size=batch_size, answered=answered
+    )
+    log: list[Generation] = []
+
+    def record(proposed_feasible: float) -> None:
+        generation = _generation(grid, budgets, evaluator, len(log), limit, proposed_feasible, started)
+        log.append(generation)
+        if progress is not None:
+            progress(generation)
+
+    context = Context(
+        grid=grid, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
+        population_size=population_size, record=record, initial=first, pareto=pareto,
+        patience=patience, surrogate=surrogate,
+    )  # fmt: skip
+    stopped = STRATEGIES[strategy](context)
+    return _result(grid, budgets, evaluator, log, strategy, seed, stopped, prior_costs)
+
+
+def _check_arguments(
+    space: Any, evaluations: Any, seed: Any, strategy: str, population_size: Any, patience: Any,
+    on_error: str, batch_size: Any,
+) -> None:  # fmt: skip
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"unknown strategy {strategy!r}{nearest(str(strategy), STRATEGIES)}; "
+            f"allowed: {', '.join(STRATEGIES)}"
+        )
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f"on_error is {on_error!r}; allowed: 'stop', 'skip'")
+    for name, value, least in (
+        ("population_size", population_size, 2),
+        ("evaluations", evaluations, 1),
+        ("patience", patience, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value is None and name in ("evaluations", "batch_size"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ConfigError(f"{name} is {value!r}; allowed: whole numbers from {least}")
+    if not len(space.variables):
+        raise ConfigError("the space has no width variable: there is nothing to search")
+
+
+def _initial(
+    grid: Grid, feasible: Feasible, records: Any, initial: Any, population_size: int, rng: np.random.Generator
+) -> tuple[Int64 | None, dict[str, float] | None]:
+    parts: list[Int64] = []
+    costs: dict[str, float] | None = None
+    if initial is not None:
+        vectors = np.atleast_2d(np.asarray(initial))
+        if vectors.shape[1] != grid.length:
+            raise ConfigError(f"initial has shape {vectors.shape}; allowed: (n, {grid.length})")
+        parts.append(grid.nearest(vectors))
+    if records is not None:
+        vectors, prior = prior_population(Records.of(records, grid), feasible, population_size, rng)
+        parts.append(vectors)
+        keys = [b.key for b in feasible.constraints.budgets]
+        costs = dict(zip(keys, (float(c) for c in prior.expected_costs), strict=True))
+    return (np.concatenate(parts) if parts else None), costs
+
+
+def _within(grid: Grid, budgets: Constraints, indices: Int64) -> Any:
+    return budgets.feasible(grid.widths(indices)) if len(indices) else np.zeros(0, dtype=np.bool_)
+
+
+def _relative_costs(budgets: Constraints, widths: Int64) -> Float:
+    costs = budgets.costs(widths)
+    return np.stack(
+        [costs[key] / max(float(costs[key].max()), 1e-300) for key in budgets.objective_keys], axis=1
+    )
+
+
+def _generation(
+    grid: Grid,
+    budgets: Constraints,
+    evaluator: Evaluator,
+    index: int,
+    limit: int,
+    proposed: float,
+    started: float,
+) -> Generation:
+    accuracy, indices = evaluator.accuracy, evaluator.indices
+    # Only the best few need their budgets checked: this runs every generation.
+    order = np.argsort(-accuracy, kind="stable")
+    best = -np.inf
+    widths: tuple[int, ...] = ()
+    for start in range(0, len(order), 256):
+        rows = order[start : start + 256]
+        good = rows[_within(grid, budgets, indices[rows]) & np.isfinite(accuracy[rows])]
+        if len(good):
+            best = float(accuracy[good[0]])
+            widths = tuple(int(w) for w in grid.widths(indices[good[0]]))
+            break
+    seconds = time.monotonic() - started
+    left = seconds / evaluator.calls * evaluator.remaining if evaluator.calls else None
+    share = float(np.isfinite(accuracy).mean()) if len(accuracy) else 0.0
+    return Generation(index, evaluator.count, limit, best, widths, share, proposed, seconds, left)
+
+
+def _result(
+    grid: Grid, budgets: Constraints, evaluator: Evaluator, log: list[Generation], strategy: str, seed: int,
+    stopped: str, prior_costs: dict[str, float] | None,
+) -> SearchResult:  # fmt: skip
+    indices, accuracy = evaluator.indices, evaluator.accuracy
+    widths = grid.widths(indices)
+    within = _within(grid, budgets, indices)
+    usable = within & np.isfinite(accuracy)
+    if not usable.any():
+        failures = f"; the first failure: {evaluator.failures[0][1]}" if evaluator.failures else ""
+        raise EvaluationError(
+            f"none of the {int(within.sum())} networks evaluated within the budgets could be had (all -inf)"
+            f"{failures}; allow more evaluations, raise the budget, or check the accuracy callable"
+        )
+    rows = np.flatnonzero(usable)
+    costs = budgets.costs(widths[rows])
+    row = best_row(accuracy[rows], _relative_costs(budgets, widths[rows]), indices[rows])
+    bounds = budgets.bounds(widths[rows[row]][None])[0]
+    return SearchResult(
+        widths=widths[rows[row]],
+        accuracy=float(accuracy[rows[row]]),
+        costs={key: float(values[row]) for key, values in costs.items()},
+        bounds={b.key: float(v) for b, v in zip(budgets.budgets, bounds, strict=True)},
+        front=front_of(widths[rows], accuracy[rows], costs, budgets.objective_keys),
+        evaluated=widths,
+        evaluated_accuracy=accuracy,
+        generations=tuple(log),
+        strategy=strategy,
+        seed=seed,
+        stopped=stopped,
+        constraints=budgets,
+        failures=tuple(evaluator.failures),
+        prior_costs=prior_costs,
+    )

@@ -1,0 +1,226 @@
+"""Whether any network keeps the budgets, told before anything is evaluated.
+
+Multiply-accumulates, parameters and memory grow with every width, so the narrowest network has the
+least of them: that is a proof. A latency is a staircase that may fall as a width grows; its least
+value is found exactly by elimination where the table is a sum over layers, and by coordinate
+descent otherwise. The message says which of the two it was.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from bcnet_deploy.errors import ConstraintError, InfeasibleError
+from bcnet_deploy.search.constraints import Budget, Constraints
+from bcnet_deploy.search.grid import Float, Grid, Int64
+from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs
+
+_RESTARTS = 4
+_SWEEPS = 12
+
+
+class BudgetInfeasibleError(InfeasibleError):
+    """No network keeps the budgets.
+
+    Attributes:
+        nearest: key of the budget -> the smallest value with which the search would go on.
+        proven: whether no smaller value can work, or only none was found.
+    """
+
+    def __init__(self, message: str, nearest: dict[str, float], proven: bool) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+        self.proven = proven
+
+
+class BudgetConflictError(BudgetInfeasibleError, ConstraintError):
+    """Each budget can be kept, but two of them not by one network."""
+
+
+@dataclass(frozen=True)
+class _Least:
+    """The least bound of one budget."""
+
+    value: float
+    indices: Int64
+    proven: bool
+    how: str
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """``value`` rounded up to so many significant digits: a budget that may be given as printed."""
+    if value <= 0 or not math.isfinite(value):
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    rounded = math.ceil(value / step - 1e-9) * step
+    return float(f"{rounded:.{digits}g}") if rounded >= value else float(f"{rounded + step:.{digits}g}")
+
+
+def require_feasible(grid: Grid, constraints: Constraints, rng: np.random.Generator) -> Int64:
+    """(L,) indices of a network that keeps all budgets, as wide a start as the budgets need.
+
+    Raises:
+        BudgetInfeasibleError: a budget that no network keeps; with the nearest that one does.
+        BudgetConflictError: two budgets that no network keeps together.
+    """
+    narrowest = grid.narrowest
+    if constraints.feasible(grid.widths(narrowest[None]))[0]:
+        return narrowest
+    least = [_least(grid, constraints, i, rng) for i in range(len(constraints))]
+    impossible = [
+        i for i, (b, m) in enumerate(zip(constraints.budgets, least, strict=True)) if m.value > b.limit
+    ]
+    if impossible:
+        raise _infeasible(grid, constraints, least, impossible)
+    everything = tuple(range(len(constraints)))
+    starts = [m.indices for m in least]
+    anchor, excess = _descend(grid, constraints, everything, starts, rng)
+    if excess <= 0:
+        return anchor
+    raise _conflict(grid, constraints, least, anchor, rng)
+
+
+def _least(grid: Grid, constraints: Constraints, index: int, rng: np.random.Generator) -> _Least:
+    budget = constraints.budgets[index]
+    narrowest = grid.narrowest
+    value = float(np.asarray(budget.bound(grid.widths(narrowest[None])))[0])
+    if budget.kind != "latency_ms":
+        return _Least(value, narrowest, True, "the narrowest network")
+    form = _form(grid, constraints, budget, rng)
+    starts = [narrowest]
+    found = form.minimum() if form.exact else None
+    if found is not None:
+        starts.append(found[1])
+        bound = float(np.asarray(budget.bound(grid.widths(found[1][None])))[0])
+        if bound <= found[0] * (1 + 1e-9):
+            return _Least(bound, found[1], True, "the fastest of all networks")
+    best, _ = _descend(grid, constraints, (index,), starts, rng)
+    value = float(np.asarray(budget.bound(grid.widths(best[None])))[0])
+    # The expected latency never exceeds the bound: if its exact minimum is too slow, so is everything.
+    proven = found is not None and found[0] > budget.limit
+    return _Least(value, best, proven, "the fastest network found")
+
+
+def _form(grid: Grid, constraints: Constraints, budget: Budget, rng: np.random.Generator) -> PairwiseCost:
+    pairs = interacting_pairs(constraints.space, grid.length)
+    return decompose(budget.cost, grid, pairs, rng)
+
+
+def _descend(
+    grid: Grid,
+    constraints: Constraints,
+    which: tuple[int, ...],
+    starts: list[Int64],
+    rng: np.random.Generator,
+) -> tuple[Int64, float]:
+    """The least overshoot of some budgets by coordinate descent from several starts."""
+
+    def excess(indices: Int64) -> Float:
+        widths = grid.widths(indices)
+        columns = [
+            np.asarray(constraints.budgets[i].bound(widths), dtype=np.float64) / constraints.limits[i]
+            for i in which
+        ]
+        return np.asarray(np.max(columns, axis=0) - 1)
+
+    best, best_excess = starts[0], math.inf
+    low = np.minimum(grid.top, np.maximum(grid.counts // 4, 1))
+    extra = [rng.integers(0, low + 1) for _ in range(_RESTARTS)]
+    for start in (*starts, *extra):
+        current = start.copy()
+        value = float(excess(current[None])[0])
+        for _ in range(_SWEEPS):
+            before = value
+            for column in rng.permutation(grid.length):
+                trial = np.repeat(current[None], grid.counts[column], axis=0)
+                trial[:, column] = np.arange(grid.counts[column])
+                values = excess(trial)
+                choice = int(values.argmin())
+                if values[choice] < value:
+                    current, value = trial[choice], float(values[choice])
+            if value >= before:
+                break
+        if value < best_excess:
+            best, best_excess = current, value
+        if best_excess <= 0 and len(which) == len(constraints):
+            break
+    return best, best_excess
+
+
+def _infeasible(
+    grid: Grid, constraints: Constraints, least: list[_Least], impossible: list[int]
+) -> BudgetInfeasibleError:
+    parts, nearest = [], {}
+    narrowest = grid.widths(grid.narrowest[None])
+    for i in impossible:
+        budget, found = constraints.budgets[i], least[i]
+        smallest = round_up(found.value)
+        nearest[budget.key] = smallest
+        narrow = float(np.asarray(budget.bound(narrowest))[0])
+        at = f" at confidence {budget.confidence}" if budget.confidence is not None else ""
+        text = f"{budget.label()} cannot be met: the narrowest network needs {budget.format(narrow)}{at}"
+        if found.value < narrow:
+            text += f", {found.how} {budget.format(found.value)}"
+        text += f" (proven). " if found.proven else " (none faster was found; not proven). "  # noqa: F541
+        parts.append(text + f"Nearest feasible budget: {_exactly(budget, smallest)}")
+    proven = all(least[i].proven for i in impossible)
+    message = "; ".join(parts) + ". Raise the budget, or allow narrower networks with more levels"
+    return BudgetInfeasibleError(message, nearest, proven)
+
+
+def _exactly(budget: Budget, value: float) -> str:
+    """``value`` in a form that the command line reads back to no less."""
+    if budget.kind == "latency_ms":
+        return f"{value:.6g}ms"
+    return f"{value:.6g}" + (" bytes" if budget.kind.endswith("bytes") else "")
+
+
+def _conflict(
+    grid: Grid, constraints: Constraints, least: list[_Least], anchor: Int64, rng: np.random.Generator
+) -> BudgetConflictError:
+    budgets = constraints.budgets
+    for a, b in combinations(range(len(budgets)), 2):
+        network, excess = _descend(
+            grid, constraints, (a, b), [least[a].indices, least[b].indices, anchor], rng
+        )
+        if excess > 0:
+            proven = _proof_of_conflict(grid, constraints, budgets[a], budgets[b], rng)
+            return _conflict_of(grid, constraints, (a, b), network, proven)
+    return _conflict_of(grid, constraints, tuple(range(len(budgets))), anchor, False)
+
+
+def _conflict_of(
+    grid: Grid, constraints: Constraints, which: tuple[int, ...], network: Int64, proven: bool
+) -> BudgetConflictError:
+    bounds = constraints.bounds(grid.widths(network[None]))[0]
+    chosen = [constraints.budgets[i] for i in which]
+    nearest = {b.key: round_up(max(float(bounds[i]), b.limit)) for i, b in zip(which, chosen, strict=True)}
+    how = "proven" if proven else "none was found; not proven"
+    together = " together with ".join(_exactly(b, nearest[b.key]) for b in chosen)
+    return BudgetConflictError(
+        f"{' and '.join(b.label() for b in chosen)} conflict: each can be met, but not by one network "
+        f"({how}). Nearest feasible budgets: {together}. Relax one of them",
+        nearest,
+        proven,
+    )
+
+
+def _proof_of_conflict(
+    grid: Grid, constraints: Constraints, a: Budget, b: Budget, rng: np.random.Generator
+) -> bool:
+    """Lagrangian bound: a weighted sum of the costs that exceeds that of the limits in every network."""
+    forms = [_form(grid, constraints, budget, rng) for budget in (a, b)]
+    if not all(form.exact for form in forms):
+        return False
+    for weight in np.linspace(0.05, 0.95, 19):
+        joint = forms[0].combined(float(weight / a.limit), forms[1], float((1 - weight) / b.limit))
+        least = joint.minimum()
+        if least is None:
+            return False
+        if least[0] > 1 + 1e-9:
+            return True
+    return False

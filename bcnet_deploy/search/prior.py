@@ -1,0 +1,232 @@
+"""The prior initial population: layer-wise sampling probabilities from the supernet's loss records.
+
+E(l, c) is the mean loss of the best records that used choice c at layer l. Wanted are
+probabilities P that minimise the expected loss sum P*E with an expected cost within the budgets,
+each layer drawn on its own. (BCNet, CVPR 2021, section 3.4; the hardware-aware form takes the
+expected latency of the table in the place of FLOPs.)
+
+The expected cost is exact wherever a cost is a sum of terms of one and two variables
+(:mod:`bcnet_deploy.search.pairwise`), staircase or not. At temperature 0 the problem is a linear
+programme when no term couples two variables, solved exactly, and otherwise a sequence of linear
+programmes in which the expected cost is linear in one layer at a time. Its solution puts nearly
+all probability on one choice a layer: useless as a population. A temperature adds entropy:
+minimise sum P*E - T*H(P); its solution is a softmax in E plus the prices of the budgets. The
+population uses the lowest temperature that yields enough distinct networks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import DataError
+from bcnet_deploy.search.constraints import Constraints
+from bcnet_deploy.search.grid import Float, Grid, Int64, keys
+from bcnet_deploy.search.operators import Feasible
+from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs
+from bcnet_deploy.search.prior_solver import solve
+
+_LOWEST_SHARE = 0.8
+"""Drawn networks use at least this share of one budget (the paper keeps 0.8-1.0)."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Losses of sampled networks: widths (R, L) and loss (R,)."""
+
+    widths: Int64
+    loss: Float
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @classmethod
+    def of(cls, given: Any, grid: Grid) -> Records:
+        """From records, (widths, loss) arrays, mappings with these keys, or a ``records.jsonl`` path.
+
+        Raises:
+            DataError: unreadable, of another number of layers, or without any finite loss.
+        """
+        if isinstance(given, cls):
+            widths, loss = given.widths, given.loss
+        elif isinstance(given, (str, Path)):
+            lines = files.read_text(given, DataError, "loss records").split("\n")
+            return cls.of(_parse_lines(lines, str(given)), grid)
+        elif isinstance(given, tuple) and len(given) == 2:
+            widths, loss = np.asarray(given[0]), np.asarray(given[1], dtype=np.float64)
+        elif isinstance(given, Iterable):
+            rows = list(given)
+            try:
+                widths = np.array([row["widths"] for row in rows])
+                loss = np.array([row["loss"] for row in rows], dtype=np.float64)
+            except (TypeError, KeyError, ValueError) as error:
+                raise DataError(
+                    "loss records are mappings with 'widths' (one channel count a variable) and 'loss'; "
+                    f"cannot read them: {error!r}"
+                ) from error
+        else:
+            raise DataError(
+                f"cannot read loss records from {type(given).__name__}; give a records.jsonl path"
+            )
+        if widths.ndim != 2 or widths.shape[1] != grid.length or loss.shape != (len(widths),):
+            raise DataError(
+                f"loss records have widths of shape {widths.shape} and losses of shape {loss.shape}; this "
+                f"space has {grid.length} variables: were they written for another space?"
+            )
+        finite = np.isfinite(loss)
+        if not finite.any():
+            raise DataError("no loss record is finite; train the supernet again")
+        return cls(widths[finite].astype(np.int64), loss[finite])
+
+
+def _parse_lines(lines: Sequence[str], path: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number >= len(lines) - 1:
+                continue  # a kill can cut the last line
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
+    if not rows:
+        raise DataError(f"{path} holds no loss record; train the supernet first ('bcnet-deploy train')")
+    return rows
+
+
+def expected_losses(records: Records, grid: Grid, best: int = 100) -> tuple[Float, ...]:
+    """E: for each layer the mean loss by choice, over the ``best`` records of least loss.
+
+    Widths between two choices count for the nearest. A choice that no such record used takes the
+    largest mean seen.
+    """
+    order = np.argsort(records.loss, kind="stable")[:best]
+    indices, loss = grid.nearest(records.widths[order]), records.loss[order]
+    tables = []
+    for column, count in enumerate(grid.counts):
+        used = np.bincount(indices[:, column], minlength=count)
+        total = np.bincount(indices[:, column], weights=loss, minlength=count)
+        tables.append(np.where(used > 0, total / np.maximum(used, 1), -np.inf))
+    largest = max(float(t.max()) for t in tables)
+    return tuple(np.where(np.isinf(t), largest, t) for t in tables)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Layer-wise sampling probabilities.
+
+    Attributes:
+        probabilities: one array a layer, each sums to 1.
+        objective: expected loss.
+        expected_costs: of each budget, in its own units.
+        temperature: in units of the losses.
+        exact_costs: whether every cost was exactly a sum of terms of one and two variables.
+    """
+
+    probabilities: tuple[Float, ...]
+    objective: float
+    expected_costs: Float
+    temperature: float
+    exact_costs: bool
+
+    def draw(self, n: int, rng: np.random.Generator) -> Int64:
+        """(n, L) choice indices, each layer on its own."""
+        columns = [
+            np.searchsorted(np.cumsum(p)[:-1], rng.random(n), side="right") for p in self.probabilities
+        ]
+        return np.stack(columns, axis=1).astype(np.int64)
+
+
+def pairwise_costs(
+    constraints: Constraints, grid: Grid, rng: np.random.Generator
+) -> tuple[PairwiseCost, ...]:
+    """What is held against each budget, as terms of one and two variables, relative to its limit."""
+    pairs = interacting_pairs(constraints.space, grid.length)
+    forms = []
+    for budget in constraints.budgets:
+        form = decompose(budget.bound, grid, pairs, rng)
+        zero = PairwiseCost(0.0, tuple(np.zeros(c) for c in grid.counts), {}, 0.0)
+        forms.append(form.combined(1 / budget.limit, zero, 0.0))
+    return tuple(forms)
+
+
+def fit_prior(
+    records: Records,
+    grid: Grid,
+    constraints: Constraints,
+    rng: np.random.Generator,
+    *,
+    temperature: float | None = None,
+    best: int = 100,
+    forms: Sequence[PairwiseCost] | None = None,
+) -> Prior:
+    """The prior of these records under the budgets.
+
+    Args:
+        temperature: as a share of the largest difference of E within a layer; None takes 0.1.
+        best: number of least-loss records that make E.
+    """
+    losses = expected_losses(records, grid, best)
+    costs = pairwise_costs(constraints, grid, rng) if forms is None else forms
+    spread = max(float(np.ptp(e)) for e in losses) or 1.0
+    heat = (0.1 if temperature is None else temperature) * spread
+    probabilities, _ = solve(losses, costs, heat)
+    return Prior(
+        probabilities,
+        sum(float(p @ e) for p, e in zip(probabilities, losses, strict=True)),
+        np.array(
+            [c.expected(probabilities) * b.limit for c, b in zip(costs, constraints.budgets, strict=True)]
+        ),
+        heat,
+        all(c.exact for c in costs),
+    )
+
+
+def prior_population(
+    records: Records,
+    feasible: Feasible,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    best: int = 100,
+) -> tuple[Int64, Prior]:
+    """(n, L) distinct feasible choice indices drawn from the prior, and the prior itself.
+
+    Drawn networks keep all budgets and use at least 0.8 of one of them. The temperature rises from
+    0.02 in a few steps until ``n`` distinct ones are found; what is missing after that is
+    repaired. Bounded work in any case.
+    """
+    grid, constraints = feasible.grid, feasible.constraints
+    forms = pairwise_costs(constraints, grid, rng)
+    chosen: dict[bytes, Int64] = {}
+    prior: Prior | None = None
+    for temperature in (0.02, 0.05, 0.1, 0.2, 0.4):
+        prior = fit_prior(records, grid, constraints, rng, temperature=temperature, best=best, forms=forms)
+        drawn = prior.draw(max(64 * n, 2048), rng)
+        good = drawn[_in_band(feasible, drawn)]
+        chosen = dict(reversed(list(zip(keys(good), good, strict=True))))
+        if len(chosen) >= n:
+            break
+    assert prior is not None
+    rows = list(reversed(list(chosen.values())))[:n]
+    if len(rows) < n:
+        repaired = feasible.repair(prior.draw(4 * n, rng), rng)
+        for key, row in zip(keys(repaired), repaired, strict=True):
+            if len(rows) < n and key not in chosen:
+                chosen[key] = row
+                rows.append(row)
+    return np.array(rows, dtype=np.int64).reshape(-1, grid.length), prior
+
+
+def _in_band(feasible: Feasible, indices: Int64) -> Any:
+    if not feasible.constraints.budgets:
+        return np.ones(len(indices), dtype=np.bool_)
+    share = 1 + feasible.constraints.excess(feasible.grid.widths(indices))
+    return (share <= 1) & (share >= _LOWEST_SHARE)
