@@ -2,8 +2,9 @@
 
 For each model: 5 random width vectors (any width, not only the choices) are extracted; each extracted
 network runs forward, its parameters are counted by summing tensors and its multiply-accumulates by torch's
-FlopCounterMode at the model's usual input size. For the first vector, the supernet's left and right slices
-must equal the extracted networks in float64: outputs in eval and train mode, batch-norm statistics, gradients.
+FlopCounterMode at the model's usual input size. For the first vector, the supernet's left and right
+slices must equal the extracted networks in float64: outputs in eval and train mode, batch-norm statistics,
+gradients.
 
     python -m benchmarks.check_zoo [MODEL ...] [--out docs/zoo.json] [--redo]
 
@@ -88,14 +89,16 @@ def markdown(data: dict[str, Any]) -> str:
         "# Models checked",
         "",
         f"Made by `python -m benchmarks.check_zoo` (torch {data['torch']}, torchvision "
-        f"{data['torchvision']}): {count['ok']} models pass, {count['refused']} are refused with the typed error, {count['failed']} fail.",
+        f"{data['torchvision']}): {count['ok']} models pass, {count['refused']} are refused with the typed "
+        f"error, {count['failed']} fail.",
         "",
         f"Each passing model: {VECTORS} random width vectors extracted and run; parameters equal to the",
-        "summed tensors, multiply-accumulates equal to torch's FlopCounterMode at the input size given, exactly.",
-        "The last columns are the largest relative differences between the supernet's slice (left and right) and",
-        "the extracted network in float64: output in eval mode, output in train mode, batch-norm statistics,",
-        "gradients (of each tensor, by its largest); the bar is 1e-10. Gradients and statistics outside the slice",
-        "are exactly untouched. 'space' is the time of `WidthSpace.from_model` on a shared core.",
+        "summed tensors, multiply-accumulates equal to torch's FlopCounterMode at the input size given,",
+        "exactly. The last columns are the largest relative differences between the supernet's slice (left",
+        "and right) and the extracted network in float64: output in eval mode, output in train mode,",
+        "batch-norm statistics, gradients (of each tensor, by its largest); the bar is 1e-10. Gradients and",
+        "statistics outside the slice are exactly untouched. 'space' is the time of `WidthSpace.from_model`",
+        "on a shared core.",
         "",
         "| model | input | variables | MACs | parameters | frozen | space (s) "
         "| eval | train | statistics | gradients |",
@@ -105,8 +108,8 @@ def markdown(data: dict[str, Any]) -> str:
         row = rows[name]
         if row["status"] == "ok":
             lines.append(
-                f"| {name} | {'x'.join(map(str, row['input_size']))} | {row['variables']} | {row['macs_full']:,} "
-                f"| {row['params_full']:,} | {len(row['frozen'])} | {row['space_s']} | "
+                f"| {name} | {'x'.join(map(str, row['input_size']))} | {row['variables']} "
+                f"| {row['macs_full']:,} | {row['params_full']:,} | {len(row['frozen'])} | {row['space_s']} | "
                 + " | ".join(f"{row[key]:.0e}" for key in ("eval", "train", "statistics", "gradients"))
                 + " |"
             )
