@@ -117,22 +117,31 @@ def _sizes(
 def _freeze_at(model: nn.Module, grouper: Grouper, call: Call | None, reason: str) -> bool:
     """Freeze what flows into a failing call, and into the same call of modules of the same class.
 
-    Repeated blocks fail alike; taken one a trial, a deep network would need a trial for each.
+    Repeated blocks fail alike; taken one a trial, a deep network would need a trial for each. Where
+    nothing that varies flows into the call itself, the size comes from elsewhere in its module:
+    then all that flows into the module and its parts is frozen.
     """
-    if call is None or not grouper.freeze_inputs(call, reason):
+    if call is None:
         return False
-    if call.module:
-        kinds = {path: type(module) for path, module in model.named_modules()}
-        by_module: dict[str, list[Call]] = {}
-        for other in grouper.trace.calls:
-            by_module.setdefault(other.module, []).append(other)
-        siblings = by_module.get(call.module, [])
-        place = siblings.index(call) if call in siblings else -1
-        for path, calls in by_module.items():
-            if path and place >= 0 and kinds[path] is kinds[call.module] and len(calls) == len(siblings):
-                if calls[place].op == call.op:
-                    grouper.freeze_inputs(calls[place], reason)
-    return True
+    if not call.module:
+        return grouper.freeze_inputs(call, reason)
+    kind = type(model.get_submodule(call.module))
+    same_kind = [path for path, module in model.named_modules() if path and type(module) is kind]
+    calls = grouper.trace.calls
+    own = [other for other in calls if other.module == call.module]
+    place = own.index(call) if call in own else -1
+    if grouper.freeze_inputs(call, reason):
+        for path in same_kind:
+            theirs = [other for other in calls if other.module == path]
+            if place >= 0 and [c.op for c in theirs] == [c.op for c in own]:
+                grouper.freeze_inputs(theirs[place], reason)
+        return True
+    found = False
+    for path in same_kind:
+        for other in calls:
+            if other.module == path or other.module.startswith(f"{path}."):
+                found |= grouper.freeze_inputs(other, reason)
+    return found
 
 
 def _freeze_alone(model: nn.Module, grouper: Grouper, grouping: Grouping, reason: str) -> bool:
