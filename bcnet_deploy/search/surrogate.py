@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
 
 from bcnet_deploy.search.grid import Float
 
 _ITERATIONS = 25
+_BLOCK = 4096
+_REFIT = 1.3
+"""Prior scales are set again when the data have grown by this factor; weights at every fit."""
 
 
 class Surrogate:
@@ -33,6 +38,9 @@ class Surrogate:
         self._covariance: Float = np.zeros((0, 0))
         self._scales: Float | None = None
         self._noise = 1.0
+        self._scaled_for = 0
+        # Small matrices: more threads than one only wait for one another, and change the last bits.
+        self._threads = ThreadpoolController()
 
     def features(self, scaled: Float) -> tuple[Float, npt.NDArray[np.int64]]:
         """(N, L) -> (N, D) orthonormal polynomials on 0..1 and (D,) the group of each."""
@@ -48,6 +56,11 @@ class Surrogate:
         return np.concatenate(groups, axis=1), labels.astype(np.int64)
 
     def fit(self, scaled: Float, accuracy: Float) -> None:
+        """See :meth:`_fit`; on one thread."""
+        with self._threads.limit(limits=1, user_api="blas"):
+            self._fit(scaled, accuracy)
+
+    def _fit(self, scaled: Float, accuracy: Float) -> None:
         """Fit (N, L) scaled widths to (N,) finite accuracies, N >= 2.
 
         Values far below the rest are drawn up to a fence (the lower quartile less 1.5 times the
@@ -68,9 +81,12 @@ class Surrogate:
         alpha, beta = self._scales / variance, self._noise / variance
         gram, moment = matrix.T @ matrix, matrix.T @ centred
         total = float(centred @ centred)
-        for _ in range(_ITERATIONS):
-            covariance = np.linalg.inv(beta * gram + np.diag(alpha[labels]))
+        rescale = len(values) >= _REFIT * self._scaled_for
+        for _ in range(_ITERATIONS if rescale else 1):
+            covariance = _inverse(beta * gram + np.diag(alpha[labels]))
             weights = beta * (covariance @ moment)
+            if not rescale:
+                break
             known = 1 - alpha[labels] * np.diag(covariance)
             size = np.bincount(labels, weights=weights**2, minlength=groups)
             known_by_group = np.clip(np.bincount(labels, weights=known, minlength=groups), 1e-9, counts)
@@ -82,6 +98,8 @@ class Surrogate:
             alpha, beta = new_alpha, new_beta
             if settled:
                 break
+        if rescale:
+            self._scaled_for = len(values)
         self._weights, self._covariance = np.asarray(weights, dtype=np.float64), covariance
         self._scales = np.asarray(alpha * variance, dtype=np.float64)
         self._noise = beta * variance
@@ -89,6 +107,18 @@ class Surrogate:
     def predict(self, scaled: Float) -> tuple[Float, Float]:
         """(N, L) -> (N,) mean and (N,) standard deviation of the smooth part (noise not included)."""
         assert self._weights is not None, "fit first"
-        matrix, _ = self.features(scaled)
-        deviation = np.sqrt(np.maximum(((matrix @ self._covariance) * matrix).sum(axis=1), 0.0))
-        return self._mean + matrix @ self._weights, deviation
+        means, deviations = [], []
+        with self._threads.limit(limits=1, user_api="blas"):
+            for start in range(0, len(scaled), _BLOCK):
+                matrix, _ = self.features(scaled[start : start + _BLOCK])
+                variance = ((matrix @ self._covariance) * matrix).sum(axis=1)
+                deviations.append(np.sqrt(np.maximum(variance, 0.0)))
+                means.append(self._mean + matrix @ self._weights)
+        return np.concatenate(means), np.concatenate(deviations)
+
+
+def _inverse(matrix: Float) -> Float:
+    """The inverse of a symmetric positive definite matrix."""
+    factor, _ = lapack.dpotrf(matrix, lower=1)
+    half, _ = lapack.dpotri(factor, lower=1)
+    return np.asarray(np.tril(half) + np.tril(half, -1).T)
