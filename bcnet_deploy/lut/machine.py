@@ -1,0 +1,100 @@
+"""What machine this is, as far as latency goes: kept with a table, compared when it is used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
+COMPARED = {
+    "cpu_model": "CPU",
+    "cpu_features": "CPU features",
+    "gpu": "GPU",
+    "driver": "driver",
+    "runtime": "runtime",
+    "runtime_version": "runtime version",
+}
+
+
+def describe_machine(runtime: str) -> dict[str, Any]:
+    """CPU model and features, cores, governor, GPU and driver, and the version of ``runtime``.
+
+    Args:
+        runtime: ``onnxruntime`` or ``tensorrt``.
+    """
+    text = _read("/proc/cpuinfo")
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    gpu, driver = _gpu()
+    name, version = _runtime(runtime)
+    return {
+        "cpu_model": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu_family": " ".join(fields.get(key, "") for key in ("vendor_id", "cpu family", "model")).strip(),
+        "cpu_features": [feature for feature in _FEATURES if feature in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
+        "gpu": gpu,
+        "driver": driver,
+        "os": f"{platform.system()} {platform.release()}",
+        "runtime": name,
+        "runtime_version": version,
+    }
+
+
+def differences(made_on: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """How the machine of a table differs from this one, as phrases; empty when it does not matter."""
+    found = []
+    for key, label in COMPARED.items():
+        then, now = made_on.get(key), here.get(key)
+        if then is not None and then != now:
+            found.append(f"{label} {_text(then)} there, {_text(now)} here")
+    return found
+
+
+def gpu_name() -> str | None:
+    """The driver's name of the first GPU, or None."""
+    return _gpu()[0]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None, None
+    line = result.stdout.strip().splitlines()
+    if result.returncode != 0 or not line:
+        return None, None
+    name, _, driver = line[0].partition(",")
+    return name.strip(), driver.strip()
+
+
+def _runtime(runtime: str) -> tuple[str, str | None]:
+    packages = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("tensorrt", "tensorrt-rtx")}
+    for package in packages.get(runtime, (runtime,)):
+        try:
+            return package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return runtime, None

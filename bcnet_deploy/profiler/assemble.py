@@ -1,0 +1,172 @@
+"""From records of whole networks to a latency table that knows its own error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet_deploy.lut.entries import Entries
+from bcnet_deploy.lut.fit import Fit, Granularity, fit
+from bcnet_deploy.lut.network import Network, layer_dims
+from bcnet_deploy.profiler.journal import Record
+
+Int64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
+_SUM_ERROR = 0.012  # relative error of one whole-network latency
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Entries and models of all layers of a network."""
+
+    entries: dict[str, Entries]
+    models: dict[str, Fit]
+
+
+def fit_layers(
+    network: Network,
+    train: Sequence[Record],
+    granularity: Granularity,
+    known: Mapping[str, Entries] | None = None,
+) -> Fitted:
+    """Entries and fits of every key of ``network``.
+
+    Args:
+        train: profiled networks.
+        known: entries of an earlier table; they stay as they were measured, new channel counts join them.
+    """
+    widths = np.array([record.widths for record in train], dtype=np.int64)
+    times = np.stack([record.layers() for record in train])
+    by_key: dict[str, list[int]] = {}
+    for index, layer in enumerate(network.layers):
+        by_key.setdefault(layer.key, []).append(index)
+    entries: dict[str, Entries] = {}
+    models: dict[str, Fit] = {}
+    for key, indices in by_key.items():
+        dims = np.concatenate([layer_dims(network.layers[index], widths) for index in indices])
+        measured = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
+        if known and key in known:
+            measured = known[key].merged(measured.without(known[key].dims))
+        entries[key] = measured
+        models[key] = fit(measured.dims, measured.median_us, measured.count, granularity)
+    return Fitted(entries, models)
+
+
+def layer_matrix(network: Network, models: Mapping[str, Fit], widths: Int64) -> Floats:
+    """(N, L) widths -> (N, layers) microseconds before calibration."""
+    result = np.empty((len(widths), len(network.layers)))
+    for index, layer in enumerate(network.layers):
+        unique, inverse = np.unique(layer_dims(layer, widths), axis=0, return_inverse=True)
+        result[:, index] = models[layer.key].time_us(unique)[inverse.ravel()]
+    return result
+
+
+def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Network:
+    """Fit the overhead and the layers' scales to the latencies of the whole training networks.
+
+    Ridge regression towards "the sum of the layers and nothing else": a layer's scale moves by a few
+    percent only, and only if many networks say so (profiled nodes run a little slower, conversions
+    between layouts depend on the neighbours).
+    """
+    widths = np.array([record.widths for record in train], dtype=np.int64)
+    latency = np.array([record.latency_ms for record in train]) * 1e3
+    layers = layer_matrix(network, fitted.models, widths)
+    design = np.concatenate([np.ones((len(train), 1)), layers], axis=1)
+    target = latency - layers.sum(axis=1)
+    prior = np.concatenate([[(0.05 * np.median(latency)) ** -2], np.full(layers.shape[1], _SCALE_PRIOR**-2)])
+    row = 1 / (_SUM_ERROR * latency)
+    solution = np.zeros(design.shape[1])
+    for _ in range(6):
+        # Re-weighted: a network that the machine disturbed is slow, never fast, and must not bend the rest.
+        above = (target - design @ solution) * row
+        weighted = design * (row / np.maximum(1.0, above))[:, None]
+        right = weighted.T @ (target * (row / np.maximum(1.0, above)))
+        solution = np.linalg.solve(weighted.T @ weighted + np.diag(prior), right)
+    scales = np.clip(1 + solution[1:], 0.5, 2.0)
+    return replace(network, overhead_us=float(solution[0]), scales=tuple(float(scale) for scale in scales))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Prediction against measurement on networks that were not fitted.
+
+    Attributes:
+        networks, rounds: how many, and how often each was measured.
+        mape: mean absolute relative error.
+        within_5, within_10: share of networks predicted within 5% and 10%.
+        kendall: rank correlation.
+        bias: mean relative error.
+        noise_floor: mean relative difference of two halves of the rounds: what the machine itself repeats to.
+        kendall_floor: rank correlation of the two halves.
+        relative_error: root mean square relative error.
+    """
+
+    networks: int
+    rounds: int
+    mape: float
+    within_5: float
+    within_10: float
+    kendall: float
+    bias: float
+    noise_floor: float
+    kendall_floor: float
+    relative_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: round(value, 5) if isinstance(value, float) else value for name, value in vars(self).items()
+        }
+
+    def summary(self) -> str:
+        return (
+            f"{self.networks} held-out networks x {self.rounds} rounds: mean error {self.mape:.2%} "
+            f"(noise floor {self.noise_floor:.2%}), within 5% {self.within_5:.1%}, within 10% "
+            f"{self.within_10:.1%}, Kendall {self.kendall:.3f} (floor {self.kendall_floor:.3f})"
+        )
+
+
+def validate(predicted_ms: Floats, rounds_ms: Floats) -> Validation:
+    """Compare (N,) predictions with (N, R) measurements of R >= 2 rounds; a network's latency is its fastest.
+
+    Missing rounds, but the first two, are infinite. The noise floor is that of half as many rounds, so it overstates the noise of all of them a little.
+    """
+    from scipy.stats import kendalltau
+
+    measured = rounds_ms.min(axis=1)
+    first, second = rounds_ms[:, 0::2].min(axis=1), rounds_ms[:, 1::2].min(axis=1)
+    error = predicted_ms / measured - 1
+    return Validation(
+        networks=len(measured),
+        rounds=int(np.isfinite(rounds_ms).sum(axis=1).min()),
+        mape=float(np.abs(error).mean()),
+        within_5=float((np.abs(error) <= 0.05).mean()),
+        within_10=float((np.abs(error) <= 0.10).mean()),
+        kendall=_rank(kendalltau(predicted_ms, measured).statistic),
+        bias=float(error.mean()),
+        noise_floor=float((2 * np.abs(first - second) / (first + second)).mean()),
+        kendall_floor=_rank(kendalltau(first, second).statistic),
+        relative_error=float(np.sqrt((error**2).mean())),
+    )
+
+
+def held_out_rounds(records: Sequence[Record]) -> tuple[Int64, Floats]:
+    """Networks measured twice or more: (N, L) widths and (N, R) milliseconds, padded with infinity."""
+    by_widths: dict[tuple[int, ...], list[float]] = {}
+    for record in records:
+        by_widths.setdefault(record.widths, []).append(record.latency_ms)
+    kept = {widths: values for widths, values in by_widths.items() if len(values) >= 2}
+    if not kept:
+        return np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0))
+    rounds = max(map(len, kept.values()))
+    padded = [[*values, *[np.inf] * (rounds - len(values))] for values in kept.values()]
+    return np.array(list(kept), dtype=np.int64), np.array(padded)
+
+
+def _rank(value: float) -> float:
+    return 0.0 if np.isnan(value) else float(value)

@@ -1,0 +1,357 @@
+"""Build a latency table of a network on this machine within a time budget.
+
+Networks are measured one after another: corners first, then random ones, then those whose layers were
+measured least and predicted worst. Held-out networks, which are never fitted, and a reference network
+are measured in between, all the way through, so that a machine that drifts does so for all alike.
+Every measurement is on disk before the next starts (:mod:`bcnet_deploy.profiler.journal`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet_deploy.devices import DeviceProfile
+from bcnet_deploy.errors import TableError
+from bcnet_deploy.lut.entries import Entries
+from bcnet_deploy.lut.fit import Granularity
+from bcnet_deploy.lut.machine import describe_machine
+from bcnet_deploy.lut.network import Network
+from bcnet_deploy.lut.table import LatencyTable
+from bcnet_deploy.profiler.assemble import (
+    Validation,
+    calibrate,
+    fit_layers,
+    held_out_rounds,
+    layer_matrix,
+    validate,
+)
+from bcnet_deploy.profiler.journal import Journal, Record
+from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.measure import MakeRunner, Timing, measure
+from bcnet_deploy.profiler.narrow import NetworkMaker
+from bcnet_deploy.profiler.sampling import Novelty, held_out, next_network, structured
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcnet_deploy.space import WidthSpace
+
+Int64 = npt.NDArray[np.int64]
+
+_HELD_SHARE = 0.25
+_REFERENCE_EVERY = 25
+_MIN_TRAIN = 12
+_ONE_NETWORK_S = 0.10  # what the timed runs of one network should take, more or less
+_DISTURBED = 0.12
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a profile is: for a progress bar."""
+
+    done_s: float
+    budget_s: float
+    networks: int
+    note: str
+
+
+Report = Callable[[Progress], None]
+
+
+class Profiler:
+    """One profile of one network on one device.
+
+    Args:
+        model: the full network, in evaluation mode.
+        space: its width space.
+        device: the profile; its runtime is this machine's.
+        make_runner: makes inactive runners of serialised ONNX networks.
+        path: of the table; the journal lies beside it.
+        budget_s: seconds of everything: export, measurements, fits.
+        seed: of the sampled networks.
+        start: a table of the same device whose entries are taken over (layers seen in another model).
+        report: called after every measurement.
+        clock: seconds; replaced in tests.
+
+    Raises:
+        TableError, ExportError, EngineError, RunDirError: see :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WidthSpace,
+        device: DeviceProfile,
+        *,
+        make_runner: MakeRunner,
+        path: Path,
+        budget_s: float = 120.0,
+        seed: int = 0,
+        start: LatencyTable | None = None,
+        report: Report | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.space = space
+        self.device = device
+        self.make_runner = make_runner
+        self.path = path
+        self.budget_s = budget_s
+        self.seed = seed
+        self.start = start
+        self.report = report
+        self.clock = clock
+        self._began = clock()
+        self.network = Network.of_space(space, precision=device.precision, batch=device.batch)
+        self.granularity = granularity_of(device)
+        self.machine = describe_machine(device.runtime)
+        self.maker = NetworkMaker(model, space, batch=device.batch)
+        self.layer_map = LayerMap(self.maker.exported, space, self.network.layers)
+        rng = np.random.default_rng(seed)
+        self.image = rng.standard_normal((device.batch, *space.input_size)).astype(np.float32)
+        self.fit_seconds = 0.0
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path.with_name(self.path.stem + ".samples.jsonl")
+
+    def run(self) -> LatencyTable:
+        """Measure until the budget is used, fit, validate, save.
+
+        What an earlier, interrupted run has measured counts, and so does the time it took.
+
+        Raises:
+            EngineError: the runtime refuses a network.
+            RunDirError: the folder cannot be written; measurements made before are kept.
+            TableError: the budget is too small for the fewest networks that make a table.
+        """
+        journal = Journal(self.journal_path, self._identity())
+        spent = journal.seconds
+        try:
+            self._measure(journal, spent)
+        finally:
+            journal.close()
+        return self._table(journal, complete=True, save=True)
+
+    # -- measuring -----------------------------------------------------------------------------
+
+    def _measure(self, journal: Journal, spent: float) -> None:
+        rng = np.random.default_rng([self.seed, len(journal.records)])
+        corners = [tuple(row) for row in structured(self.space).tolist()]
+        trained = {record.widths for record in journal.of("train")}
+        timing = self._timing(journal)
+        novelty = Novelty(self.network.layers, self._known_dims())
+        for record in journal.of("train"):
+            novelty.add(np.array(record.widths))
+        held: list[tuple[int, ...]] = list(dict.fromkeys(record.widths for record in journal.of("held-out")))
+        saved_at = 0.0
+        while True:
+            left = self.budget_s - spent - (self.clock() - self._began) - self._reserve(journal)
+            trains, tests = journal.of("train"), journal.of("held-out")
+            if left <= 0 and len(trains) >= max(_MIN_TRAIN, len(corners)) and len(tests) >= 8:
+                break
+            todo = [corner for corner in corners if corner not in trained]
+            if todo:
+                record = self._one(journal, "train", todo[0], timing)
+            elif len(tests) < _HELD_SHARE * (len(trains) + len(tests)):
+                if not held:
+                    held = self._choose_held(journal, left, trained, rng)
+                record = self._one(journal, "held-out", held[len(tests) % len(held)], timing)
+            elif len(journal.records) % _REFERENCE_EVERY == 0:
+                record = self._one(journal, "reference", tuple(self.space.uniform(0.5).tolist()), timing)
+            else:
+                vector = next_network(self.space, novelty, trained | set(held), rng)
+                record = self._one(journal, "train", tuple(vector.tolist()), timing)
+            if record.role == "train":
+                if record.widths == corners[0] or len(trains) == 0:
+                    timing = self._timing(journal)
+                trained.add(record.widths)
+                novelty.add(np.array(record.widths))
+            done = spent + self.clock() - self._began
+            if done > saved_at + max(15.0, 0.2 * self.budget_s) and len(trained) >= _MIN_TRAIN:
+                # In between: something to use after a kill, and where the error is.
+                self._learn(novelty, journal)
+                saved_at = spent + self.clock() - self._began
+            self._tell(journal, done, "measuring")
+
+    def _one(self, journal: Journal, role: Any, widths: tuple[int, ...], timing: Timing) -> Record:
+        """Measure one network and write it down; once more if something disturbed it."""
+        started = self.clock()
+        network = self.maker(np.array(widths))
+        sample = measure(self.make_runner, network, self.layer_map, timing, self.image)
+        if (
+            role == "train"
+            and abs(sample.layers_us.sum() / 1e3 / sample.latency_ms - self._ratio(journal)) > _DISTURBED
+        ):
+            again = measure(self.make_runner, network, self.layer_map, timing, self.image)
+            sample = replace(
+                sample,
+                latency_ms=min(sample.latency_ms, again.latency_ms),
+                layers_us=np.minimum(sample.layers_us, again.layers_us),
+            )
+        record = Record(
+            role=role,
+            widths=tuple(int(width) for width in widths),
+            round=sum(other.widths == widths and other.role == role for other in journal.records),
+            latency_ms=round(sample.latency_ms, 6),
+            layers_us=tuple(round(float(value), 3) for value in sample.layers_us),
+            seconds=round(self.clock() - started, 4),
+        )
+        journal.add(record)
+        return record
+
+    @staticmethod
+    def _ratio(journal: Journal) -> float:
+        """The usual quotient of the layers' sum and the latency."""
+        recent = [record for record in journal.records[-40:] if record.layers_us]
+        if len(recent) < 5:
+            return 1.0
+        return float(np.median([sum(record.layers_us or ()) / 1e3 / record.latency_ms for record in recent]))
+
+    def _timing(self, journal: Journal) -> Timing:
+        """Fewer runs of slow networks: more networks teach more than more runs."""
+        trains = journal.of("train")
+        if not trains:
+            return Timing(warmup=2, profiled=6, plain=6)
+        typical = float(np.median([record.latency_ms for record in trains])) / 1e3
+        runs = int(np.clip(round(_ONE_NETWORK_S / 2 / typical), 4, 12))
+        return Timing(warmup=2, profiled=runs, plain=runs)
+
+    def _choose_held(
+        self, journal: Journal, left: float, trained: set[tuple[int, ...]], rng: np.random.Generator
+    ) -> list[tuple[int, ...]]:
+        """As many held-out networks as the budget can measure three to five times."""
+        cost = float(np.median([record.seconds for record in journal.records]))
+        measurements = _HELD_SHARE * max(left, 0.0) / max(cost, 1e-3)
+        rounds = int(np.clip(measurements // 12, 3, 5))
+        count = int(np.clip(measurements // rounds, 4, 60))
+        rows = held_out(self.space, count, trained, rng)
+        if not len(rows):
+            rows = held_out(self.space, count, set(), rng)  # a space so small that all of it was measured
+        return [tuple(row) for row in rows.tolist()]
+
+    def _known_dims(self) -> dict[str, Int64]:
+        return {key: entries.dims for key, entries in self._known().items()}
+
+    def _known(self) -> Mapping[str, Entries]:
+        return self.start.entries if self.start is not None else {}
+
+    def _reserve(self, journal: Journal) -> float:
+        """Seconds to keep for the last fit: as the last one, in proportion to the measurements."""
+        return max(1.0, 1.6 * self.fit_seconds) if self.fit_seconds else 0.05 * self.budget_s
+
+    def _learn(self, novelty: Novelty, journal: Journal) -> None:
+        started = self.clock()
+        table = self._table(journal, complete=False, save=True)
+        tests = journal.of("held-out")
+        if tests:
+            widths = np.array([record.widths for record in tests], dtype=np.int64)
+            predicted = layer_matrix(self.network, table.models, widths)  # type: ignore[arg-type]
+            novelty.learn(predicted, np.stack([record.layers() for record in tests]))
+        self.fit_seconds = self.clock() - started
+
+    def _tell(self, journal: Journal, done: float, note: str) -> None:
+        if self.report is not None:
+            self.report(Progress(done, self.budget_s, len(journal.records), note))
+
+    # -- the table -----------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "device": self.device.name,
+            "threads": self.device.threads,
+            "precision": self.device.precision,
+            "batch": self.device.batch,
+            "network": self.space.fingerprint,
+            "levels": [list(variable.choices) for variable in self.space.variables],
+            "seed": self.seed,
+            "cpu_model": self.machine["cpu_model"],
+            "gpu": self.machine["gpu"],
+            "runtime": self.machine["runtime"],
+            "runtime_version": self.machine["runtime_version"],
+        }
+
+    def _table(self, journal: Journal, *, complete: bool, save: bool) -> LatencyTable:
+        trains = journal.of("train")
+        if len(trains) < 3:
+            raise TableError(
+                f"{len(trains)} networks were measured, too few for a table; give a --budget of more than "
+                f"{self.budget_s:g} s"
+            )
+        fitted = fit_layers(self.network, trains, self.granularity, self._known())
+        network = calibrate(self.network, fitted, trains)
+        table = LatencyTable(
+            device=self.device.name,
+            source="measured",
+            precision=self.device.precision,
+            batch=self.device.batch,
+            granularity=self.granularity,
+            provenance=self._provenance(journal),
+            entries=fitted.entries,
+            models=dict(fitted.models),
+            networks=(network,),
+            complete=complete,
+        )
+        table = self._validated(table, journal)
+        if self.start is not None:
+            table = table.merged(without_networks_of(self.start, fitted.entries))
+        if save:
+            table.save(self.path)
+        return table
+
+    def _validated(self, table: LatencyTable, journal: Journal) -> LatencyTable:
+        widths, rounds = held_out_rounds(journal.of("held-out"))
+        if len(widths) < 3:
+            return replace(table, networks=(replace(table.network, relative_error=0.1),))
+        validation = validate(table.predict(widths), rounds)
+        network = replace(
+            table.network,
+            accuracy=validation.to_dict(),
+            relative_error=max(validation.relative_error, validation.noise_floor / 2),
+        )
+        provenance = {**table.provenance, "noise_floor": round(validation.noise_floor, 5)}
+        return replace(table, networks=(network,), provenance=provenance)
+
+    def _provenance(self, journal: Journal) -> dict[str, Any]:
+        references = np.array([record.latency_ms for record in journal.of("reference")])
+        return {
+            **self.machine,
+            "threads": self.device.threads,
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "budget_s": self.budget_s,
+            "measured_s": round(journal.seconds, 1),
+            "networks_measured": len({record.widths for record in journal.records}),
+            "measurements": len(journal.records),
+            "drift": round(float(np.ptp(references) / references.min()), 4) if len(references) > 1 else None,
+            "fast_export": self.maker.fast,
+        }
+
+
+def granularity_of(device: DeviceProfile) -> Granularity:
+    """How the device's runtime rounds channels; ORT's blocked layout wants counts divisible by four."""
+    block = int(device.channel_granularity[device.precision].value)
+    return Granularity(block, 4 if device.runtime == "onnxruntime" else block)
+
+
+def without_networks_of(table: LatencyTable, entries: Mapping[str, Entries]) -> LatencyTable:
+    """``table`` without the keys in ``entries``, which have its measurements already."""
+    return replace(
+        table,
+        entries={key: value for key, value in table.entries.items() if key not in entries},
+        models={key: value for key, value in table.models.items() if key not in entries},
+    )
+
+
+def validation_of(table: LatencyTable) -> Validation | None:
+    """The held-out validation of the table's network, if it has one."""
+    return Validation(**table.network.accuracy) if table.network.accuracy else None
+
+
+__all__ = ["Profiler", "Progress", "granularity_of", "validation_of"]
