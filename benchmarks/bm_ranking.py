@@ -28,8 +28,7 @@ import torch
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
-from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, load_data
-from bcnet_deploy.data.loader import plain_batches
+from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches, load_data
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 from bcnet_deploy.train.records import JsonLines, read_lines
@@ -110,12 +109,10 @@ def run_one(rule: str, seed: int, cost: float, size: int, splits: DataSplits, da
     outcome = trainer.run()
     print(f"{name}: trained, {outcome}", flush=True)
     sides = ("left", "right") if rule.startswith("bilateral") else ("left",)
-    train = plain_batches(
-        splits.train, splits, EVALUATION_BATCH, torch.device("cpu"), limit=RECALIBRATION_IMAGES
-    )
-    val = plain_batches(splits.val, splits, EVALUATION_BATCH, torch.device("cpu"), limit=HELD_OUT_IMAGES)
-    as_rows = [[(x.to(memory_format=torch.channels_last), y) for x, y in batches] for batches in (train, val)]
-    evaluator = SupernetEvaluator(supernet, as_rows[0], as_rows[1], sides=sides, amp="bf16")
+    device = torch.device("cpu")
+    train = PlainBatches(splits.train, splits, EVALUATION_BATCH, device, limit=RECALIBRATION_IMAGES)
+    val = PlainBatches(splits.val, splits, EVALUATION_BATCH, device, limit=HELD_OUT_IMAGES)
+    evaluator = SupernetEvaluator(supernet, train, val, sides=sides, amp="bf16")
     rows = score(evaluator, vectors(data), folder / "scores.jsonl", name)
     files.write_json(
         result,

@@ -1,7 +1,15 @@
 """Data sets by reference: ``digits``, a folder or tar archive of images, ``module:function``."""
 
 from bcnet_deploy.data.load import load_data
-from bcnet_deploy.data.loader import Augmentation, BatchLoader
+from bcnet_deploy.data.loader import Augmentation, BatchLoader, PlainBatches
 from bcnet_deploy.data.splits import DataSplits, ImageSet, MemoryImages
 
-__all__ = ["Augmentation", "BatchLoader", "DataSplits", "ImageSet", "MemoryImages", "load_data"]
+__all__ = [
+    "Augmentation",
+    "BatchLoader",
+    "DataSplits",
+    "ImageSet",
+    "MemoryImages",
+    "PlainBatches",
+    "load_data",
+]

@@ -1,0 +1,28 @@
+"""Supernet training, evaluation of width vectors, and training of the chosen network."""
+
+from bcnet_deploy.train.config import TrainConfig, recipe_names
+from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
+from bcnet_deploy.train.records import read_lines
+from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
+from bcnet_deploy.train.samplers import WidthGrid, WidthSampler, make_sampler
+from bcnet_deploy.train.supernet import SupernetResult, load_supernet, open_evaluator, train_supernet
+from bcnet_deploy.train.trainer import Trainer
+
+__all__ = [
+    "RetrainResult",
+    "SupernetEvaluator",
+    "SupernetResult",
+    "TrainConfig",
+    "Trainer",
+    "WidthGrid",
+    "WidthSampler",
+    "evaluate_network",
+    "load_result",
+    "load_supernet",
+    "make_sampler",
+    "open_evaluator",
+    "read_lines",
+    "recipe_names",
+    "retrain",
+    "train_supernet",
+]

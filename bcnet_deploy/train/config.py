@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from bcnet_deploy import files
 from bcnet_deploy.data.loader import AUGMENTATIONS
 from bcnet_deploy.errors import ConfigError, nearest
+from bcnet_deploy.resources import shipped
 from bcnet_deploy.train.samplers import RULES
 
 SCHEDULES = ("cosine", "step", "exponential", "constant")
@@ -149,26 +150,18 @@ class TrainConfig:
         return cls.from_dict(data, f"recipe {file}")
 
 
-def recipe_folders() -> list[Path]:
-    """Where shipped recipes are: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent.parent
-    return [
-        folder for folder in (package / "_data" / "configs", package.parent / "configs") if folder.is_dir()
-    ]
-
-
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted({file.stem for folder in recipe_folders() for file in folder.glob("*.yaml")})
+    return sorted(file.stem for file in shipped("configs").glob("*.yaml"))
 
 
 def find_recipe(path: str | Path) -> Path:
     """The file of a recipe's path or name. Raises :class:`ConfigError` listing the shipped names."""
     if Path(path).is_file():
         return Path(path)
-    for folder in recipe_folders():
-        if (folder / f"{path}.yaml").is_file():
-            return folder / f"{path}.yaml"
+    named = shipped("configs") / f"{path}.yaml"
+    if named.is_file():
+        return named
     names = recipe_names()
     raise ConfigError(
         f"no recipe {str(path)!r}{nearest(str(path), names)}; "

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bcnet_deploy.data import PlainBatches
 from bcnet_deploy.errors import EvaluationError
 from bcnet_deploy.nn import Supernet, recalibrate
 from bcnet_deploy.train.distributed import Ranks
@@ -21,13 +22,24 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 Floats = npt.NDArray[np.float64]
 
 
+def image_count(batches: Sequence[Batch]) -> int:
+    """Images over all the batches, without reading them where the batches know."""
+    if isinstance(batches, PlainBatches):
+        return batches.image_count
+    return sum(len(labels) for _, labels in batches)
+
+
+def _images_of(batch: torch.Tensor | Batch) -> torch.Tensor:
+    return batch if isinstance(batch, torch.Tensor) else batch[0]
+
+
 @torch.no_grad()
 def count_correct(
     network: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[Any] | None = None
 ) -> torch.Tensor:
     """(2,) on the device: number of right answers and summed cross-entropy; nothing waits for the device."""
     total = torch.zeros(2, dtype=torch.float64, device=batches[0][0].device)
-    for images, labels in batches:
+    for images, labels in batches:  # a sequence that is read lazily is read once
         with context or nullcontext():
             logits = network(images)
         logits = logits.float()
@@ -42,7 +54,7 @@ def evaluate_network(network: nn.Module, batches: Sequence[Batch]) -> tuple[floa
     Raises:
         EvaluationError: there are no batches.
     """
-    count = sum(len(labels) for _, labels in batches)
+    count = image_count(batches)
     if not count:
         raise EvaluationError("evaluation needs at least one image; given: none")
     training = network.training
@@ -90,11 +102,9 @@ class SupernetEvaluator:
                 f"given: {len(train_batches)} and {len(val_batches)}"
             )
         self.supernet = supernet
-        self.train_images = [
-            batch if isinstance(batch, torch.Tensor) else batch[0] for batch in train_batches
-        ]
-        self.val_batches = list(val_batches)
-        self.val_count = sum(len(labels) for _, labels in self.val_batches)
+        self.train_batches = train_batches
+        self.val_batches = val_batches
+        self.val_count = image_count(val_batches)
         self.side_names = tuple(sides)
         self.ranks = ranks or Ranks()
         self._amp = amp
@@ -146,7 +156,7 @@ class SupernetEvaluator:
     def _run(self, widths: tuple[int, ...], side: str) -> torch.Tensor:
         self.supernet.set_active(np.array(widths, dtype=np.int64), side)
         with self._context():
-            recalibrate(self.supernet, self.train_images)
+            recalibrate(self.supernet, map(_images_of, self.train_batches))
         self.supernet.eval()
         return count_correct(self.supernet, self.val_batches, self._context())
 

@@ -1,0 +1,211 @@
+"""Training a chosen width vector as a plain network: the final figures come from here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from bcnet_deploy import files
+from bcnet_deploy.data import DataSplits, PlainBatches
+from bcnet_deploy.errors import CheckpointError
+from bcnet_deploy.nn import Supernet, recalibrate, save_subnet
+from bcnet_deploy.rundir import ModelRef
+from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.train.config import TrainConfig
+from bcnet_deploy.train.distributed import pick_device, process_group
+from bcnet_deploy.train.evaluate import evaluate_network
+from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader
+from bcnet_deploy.train.trainer import Progress, Trainer
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """A finished network.
+
+    Attributes:
+        widths: (L,) by variable.
+        test_top1, test_loss: percent and cross-entropy on the test images, looked at once; None where the
+            data has no test split.
+        val_top1: percent on the held-out images.
+        inherited: whether training started from the supernet's weights.
+    """
+
+    widths: tuple[int, ...]
+    macs: int
+    params: int
+    val_top1: float
+    test_top1: float | None
+    test_loss: float | None
+    test_images: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    inherited: bool
+
+
+def retrain(
+    model: nn.Module,
+    space: WidthSpace,
+    widths: npt.ArrayLike,
+    splits: DataSplits,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    model_ref: ModelRef | dict[str, Any],
+    inherited: Supernet | None = None,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> RetrainResult:
+    """Train the network of ``widths``, or go on with it, and take its final accuracy.
+
+    Args:
+        model: the full model of ``space``; not changed.
+        widths: (L,).
+        splits: the test images are opened when training has ended, not before.
+        config: settings; those of supernets are ignored.
+        folder: gets ``weights.safetensors``, ``subnet.yaml``, ``curves.jsonl``, ``result.json``.
+        model_ref: how to build the full model again, for ``subnet.yaml``.
+        inherited: start from this supernet's left slice; default: newly drawn weights.
+        teacher: network whose outputs half of the loss follows (knowledge distillation).
+        seed: of initial weights, order and crops.
+        device: default: the GPU where there is one.
+        fresh: start anew even where there is a checkpoint or result.
+        progress: told the share done and a note.
+
+    Raises:
+        WidthError: the widths are not in the space.
+        TrainingError, CheckpointError, DataError: see :class:`Trainer`.
+    """
+    device = device or pick_device()
+    check_fit(splits, space)
+    row = space.check(widths)[0]
+    identity = {
+        "space": space.fingerprint, "widths": row.tolist(), "inherited": inherited is not None,
+        "teacher": teacher is not None, "seed": seed, "data": splits.name,
+    }  # fmt: skip
+    digest = _digest(identity, config)
+    if not fresh and (finished := _finished(folder, digest)) is not None:
+        return finished
+    network = inherited.extract(row) if inherited is not None else space.extract(model, row)
+    if inherited is None:
+        reinitialise(network, torch.Generator().manual_seed(seed))
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+    val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=config.channels_last)
+
+    def held_out(current: nn.Module) -> dict[str, float]:
+        top1, loss = evaluate_network(current, val)
+        return {"val_top1": top1, "val_loss": loss}
+
+    with process_group(device) as ranks:
+        trainer = Trainer(
+            network, make_loader(splits, config, device, seed, ranks), config, folder, identity=identity,
+            seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out if ranks.first else None,
+            progress=progress, resume=not fresh,
+        )  # fmt: skip
+        outcome = trainer.run()
+        with trainer.averaged():
+            if config.ema_decay:
+                train = PlainBatches(
+                    splits.train, splits, config.batch_size, device,
+                    limit=RECALIBRATION_BATCHES * config.batch_size, channels_last=config.channels_last,
+                )  # fmt: skip
+                recalibrate(network, (images for images, _ in train))
+            val_top1, _ = evaluate_network(network, val)
+            test = _test(network, splits, config, device)
+            result = RetrainResult(
+                tuple(row.tolist()), int(space.macs(row)[0]), int(space.params(row)[0]), val_top1, *test,
+                outcome.steps, round(outcome.seconds, 2), round(outcome.images_per_second, 1),
+                inherited is not None,
+            )  # fmt: skip
+            if ranks.first:
+                extra = {
+                    "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
+                    "data": splits.name, "test_top1": result.test_top1, "val_top1": val_top1, "seed": seed,
+                }  # fmt: skip
+                clean = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                save_subnet(folder, clean, row, space, model_ref, extra)
+                files.write_json(
+                    folder / RESULT, {**asdict(result), "digest": digest, "config": config.to_dict()}
+                )
+        ranks.barrier()
+    return result
+
+
+def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw new weights, as for a network built with these widths.
+
+    Convolutions: normal with variance 2 / fan-out (He et al., 2015); linear layers: uniform within
+    1 / sqrt(fan-in); norms: 1 and 0, statistics reset. Parameters of other modules are kept: they are
+    slices of the full model's initial ones.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                weight = module.weight
+                # Per group, outputs each input feeds, times the kernel's positions.
+                fan_out = weight.shape[0] // module.groups * math.prod(weight.shape[2:])
+                weight.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                module.weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.modules.batchnorm._NormBase):
+                module.reset_parameters()
+
+
+def load_result(folder: Path) -> RetrainResult:
+    """What ``result.json`` of a finished retraining says. Raises :class:`CheckpointError`."""
+    data = files.read_json(folder / RESULT, CheckpointError, "retraining result")
+    try:
+        known = {key: data[key] for key in RetrainResult.__dataclass_fields__}
+        return RetrainResult(**{**known, "widths": tuple(known["widths"])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / RESULT} is damaged: {error!r}; run 'bcnet-deploy retrain' again"
+        ) from error
+
+
+def _test(
+    network: nn.Module, splits: DataSplits, config: TrainConfig, device: torch.device
+) -> tuple[float | None, float | None, int]:
+    images = splits.open_test()
+    if images is None:
+        return None, None, 0
+    batches = PlainBatches(images, splits, 2 * config.batch_size, device, channels_last=config.channels_last)
+    top1, loss = evaluate_network(network, batches)
+    return top1, loss, batches.image_count
+
+
+def _digest(identity: dict[str, Any], config: TrainConfig) -> str:
+    text = json.dumps([identity, config.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _finished(folder: Path, digest: str) -> RetrainResult | None:
+    """The result in ``folder`` if it is of the same network, data and settings."""
+    if not (folder / RESULT).exists():
+        return None
+    data = files.read_json(folder / RESULT, CheckpointError, "retraining result")
+    if not isinstance(data, dict) or data.get("digest") != digest:
+        return None
+    return load_result(folder)
+
+
+__all__ = ["RetrainResult", "load_result", "reinitialise", "retrain"]

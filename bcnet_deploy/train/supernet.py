@@ -1,0 +1,230 @@
+"""Training a supernet in a folder, loading it again, and an evaluator for what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bcnet_deploy import files
+from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
+from bcnet_deploy.errors import CheckpointError, DataError, MissingStepError
+from bcnet_deploy.nn import Supernet
+from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.train.config import TrainConfig
+from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
+from bcnet_deploy.train.evaluate import SupernetEvaluator
+from bcnet_deploy.train.samplers import SIDES, WidthGrid, make_sampler
+from bcnet_deploy.train.trainer import Progress, Trainer
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
+RECALIBRATION_BATCHES = 20
+
+
+@dataclass(frozen=True)
+class SupernetResult:
+    """A finished supernet training.
+
+    Attributes:
+        steps, cost, seconds, loss: see :class:`bcnet_deploy.train.trainer.TrainOutcome`.
+        val_top1: percent on held-out data of the ``full``, ``half`` and ``narrowest`` widths.
+    """
+
+    steps: int
+    cost: float
+    seconds: float
+    loss: float
+    images_per_second: float
+    val_top1: dict[str, float]
+
+
+def train_supernet(
+    supernet: Supernet,
+    splits: DataSplits,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> SupernetResult:
+    """Train a supernet, or go on with it; under torchrun on all the processes together.
+
+    Args:
+        supernet: initial weights; moved to the device and trained in place.
+        splits: training and held-out images; test images are not touched.
+        config: settings.
+        folder: gets checkpoint, ``records.jsonl``, ``curves.jsonl``, and at the end the weights.
+        seed: of widths, order and crops.
+        device: default: the GPU where there is one.
+        fresh: start anew even where there is a checkpoint.
+        progress: told the share done and a note.
+
+    Raises:
+        TrainingError, CheckpointError, DataError, ConfigError: see :class:`Trainer` and
+            :class:`bcnet_deploy.data.BatchLoader`.
+    """
+    device = device or pick_device()
+    space = supernet.space
+    check_fit(splits, space)
+    with process_group(device) as ranks:
+        grid = WidthGrid.create([variable.choices for variable in space.variables], supernet.max_channels)
+        sampler = make_sampler(
+            config.rule, grid, np.random.default_rng([seed, 1]), complementary=config.complementary,
+            distillation=config.distillation, random_paths=config.random_paths,
+        )  # fmt: skip
+        trainer = Trainer(
+            supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=sampler,
+            identity={"space": space.fingerprint, "min_level": space.min_level, "levels": space.levels},
+            seed=seed, ranks=ranks, progress=progress, resume=not fresh,
+        )  # fmt: skip
+        outcome = trainer.run()
+        with trainer.averaged():
+            evaluator = make_evaluator(supernet, splits, config, device=device, ranks=ranks, limit=2000)
+            points = {"full": space.full, "half": space.uniform(0.5), "narrowest": space.narrowest}
+            top1 = evaluator(np.stack(list(points.values()))).tolist()
+            result = SupernetResult(
+                outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
+                round(outcome.images_per_second, 1), dict(zip(points, top1, strict=True)),
+            )  # fmt: skip
+            if ranks.first:
+                _save(supernet, splits, config, seed, folder, result)
+        ranks.barrier()
+    return result
+
+
+def check_fit(splits: DataSplits, space: WidthSpace) -> None:
+    """Raise :class:`DataError` if the images are not of the space's size."""
+    if tuple(splits.input_size) != tuple(space.input_size):
+        raise DataError(
+            f"{splits.name} was loaded at size {splits.input_size}, the width space is for "
+            f"{tuple(space.input_size)}; load the data at that size"
+        )
+
+
+def make_loader(
+    splits: DataSplits, config: TrainConfig, device: torch.device, seed: int, ranks: Ranks
+) -> BatchLoader:
+    """This rank's training batches."""
+    return BatchLoader(
+        splits.train, config.batch_size, Augmentation(config.augment, splits.mean, splits.std), device,
+        seed=seed, rank=ranks.rank, world=ranks.world, workers=config.workers,
+    )  # fmt: skip
+
+
+def make_evaluator(
+    supernet: Supernet,
+    splits: DataSplits,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    limit: int | None = None,
+    amp: str = "off",
+    progress: Callable[[int, int], None] | None = None,
+) -> SupernetEvaluator:
+    """An evaluator on the held-out images, recalibrating on about 20 batches of training images.
+
+    Both sides count where the supernet was trained on both, the left alone otherwise.
+    """
+    batch = config.batch_size
+    train = PlainBatches(splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES)
+    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit)
+    sides = SIDES if config.rule == "bilateral" else ("left",)
+    return SupernetEvaluator(supernet, train, val, sides=sides, amp=amp, ranks=ranks, progress=progress)
+
+
+def load_supernet(run_dir: RunDir | str | Path, supernet: Supernet | None = None) -> Supernet:
+    """The trained supernet of a run directory, on the CPU.
+
+    Args:
+        run_dir: after ``bcnet-deploy train``.
+        supernet: to load into; built from the run's model reference by default.
+
+    Raises:
+        MissingStepError: nothing was trained here, or training has not finished.
+        CheckpointError: the weights are damaged or of another space.
+    """
+    run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
+    info = supernet_info(run)
+    if supernet is None:
+        from bcnet_deploy.models import build_model
+
+        ref = run.load().model
+        model = build_model(ref.name, num_classes=ref.num_classes)
+        supernet = Supernet(model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level))
+    if info["space"] != supernet.space.fingerprint:
+        raise CheckpointError(
+            f"the supernet in {run.train} is of space {info['space']}, this model's is "
+            f"{supernet.space.fingerprint}; train again or use the run directory it belongs to"
+        )
+    try:
+        supernet.load_state_dict(load_file(str(run.train / WEIGHTS)))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"cannot load {run.train / WEIGHTS}: {reason}; train again") from error
+    return supernet
+
+
+def supernet_info(run: RunDir) -> dict[str, Any]:
+    """The description of the trained supernet. Raises as :func:`load_supernet`."""
+    if not (run.train / DESCRIPTION).exists():
+        begun = (run.train / "checkpoint.safetensors").exists()
+        state = "training has not finished" if begun else "no supernet has been trained"
+        raise MissingStepError(f"{state} in {run.path}; run 'bcnet-deploy train'")
+    info = files.read_json(run.train / DESCRIPTION, CheckpointError, "supernet description")
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise CheckpointError(f"{run.train / DESCRIPTION} is not of format {FORMAT}; train again")
+    return info
+
+
+def open_evaluator(
+    run_dir: RunDir | str | Path,
+    *,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SupernetEvaluator:
+    """The evaluator of a run directory's trained supernet, on the run's data: what a search needs.
+
+    Raises:
+        MissingStepError, CheckpointError, DataError: see :func:`load_supernet` and
+            :func:`bcnet_deploy.data.load_data`.
+    """
+    from bcnet_deploy.data import load_data
+
+    run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
+    info = supernet_info(run)
+    device = device or pick_device()
+    supernet = load_supernet(run).to(device)
+    splits = load_data(run.load().data, supernet.space.input_size)
+    config = TrainConfig.from_dict(info["config"])
+    return make_evaluator(supernet, splits, config, device=device, limit=limit, progress=progress)
+
+
+def _save(
+    supernet: Supernet,
+    splits: DataSplits,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    result: SupernetResult,
+) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
+    with files.replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, str(temporary))
+    description = {
+        "format": FORMAT, "space": supernet.space.fingerprint, "levels": supernet.space.levels,
+        "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
+        "std": list(splits.std), "seed": seed, "config": config.to_dict(), "result": asdict(result),
+    }  # fmt: skip
+    files.write_json(folder / DESCRIPTION, description)
