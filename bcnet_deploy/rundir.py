@@ -28,7 +28,7 @@ class ModelRef:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelRef:
         """Raises :class:`RunDirError` naming an unknown or missing key."""
-        known = {name for name in cls.__dataclass_fields__}
+        known = set(cls.__dataclass_fields__)
         if not isinstance(data, dict) or "name" not in data or set(data) - known:
             raise RunDirError(
                 f"a model reference has the keys {sorted(known)} ('name' required); given: {data!r}"

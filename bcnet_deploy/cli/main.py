@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import click
@@ -12,8 +11,8 @@ import bcnet_deploy
 from bcnet_deploy.errors import BCNetError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "run": ("bcnet_deploy.cli.run", "Everything, end to end: profile, train, search, retrain, export, bench, report."),
-    "inspect": ("bcnet_deploy.cli.inspect", "Show a model's width variables, layers, costs and what is frozen."),
+    "run": ("bcnet_deploy.cli.run", "The whole flow, from latency table to report."),
+    "inspect": ("bcnet_deploy.cli.inspect", "Show a model's width variables, costs and frozen parts."),
     "devices": ("bcnet_deploy.cli.devices", "List the device profiles."),
     "doctor": ("bcnet_deploy.cli.doctor", "Show what this machine can run."),
     "profile": ("bcnet_deploy.cli.profile", "Build the latency table of a device."),
@@ -77,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
-from bcnet_deploy.space.patching import patched, tensor_places
+from bcnet_deploy.space.patching import TensorPlace, patched, tensor_places
 
 TRACE_BATCH = 2
 """Batch size of the trace: not 1, which many operators treat apart."""
@@ -232,7 +232,7 @@ def run_trace(
     shapes = shapes or {}
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(trace, stack)
-    replaced = []
+    replaced: list[tuple[TensorPlace, torch.Tensor]] = []
     with fake_mode:
         for name, places in tensor_places(model).items():
             real = places[0].table[places[0].key]
@@ -289,12 +289,13 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
         name = type(model).__name__
         if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
             raise UnsupportedModelError(
-                f"{name} decides by the values of a tensor, so its layers differ from input to input: {where}; "
-                "make the decision depend on shapes or on the training flag only"
+                f"{name} decides by the values of a tensor, so its layers differ from input to input: "
+                f"{where}; make the decision depend on shapes or on the training flag only"
             ) from cause
         if isinstance(cause, (TypeError, AttributeError, NotImplementedError, KeyError)):
             raise UnsupportedModelError(
-                f"{name} cannot run on one image tensor ({type(cause).__name__}: {_first_line(cause)}) at {where}"
+                f"{name} cannot run on one image tensor "
+                f"({type(cause).__name__}: {_first_line(cause)}) at {where}"
             ) from cause
         size = "x".join(map(str, input_size))
         raise InputSizeError(

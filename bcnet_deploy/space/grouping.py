@@ -134,7 +134,9 @@ class Grouper:
         return Grouping(
             variables=variables,
             slices={
-                name: tuple(self.segments(layout, size) for layout, size in zip(dims, value.shape, strict=True))
+                name: tuple(
+                    self.segments(layout, size) for layout, size in zip(dims, value.shape, strict=True)
+                )
                 for name, value in self.trace.parameters.items()
                 for dims in (self.layouts.of(value),)
             },
@@ -284,7 +286,8 @@ class Grouper:
         weight: Value | None = None
         facts: dict[str, Extent] = {}
         attrs: dict[str, object] = {}
-        coefficient, factors = 0, ()
+        coefficient = 0
+        factors: tuple[Extent, ...] = ()
         if call.op == "convolution":
             weight = call.args[1]
             kind, attrs, facts, coefficient, factors = self._convolution(call)
@@ -326,10 +329,8 @@ class Grouper:
         layout = self.layouts.attributes.get((call.module, "groups"))
         kept = self.extent(layout) if groups > 1 and layout is not None else constant(groups)
         positions = x.shape if transposed else out.shape
-        coefficient = (
-            positions[0] // TRACE_BATCH * math.prod(positions[2:]) * math.prod(weight.shape[2:])
-        )
-        attrs = {
+        coefficient = positions[0] // TRACE_BATCH * math.prod(positions[2:]) * math.prod(weight.shape[2:])
+        attrs: dict[str, object] = {
             "kernel": tuple(weight.shape[2:]),
             "stride": tuple(call.args[3]),
             "padding": tuple(call.args[4]),

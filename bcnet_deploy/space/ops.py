@@ -12,7 +12,9 @@ from bcnet_deploy.space.extent import Extent, Units
 
 Int64 = npt.NDArray[np.int64]
 
-VIEW_KINDS = frozenset({"view", "permute", "transpose", "expand", "slice", "split", "select", "squeeze", "detach"})
+VIEW_KINDS = frozenset(
+    {"view", "permute", "transpose", "expand", "slice", "split", "select", "squeeze", "detach"}
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ class Op:
     def from_dict(cls, data: dict[str, Any]) -> Op:
         coefficient, factors = data.get("macs", (0, ()))
         extents = {
-            key: Extent.from_list(data[key]) for key in ("in_channels", "out_channels", "groups") if key in data
+            key: Extent.from_list(data[key])
+            for key in ("in_channels", "out_channels", "groups")
+            if key in data
         }
         return cls(
             name=data["name"],

@@ -7,8 +7,7 @@ depend on widths (batch, height, width) carry ``None``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -241,13 +240,13 @@ def group_norm(layouts: Layouts, call: Call) -> None:
 
 
 def matmul(layouts: Layouts, call: Call) -> None:
-    """mm, addmm: (m, k) x (k, n)."""
-    left, right = (call.args[1], call.args[2]) if call.op == "addmm" else call.args[:2]
+    """Products with a weight: (..., m, k) x (..., k, n); the weight's leading dimensions are broadcast."""
+    left, right = (call.args[1], call.args[2]) if call.op in ("addmm", "baddbmm") else call.args[:2]
     a, b = layouts.of(left), layouts.of(right)
     reason = where(call)
     meet(layouts, a[-1], b[-2], "the image" if a[-1] is None else reason)
-    out: Dims = [a[-2], b[-1]]
-    if call.op == "addmm":
+    out: Dims = [*a[:-1], b[-1]]
+    if call.op in ("addmm", "baddbmm"):
         bias = call.args[0]
         own = layouts.of(bias)
         for layout, size, target, full in zip(
@@ -261,6 +260,10 @@ def matmul(layouts: Layouts, call: Call) -> None:
 
 def batched_matmul(layouts: Layouts, call: Call) -> None:
     """Products of two activations (attention): the code around them fixes the sizes of heads."""
+    right = call.args[2] if call.op == "baddbmm" else call.args[1]
+    if (right.base or right).parameter is not None:
+        matmul(layouts, call)
+        return
     for value in call.inputs:
         _freeze_value(layouts, value, f"{where(call)} multiplies activations with one another (attention)")
     layouts.set(call.outputs[0], [None] * len(call.outputs[0].shape))
@@ -339,7 +342,7 @@ def pixel_unshuffle(layouts: Layouts, call: Call) -> None:
 def reduction(layouts: Layouts, call: Call) -> None:
     x = call.inputs[0]
     dims = layouts.of(x)
-    axes = next(
+    axes: Iterable[int] | None = next(
         (a for a in call.args[1:] if isinstance(a, (list, tuple)) and all(isinstance(i, int) for i in a)),
         None,
     )
@@ -389,7 +392,7 @@ def expand(layouts: Layouts, call: Call) -> None:
 
 def repeat(layouts: Layouts, call: Call) -> None:
     x, output, times = call.args[0], call.outputs[0], call.args[1]
-    dims: Dims = [None] * (len(output.shape) - len(x.shape)) + list(layouts.of(x))
+    dims: Dims = [*[None] * (len(output.shape) - len(x.shape)), *layouts.of(x)]
     layouts.set(
         output,
         [
@@ -609,51 +612,53 @@ def nothing(layouts: Layouts, call: Call) -> None:
 Rule = Callable[[Layouts, Call], None]
 
 
-def _table() -> dict[str, Rule]:
-    families: list[tuple[Rule, str]] = [
-        (pointwise, "copy clone _to_copy detach alias dropout fill where zeros_like ones_like empty_like full_like "
-         "rand_like randn_like bernoulli lift_fresh _prelu_kernel native_dropout uniform normal zero "
-         # Element-wise, though not all of them carry PyTorch's tag.
-         "hardswish hardsigmoid hardtanh mish silu gelu elu celu selu softplus leaky_relu rrelu_with_noise threshold "
-         "log_sigmoid_forward softshrink hardshrink relu relu6 clamp addcmul addcdiv lerp _fused_dropout"),
-        (same_as_first, "_softmax _log_softmax softmax log_softmax cumsum sort"),
-        (created, "zeros ones empty full rand randn arange scalar_tensor new_zeros new_ones new_empty new_full "
-         "empty_strided new_empty_strided"),
-        (convolution, "convolution"),
-        (batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-         "_batch_norm_with_update _batch_norm_no_update cudnn_batch_norm"),
-        (layer_norm, "native_layer_norm"),
-        (group_norm, "native_group_norm"),
-        (matmul, "mm addmm"),
-        (batched_matmul, "bmm baddbmm"),
-        (linear, "linear"),
-        (spatial, "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d "
-         "upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa "
-         "_upsample_bicubic2d_aa reflection_pad2d replication_pad2d max_pool2d adaptive_avg_pool2d "
-         "fractional_max_pool2d"),
-        (constant_pad, "constant_pad_nd"),
-        (pixel_shuffle, "pixel_shuffle"),
-        (pixel_unshuffle, "pixel_unshuffle"),
-        (reduction, "mean sum amax amin max min var std var_mean std_mean argmax argmin prod norm linalg_vector_norm "
-         "logsumexp any all"),
-        (permute, "permute transpose t"),
-        (expand, "expand"),
-        (repeat, "repeat"),
-        (view, "view _unsafe_view reshape _reshape_alias unsqueeze unflatten flatten"),
-        (squeeze, "squeeze"),
-        (cat, "cat"),
-        (stack, "stack"),
-        (split, "split split_with_sizes chunk"),
-        (slice_, "slice"),
-        (select, "select unbind"),
-        (flip_or_roll, "flip roll"),
-        (glu, "glu"),
-        (as_strided, "as_strided"),
-    ]  # fmt: skip
-    return {name: rule for rule, names in families for name in names.split()}
-
-
-_RULES = _table()
+_NAMES: dict[Rule, str] = {
+    # Beside what is element-wise by nature: activations that do not carry PyTorch's tag.
+    pointwise: """
+        copy clone _to_copy detach alias dropout fill where zeros_like ones_like empty_like full_like
+        rand_like randn_like bernoulli lift_fresh _prelu_kernel native_dropout uniform normal zero
+        hardswish hardsigmoid hardtanh mish silu gelu elu celu selu softplus leaky_relu
+        rrelu_with_noise threshold log_sigmoid_forward softshrink hardshrink relu relu6 clamp addcmul
+        addcdiv lerp _fused_dropout""",
+    same_as_first: "_softmax _log_softmax softmax log_softmax cumsum",
+    created: """
+        zeros ones empty full rand randn arange scalar_tensor new_zeros new_ones new_empty new_full
+        empty_strided new_empty_strided""",
+    convolution: "convolution",
+    batch_norm: """
+        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+        _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm""",
+    layer_norm: "native_layer_norm",
+    group_norm: "native_group_norm",
+    matmul: "mm addmm",
+    batched_matmul: "bmm baddbmm",
+    linear: "linear",
+    spatial: """
+        max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
+        upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
+        _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d max_pool2d
+        adaptive_avg_pool2d fractional_max_pool2d""",
+    constant_pad: "constant_pad_nd",
+    pixel_shuffle: "pixel_shuffle",
+    pixel_unshuffle: "pixel_unshuffle",
+    reduction: """
+        mean sum amax amin max min var std var_mean std_mean argmax argmin prod norm
+        linalg_vector_norm logsumexp any all""",
+    permute: "permute transpose t",
+    expand: "expand",
+    repeat: "repeat",
+    view: "view _unsafe_view reshape _reshape_alias unsqueeze unflatten flatten",
+    squeeze: "squeeze",
+    cat: "cat",
+    stack: "stack",
+    split: "split split_with_sizes chunk",
+    slice_: "slice",
+    select: "select unbind",
+    flip_or_roll: "flip roll",
+    glu: "glu",
+    as_strided: "as_strided",
+}
+_RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
 
 
 def rule_for(call: Call) -> Rule:

@@ -130,7 +130,9 @@ def extract(
     return _rebuilt(space, model, units, sliced)
 
 
-def resized(space: WidthSpace, model: nn.Module, units: Sequence[int], generator: torch.Generator) -> nn.Module:
+def resized(
+    space: WidthSpace, model: nn.Module, units: Sequence[int], generator: torch.Generator
+) -> nn.Module:
     """A copy of ``model`` with other, also larger, widths.
 
     Added channels draw their values from the same tensor (so they have its distribution, but not

@@ -28,6 +28,7 @@ def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0
             it would be a defect, and a wrong slice is worse than a refusal).
     """
     grouping = grouper.group()
+    reason = "no trial was made"
     for _ in range(len(grouping.variables) + 2):
         failure = _first_failure(model, grouper, grouping, rounds, np.random.default_rng(seed))
         if failure is None:
@@ -41,7 +42,7 @@ def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0
                 "make its forward take sizes from its tensors"
             )
         grouping = grouper.group()
-    raise UnsupportedModelError(f"no width of {type(model).__name__} can change: {failure[1]}")
+    raise UnsupportedModelError(f"no width of {type(model).__name__} can change: {reason}")
 
 
 Failure = tuple[Call | None, str, list[int]]
@@ -71,7 +72,8 @@ def _try(
     units: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
 ) -> Failure | None:
     shapes = {
-        name: tuple(kept_positions(segments, units) for segments in dims) for name, dims in grouping.slices.items()
+        name: tuple(kept_positions(segments, units) for segments in dims)
+        for name, dims in grouping.slices.items()
     }
     modules = dict(model.named_modules())
     attributes = [
@@ -79,12 +81,11 @@ def _try(
     ]
     training = expected is grouper.training_trace
     try:
-        actual = run_trace(
-            model, grouper.input_size, training=training, shapes=shapes, attributes=attributes
-        )
+        actual = run_trace(model, grouper.input_size, training=training, shapes=shapes, attributes=attributes)
     except CallError as error:
-        position = len(error.trace.calls)
-        call = expected.calls[position] if position < len(expected.calls) else None
+        calls = _significant(expected)
+        position = len(_significant(error.trace))
+        call = calls[position] if position < len(calls) else None
         mismatch = _mismatch(grouper, expected, error.trace, units)
         if mismatch is not None:
             return mismatch[0], mismatch[1], units.tolist()
@@ -97,14 +98,23 @@ def _try(
 def _mismatch(
     grouper: Grouper, expected: Trace, actual: Trace, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 ) -> tuple[Call, str] | None:
-    for ours, theirs in zip(expected.calls, actual.calls, strict=False):
-        if ours.op != theirs.op:
+    for ours, theirs in zip(_significant(expected), _significant(actual), strict=False):
+        if _SAME_AS.get(ours.op, ours.op) != _SAME_AS.get(theirs.op, theirs.op):
             return ours, f"{ours.module or 'the model'} takes another path at other widths"
         for a, b in zip(ours.outputs, theirs.outputs, strict=True):
             predicted = tuple(_sizes(grouper, a, units))
             if predicted != b.shape:
                 return ours, f"{ours.op} in {ours.module or 'the model'} has a size fixed in the code"
     return None
+
+
+_MEMORY_ONLY = frozenset({"clone", "alias", "detach", "as_strided"})
+_SAME_AS = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view"}
+
+
+def _significant(trace: Trace) -> list[Call]:
+    """Calls that compute: whether a reshape copies depends on strides, which depend on widths."""
+    return [call for call in trace.calls if call.outputs and call.op not in _MEMORY_ONLY]
 
 
 def _sizes(

@@ -137,9 +137,11 @@ class WidthSpace:
             raise WidthError(
                 f"a width vector of {self.model_name} has {count} widths; given: shape {np.shape(widths)}"
             )
-        if array.dtype.kind not in "iu":
-            if array.dtype.kind != "f" or not np.array_equal(array, np.round(array)):
-                raise WidthError(f"widths are whole numbers of channels; given: {array.dtype} {array[:1]}")
+        whole = array.dtype.kind in "iu" or (
+            array.dtype.kind == "f" and np.array_equal(array, np.round(array))
+        )
+        if not whole:
+            raise WidthError(f"widths are whole numbers of channels; given: {array.dtype} {array[:1]}")
         array = array.astype(np.int64)
         bad = (array < 1) | (array > self.full) | (array % self._steps != 0)
         if bad.any():

@@ -1,0 +1,188 @@
+"""The supernet against extracted networks, and against channel counts in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import bcnet_deploy as bd
+from bcnet_deploy.nn import recalibrate
+from tests.space import cases
+from tests.space.test_operators import SIZE, network
+
+ALL = {**cases.IDENTITY, "Shuffled": cases.Shuffled}
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize("training", [False, True])
+def test_slices_equal_the_extracted_network(name: str, training: bool) -> None:
+    model = network(ALL[name])
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    supernet = bd.Supernet(model, space).train(training)
+    x = torch.randn(3, *SIZE, dtype=torch.float64)
+    for widths in space.random(2, np.random.default_rng(3)):
+        for side in ("left", "right"):
+            subnet = space.extract(model, widths, side).train(training)
+            supernet.set_active(widths, side)
+            torch.testing.assert_close(supernet(x), subnet(x), rtol=0, atol=1e-10)
+            # Running statistics too land where the slice is, and nowhere else.
+            again = space.extract(model, widths, side)
+            for (key, ours), theirs in zip(
+                again.state_dict().items(), subnet.state_dict().values(), strict=True
+            ):
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("name", ["Dense", "Grouped", "Residual", "Functional"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_gradients_land_in_the_slice_only(name: str, side: str) -> None:
+    model = network(ALL[name])
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    supernet = bd.Supernet(model, space)
+    widths = space.uniform(0.5)
+    subnet = space.extract(model, widths, side)
+    x = torch.randn(3, *SIZE, dtype=torch.float64)
+    supernet.set_active(widths, side)
+    supernet(x).square().sum().backward()
+    subnet(x).square().sum().backward()
+    # Let the extraction cut the full gradient: it must be the sub-network's, and the rest zero.
+    carrier = network(ALL[name])
+    for target, source in zip(carrier.parameters(), model.parameters(), strict=True):
+        assert source.grad is not None
+        target.data = source.grad.clone()
+    cut = space.extract(carrier, widths, side)
+    total = 0.0
+    for ours, theirs in zip(cut.parameters(), subnet.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours, theirs.grad, rtol=0, atol=1e-9)
+        total += float(ours.detach().abs().sum())
+    everything = sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None)
+    assert everything == pytest.approx(total, rel=1e-12) and total > 0
+
+
+def test_slices_share_memory_with_the_full_weights() -> None:
+    model = network(cases.Residual)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    supernet = bd.Supernet(model, space)
+    full = model.body.a[0].weight  # type: ignore[union-attr,index]
+    supernet.set_active([5, 7], "right")
+    with supernet.sliced() as active:
+        part = active.body.a[0].weight  # type: ignore[union-attr,index]
+        assert part.shape == (7, 5, 3, 3)
+        assert part.untyped_storage().data_ptr() == full.untyped_storage().data_ptr()
+    assert model.body.a[0].weight is full  # type: ignore[union-attr,index]
+
+
+class Explosion(Exception):
+    pass
+
+
+def test_the_model_is_itself_again_after_an_exception() -> None:
+    model = network(cases.Grouped)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    supernet = bd.Supernet(model, space)
+    before = [(id(p), p.shape) for p in model.parameters()]
+    groups = model.body.grouped.groups  # type: ignore[union-attr]
+
+    def explode(*_: object) -> None:
+        raise Explosion
+
+    handle = model.head.register_forward_pre_hook(explode)  # type: ignore[union-attr]
+    supernet.set_active(space.narrowest, "right")
+    with pytest.raises(Explosion):
+        supernet(torch.randn(2, *SIZE, dtype=torch.float64))
+    handle.remove()
+    assert [(id(p), p.shape) for p in model.parameters()] == before
+    assert model.body.grouped.groups == groups  # type: ignore[union-attr]
+    assert dict(model.named_parameters()) and all(isinstance(p, nn.Parameter) for p in model.parameters())
+
+
+def used_channels(supernet: bd.Supernet, widths: np.ndarray, side: str) -> np.ndarray:
+    """Which channels of the stem take part, read off the gradient of its batch norm's bias."""
+    supernet.zero_grad()
+    supernet.set_active(widths, side)
+    supernet(torch.randn(2, *SIZE, dtype=torch.float64)).sum().backward()
+    grad = supernet.model.stem[1].bias.grad  # type: ignore[union-attr,index]
+    return (grad != 0).numpy().astype(int)
+
+
+@pytest.mark.parametrize(("min_level", "expected"), [(0, 7), (1, 6), (2, 5), (3, 4)])
+def test_every_channel_takes_part_equally_often_over_all_widths(min_level: int, expected: int) -> None:
+    """K + 1 times without a minimum, K - m + 1 times with one (bcnet.md, sections 1 and 4); K = 6."""
+    torch.manual_seed(0)
+    model = cases.Net(cases.Transposed()).double().train()
+    nn.init.ones_(model.stem[1].bias)  # every ReLU of the stem is open for some pixel
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6, min_level=min_level)
+    supernet = bd.Supernet(model, space)
+    stem = space.variables[0]
+    counts = np.zeros(supernet.max_channels[0], dtype=int)
+    assert len(counts) == 12 * (6 + min_level) // 6
+    for width in stem.choices:
+        widths = space.full
+        widths[0] = width
+        counts += used_channels(supernet, widths, "left") + used_channels(supernet, widths, "right")
+    assert set(counts) == {expected}
+
+
+@given(st.integers(1, 12))
+@settings(max_examples=12, deadline=None)
+def test_left_and_right_of_the_complement_tile_the_layer(width: int) -> None:
+    model = network(cases.Transposed).train()
+    nn.init.ones_(model.stem[1].bias)  # type: ignore[union-attr,index]
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    supernet = bd.Supernet(model, space)
+    widths, complement = space.full, space.full
+    widths[0], complement[0] = width, 12 - width
+    if width == 12:
+        return
+    for a, b in (("left", "right"), ("right", "left")):
+        total = used_channels(supernet, widths, a) + used_channels(supernet, complement, b)
+        assert set(total) == {1}
+
+
+def test_recalibration_is_the_plain_average_and_touches_the_slice_only() -> None:
+    model = network(cases.Residual).train()
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    supernet = bd.Supernet(model, space)
+    batches = [torch.randn(4, *SIZE, dtype=torch.float64) for _ in range(3)]
+    norm = model.stem[1]  # type: ignore[union-attr,index]
+    before = norm.running_mean.clone()
+    supernet.set_active([5, 20], "right")
+    recalibrate(supernet, batches)
+    stem = model.stem[0].weight[-5:]  # type: ignore[union-attr,index]
+    means = torch.stack([torch.conv2d(x, stem, padding=1).mean((0, 2, 3)) for x in batches])
+    torch.testing.assert_close(norm.running_mean[-5:], means.mean(0))
+    torch.testing.assert_close(norm.running_mean[:-5], before[:-5])
+    assert model.training and norm.momentum == 0.1
+    with pytest.raises(bd.EvaluationError, match="at least one batch"):
+        recalibrate(supernet, [])
+
+
+def test_arguments_are_checked() -> None:
+    model = network(cases.Residual)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    supernet = bd.Supernet(model, space)
+    with pytest.raises(bd.WidthError, match="'left' or 'right'; given: 'middle'"):
+        supernet.set_active(space.full, "middle")
+    with pytest.raises(bd.WidthError, match="has 2 widths"):
+        supernet.set_active([1, 2, 3])
+    with pytest.raises(bd.CheckpointError, match="not of this space"):
+        bd.Supernet(network(cases.Gated), space)
+    widths, side = supernet.active
+    assert widths.tolist() == [12, 20] and side == "left"
+
+
+def test_extraction_from_a_widened_supernet() -> None:
+    model = network(cases.Dense)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6, min_level=2)
+    supernet = bd.Supernet(model, space).eval()
+    assert supernet.model is not model
+    x = torch.randn(2, *SIZE, dtype=torch.float64)
+    for side in ("left", "right"):
+        widths = space.random(1, np.random.default_rng(5))[0]
+        supernet.set_active(widths, side)
+        torch.testing.assert_close(supernet(x), supernet.extract(widths, side)(x), rtol=0, atol=1e-10)

@@ -1,0 +1,221 @@
+"""Slices mean what they should: a sub-network equals the full network with the dropped channels silenced."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bcnet_deploy as bd
+from bcnet_deploy.space.slicing import kept_ranges
+from tests.space import cases
+
+SIZE = (3, 8, 8)
+
+
+def network(case: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(cases.Net(case())).double().eval()
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """No neutral values: a batch norm that does nothing would hide a wrong slice of it."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model
+
+
+def silence_dropped_inputs(
+    model: nn.Module, space: bd.WidthSpace, widths: np.ndarray, side: str
+) -> nn.Module:
+    """Zero the weights through which dropped channels act: input columns of dense weights only."""
+    units = space.units(widths)[0].tolist()
+    stored = [v.units for v in space.variables]
+    dense = {op.weight: 0 if op.kind == "conv_transpose" else 1 for op in space.ops if op.kind in
+             ("conv", "conv_transpose", "linear") and (op.groups is None or op.groups.max == 1)}  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in dense:
+                axis = dense[name]
+                keep = torch.zeros(parameter.shape[axis], dtype=torch.bool)
+                for start, length in kept_ranges(space.slices[name][axis], units, stored, side):
+                    keep[start : start + length] = True
+                parameter[(slice(None),) * axis + (~keep,)] = 0
+    return model
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", sorted(cases.IDENTITY))
+def test_sub_network_equals_full_network_without_the_dropped_channels(name: str, side: str) -> None:
+    model = network(cases.IDENTITY[name])
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    assert space.variables and not space.notes
+    x = torch.randn(2, *SIZE, dtype=torch.float64)
+    rng = np.random.default_rng(1)
+    for widths in space.random(4, rng):
+        subnet = space.extract(model, widths, side)
+        silenced = silence_dropped_inputs(network(cases.IDENTITY[name]), space, widths, side)
+        torch.testing.assert_close(subnet(x), silenced(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [*sorted(cases.IDENTITY), "Shuffled"])
+def test_costs_equal_independent_counts(name: str) -> None:
+    case = {**cases.IDENTITY, "Shuffled": cases.Shuffled}[name]
+    model = network(case)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    for widths in space.random(3, np.random.default_rng(2)):
+        subnet = space.extract(model, widths)
+        with FlopCounterMode(display=False) as counter:
+            subnet(torch.randn(1, *SIZE, dtype=torch.float64))
+        assert 2 * space.macs(widths)[0] == counter.get_total_flops()
+        assert space.params(widths)[0] == sum(p.numel() for p in subnet.parameters())
+
+
+EXPECTED = {
+    "Residual": {"stem.0": 12, "body.a.0": 20},
+    "SqueezeExcitation": {"stem.0": 12, "body.down": 6},
+    "Dense": {"stem.0": 12, "body.a.0": 6, "body.b.0": 10, "body.join": 12},
+    "ConcatPlusConv": {"stem.0": 12, "body.a.0": 5, "body.b.0": 7},
+    "Gated": {"stem.0": 12, "body.wide.0[0]": 16, "body.out.0": 12},
+    "Grouped": {"stem.0": 12, "body.pre.0": 24, "body.post.0": 12},
+    "Transposed": {"stem.0": 12, "body.up": 18, "body.down.0": 12},
+    "PixelShuffle": {"stem.0": 12, "body.wide": 40, "body.out.0": 12},
+    "CalledTwice": {"stem.0": 12},
+    "Functional": {"stem.0": 12, "body.w1": 20, "body.w2": 12},
+    "ChannelsLast": {"stem.0": 12, "body.a": 30},
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_variables_in_order_of_first_appearance(name: str) -> None:
+    space = bd.WidthSpace.from_model(network(cases.IDENTITY[name]), SIZE)
+    assert {v.name: v.channels for v in space.variables} == EXPECTED[name]
+    assert [v.name for v in space.variables] == list(EXPECTED[name])
+
+
+def test_steps_of_grouped_layers() -> None:
+    space = bd.WidthSpace.from_model(network(cases.Grouped), SIZE)
+    grouped = space.variables[1]
+    assert (grouped.step, grouped.units) == (4, 6)
+    assert all(width % 4 == 0 for width in grouped.choices)
+    with pytest.raises(bd.WidthError, match=r"5 of variable 1 \(body.pre.0\).*4\.\.24 in steps of 4"):
+        space.macs([12, 5, 12])
+
+
+def test_flatten_and_stacked_linear_layers() -> None:
+    model = cases.Flattened().double().eval()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.channels for v in space.variables] == [8, 10, 24]
+    subnet = space.extract(model, [3, 4, 7])
+    assert subnet.classifier[0].weight.shape == (7, 4 * 16)  # type: ignore[union-attr,index]
+    # Channel 3 of the second convolution feeds columns 3 * 16 .. 4 * 16 of the flattened input.
+    expected = model.classifier[0].weight[:7, 3 * 16 : 4 * 16]
+    torch.testing.assert_close(subnet.classifier[0].weight[:, 48:], expected)  # type: ignore[union-attr,index]
+
+
+def test_shuffled_halves_run_at_odd_widths() -> None:
+    model = network(cases.Shuffled)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=9)
+    halves = space.variables[1]
+    assert (halves.name, halves.channels) == ("body.first.0", 9)
+    subnet = space.extract(model, [5, 3, 7])
+    assert subnet(torch.randn(2, *SIZE, dtype=torch.float64)).shape == (2, 5)
+    assert not space.frozen
+
+
+def test_a_size_fixed_in_the_code_freezes_what_reaches_it_and_nothing_else() -> None:
+    space = bd.WidthSpace.from_model(cases.FixedView().eval(), SIZE)
+    assert [v.name for v in space.variables] == ["a.0"]
+    (part,) = space.frozen
+    assert part.name == "b.0" and "view(-1, 640)" in part.reason
+
+
+def test_control_flow_on_values_names_the_line() -> None:
+    with pytest.raises(bd.UnsupportedModelError, match=r"cases\.py:\d+ 'if y.sum\(\) > 0:'"):
+        bd.WidthSpace.from_model(cases.DataDependent(), SIZE)
+
+
+def test_not_a_cnn() -> None:
+    with pytest.raises(bd.UnsupportedModelError, match="no convolution"):
+        bd.WidthSpace.from_model(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Linear(8, 5)), SIZE)
+    with pytest.raises(bd.UnsupportedModelError, match="torch.nn.Module"):
+        bd.WidthSpace.from_model(lambda x: x, SIZE)  # type: ignore[arg-type]
+
+
+def test_wrong_input_size_names_it() -> None:
+    with pytest.raises(bd.InputSizeError, match="4x8x8"):
+        bd.WidthSpace.from_model(network(cases.Residual), (4, 8, 8))
+    with pytest.raises(bd.InputSizeError, match="positive"):
+        bd.WidthSpace.from_model(network(cases.Residual), (3, 0, 8))
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([12], r"has 2 widths; given: shape \(1,\)"),
+        ([12, 21], r"21 of variable 1 \(body.a.0\).*1\.\.20"),
+        ([0, 20], r"0 of variable 0 \(stem.0\).*1\.\.12"),
+        ([1.5, 20], "whole numbers"),
+    ],
+)
+def test_bad_width_vectors_name_variable_and_range(widths: list[float], message: str) -> None:
+    space = bd.WidthSpace.from_model(network(cases.Residual), SIZE)
+    for use in (space.macs, space.params, space.peak_activation_bytes):
+        with pytest.raises(bd.WidthError, match=message):
+            use(widths)
+
+
+def test_capture_leaves_the_model_as_it_was() -> None:
+    model = network(cases.Dense).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    identities = [id(p) for p in model.parameters()]
+    bd.WidthSpace.from_model(model, SIZE)
+    assert model.training and [id(p) for p in model.parameters()] == identities
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_non_finite_weights_are_named() -> None:
+    model = network(cases.Residual)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    with torch.no_grad():
+        model.body.a[0].weight[3, 2, 1, 1] = float("nan")  # type: ignore[union-attr,index]
+    with pytest.raises(bd.NonFiniteWeightError, match=r"body\.a\.0\.weight"):
+        space.extract(model, space.narrowest)
+
+
+def test_extraction_from_another_model_names_the_tensor() -> None:
+    space = bd.WidthSpace.from_model(network(cases.Residual), SIZE)
+    with pytest.raises(bd.CheckpointError, match="body"):
+        space.extract(network(cases.Gated), space.full)
+
+
+def test_description_survives_json() -> None:
+    import json
+
+    space = bd.WidthSpace.from_model(network(cases.Dense), SIZE, levels=7, min_level=2)
+    again = bd.WidthSpace.from_dict(json.loads(json.dumps(space.to_dict())))
+    assert again == space and again.fingerprint == space.fingerprint
+    widths = space.random(5, np.random.default_rng(0))
+    np.testing.assert_array_equal(again.macs(widths), space.macs(widths))
+    with pytest.raises(bd.CheckpointError, match="format"):
+        bd.WidthSpace.from_dict({**space.to_dict(), "format": 99})
+    with pytest.raises(bd.CheckpointError, match="damaged"):
+        bd.WidthSpace.from_dict({"format": 1})
+
+
+def test_peak_activation_memory_of_a_chain_and_a_shortcut() -> None:
+    """By hand, float32: the residual body holds its input while both convolutions run."""
+    space = bd.WidthSpace.from_model(network(cases.Residual), SIZE)
+    pixels = 64
+    # Largest moment: batch norm of a.0, input and output of 20 channels beside the shortcut's 12.
+    assert space.peak_activation_bytes([12, 20])[0] == 4 * pixels * (12 + 20 + 20)
+    # Where the body is narrow, the final sum is larger: two inputs and the result of 12 channels.
+    assert space.peak_activation_bytes([12, 1])[0] == 4 * pixels * (12 + 12 + 12)
