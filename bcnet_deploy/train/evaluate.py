@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bcnet_deploy.data import PlainBatches
+from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import EvaluationError
 from bcnet_deploy.nn import Supernet, recalibrate
 from bcnet_deploy.train.distributed import Ranks
@@ -164,6 +164,16 @@ class SupernetEvaluator:
         if self._amp == "off":
             return nullcontext()
         return torch.autocast(self.val_batches[0][0].device.type, torch.bfloat16)
+
+
+def calibrated_teacher(
+    supernet: Supernet, splits: DataSplits, batch_size: int, device: torch.device
+) -> nn.Module:
+    """The supernet's full width as a plain network with statistics of its own, in evaluation mode."""
+    network = supernet.extract(supernet.space.full).to(device)
+    batches = PlainBatches(splits.train, splits, batch_size, device, limit=20 * batch_size)
+    recalibrate(network, map(_images_of, batches))
+    return network.eval()
 
 
 class _Untouched(AbstractContextManager[None]):

@@ -1,0 +1,257 @@
+"""The step against networks that are extracted and run by themselves; failures; files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
+from bcnet_deploy.train import Trainer, read_lines
+from bcnet_deploy.train.checkpoint import load_checkpoint
+from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor, soft_cross_entropy
+from tests.train.helpers import make_supernet, make_trainer, settings, tiny
+
+
+def scattered_gradients(supernet, paths, images, labels, smoothing=0.0):  # type: ignore[no-untyped-def]
+    """Full-size gradients of a step from extracted networks: what each path adds lands in its slice."""
+    total = {name: torch.zeros_like(p) for name, p in supernet.model.named_parameters()}
+    taught = {}
+    for index, path in enumerate(paths):
+        net = supernet.extract(path.widths, path.side).train()
+        logits = net(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if path.role == "teacher":
+            taught[index] = logits.detach()
+        elif path.role == "pupil":
+            target = F.softmax(taught[path.teacher_index], dim=1)
+            loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+        (path.weight * loss).backward()
+        for name, parameter in net.named_parameters():
+            full = total[name]
+            region = tuple(
+                slice(0, part) if path.side == "left" else slice(whole - part, whole)
+                for part, whole in zip(parameter.shape, full.shape, strict=True)
+            )
+            full[region] += parameter.grad
+    return total
+
+
+@pytest.mark.parametrize("min_level", [0, 1])
+@pytest.mark.parametrize("rule", ["bilateral", "unilateral", "sandwich", "distilled"])
+def test_gradients_equal_those_of_extracted_networks(rule: str, min_level: int, tmp_path: Path) -> None:
+    supernet = make_supernet(min_level=min_level)
+    distilled = rule in ("sandwich", "distilled")
+    config = settings(
+        rule="bilateral" if rule == "distilled" else rule,
+        distillation=distilled,
+        label_smoothing=0.1,
+        log_every=1,
+    )
+    trainer = make_trainer(supernet, config, tmp_path)
+    assert trainer.sampler is not None
+    step = trainer.sampler.next_step()
+    images, labels = trainer.loader.next_batch()
+    supernet.train()
+    expected = scattered_gradients(supernet, step.paths, images, labels, smoothing=0.1)
+    supernet.zero_grad()
+    trainer._paths(step, images, labels)
+    for name, parameter in supernet.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_gradients(tmp_path: Path) -> None:
+    """Without batch norm, whose statistics are of the part, the cut must not be visible."""
+    gradients = []
+    for accumulation in (1, 3):
+        supernet = make_supernet(norm=False)
+        config = settings(accumulation=accumulation, distillation=True)
+        trainer = make_trainer(supernet, config, tmp_path / str(accumulation))
+        assert trainer.sampler is not None
+        trainer._paths(trainer.sampler.next_step(), *trainer.loader.next_batch())
+        gradients.append([parameter.grad.clone() for parameter in supernet.parameters()])
+    for one, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    trainer = make_trainer(supernet, settings(epochs=1), tmp_path)
+    seen = []
+    before = trainer._paths
+
+    def spied(step, images, labels):  # type: ignore[no-untyped-def]
+        losses = [
+            F.cross_entropy(supernet.extract(p.widths, p.side).train()(images), labels) for p in step.paths
+        ]
+        seen.append((step.paths[0].widths.tolist(), float(torch.stack(losses).mean().detach())))
+        return before(step, images, labels)
+
+    trainer._paths = spied  # type: ignore[method-assign]
+    trainer.run()
+    rows = read_lines(tmp_path / "records.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["widths"] for row in rows] == [
+        w for w, _ in seen
+    ]
+    assert [row["loss"] for row in rows] == pytest.approx([loss for _, loss in seen], rel=1e-5)
+    stored = supernet.max_channels
+    for drawn, complement in zip(rows[::2], rows[1::2], strict=True):
+        rest = stored - np.array(drawn["widths"])
+        full = rest == 0
+        assert (np.array(complement["widths"])[~full] == rest[~full]).all()
+
+
+def test_cost_weighs_image_passes_by_macs_and_ends_training(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    trainer = make_trainer(supernet, settings(rule="sandwich", random_paths=0, cost=500.0), tmp_path)
+    outcome = trainer.run()
+    space = supernet.space
+    share = 1 + int(space.macs(space.narrowest)[0]) / int(space.macs(space.full)[0])
+    assert outcome.cost == pytest.approx(32 * share * outcome.steps)
+    assert outcome.cost >= 500 > outcome.cost - 32 * share
+
+
+@pytest.mark.parametrize("rule", ["bilateral", "sandwich"])
+def test_training_learns(rule: str, tmp_path: Path) -> None:
+    trainer = make_trainer(make_supernet(), settings(rule=rule, epochs=15, clip_norm=5.0), tmp_path)
+    trainer.run()
+    rows = read_lines(tmp_path / "curves.jsonl")
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"] and rows[-1]["rate"] < 0.01
+
+
+def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
+    trainer = make_trainer(make_supernet(), settings(amp="bf16", epochs=6), tmp_path)
+    assert trainer.run().loss < math.log(4)
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_widths(tmp_path: Path) -> None:
+    config = settings(epochs=10, checkpoint_every=4, log_every=4)
+    trainer = make_trainer(make_supernet(), config, tmp_path)
+    draw, steps = trainer.loader.next_batch, iter(range(1, 100))
+
+    def poisoned():  # type: ignore[no-untyped-def]
+        images, labels = draw()
+        return images * (float("nan") if next(steps) == 6 else 1.0), labels
+
+    trainer.loader.next_batch = poisoned  # type: ignore[method-assign]
+    with pytest.raises(
+        TrainingError, match=r"nan at step 6, widths \[\d+, \d+\], left side; the last good .* step 4"
+    ):
+        trainer.run()
+    tensors, state = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert state["step"] == 4 and all(
+        bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()
+    )
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    trainer = make_trainer(make_supernet(), settings(checkpoint_every=2), tmp_path)
+    with torch.no_grad():
+        next(iter(trainer.network.parameters()))[0] = float("inf")
+    with pytest.raises(TrainingError, match="a weight is not finite"):
+        trainer.save()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
+    trainer = make_trainer(make_supernet(), settings(), tmp_path)
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    trainer._paths = full  # type: ignore[method-assign,assignment]
+    with pytest.raises(TrainingError, match=r"accumulation: 2 .* parts of 16, or lower batch_size"):
+        trainer.run()
+
+
+def test_other_failures_keep_their_traceback(tmp_path: Path) -> None:
+    trainer = make_trainer(make_supernet(), settings(), tmp_path)
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("shape mismatch")
+
+    trainer._paths = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        trainer.run()
+
+
+def test_checkpoints_of_others_are_refused_and_kept(tmp_path: Path) -> None:
+    make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
+    path = tmp_path / "checkpoint.safetensors"
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"other settings \(learning_rate: 0.05 -> 0.2\)"):
+        make_trainer(make_supernet(), settings(epochs=1, learning_rate=0.2), tmp_path)
+    other = make_supernet(norm=False)
+    with pytest.raises(CheckpointError, match="use another folder, or start anew with --fresh"):
+        make_trainer(other, settings(epochs=1), tmp_path)
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        make_trainer(make_supernet(), settings(epochs=1), tmp_path)
+    path.write_bytes(before)
+    (tmp_path / "records.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match=r"records.jsonl has 0 bytes"):
+        make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
+    assert make_trainer(make_supernet(), settings(epochs=1), tmp_path, resume=False).run().steps == 4
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    with pytest.raises(ConfigError, match="needs a CUDA GPU"):
+        make_trainer(supernet, settings(amp="fp16"), tmp_path)
+    with pytest.raises(ConfigError, match="compile does not serve a supernet"):
+        make_trainer(supernet, settings(compile=True), tmp_path)
+    trainer = make_trainer(supernet, settings(), tmp_path)
+    with pytest.raises(ConfigError, match="needs a width sampler"):
+        Trainer(supernet, trainer.loader, settings(), tmp_path)
+
+
+def test_schedules_meet_their_closed_forms() -> None:
+    cosine = settings(warmup_epochs=5, epochs=105)
+    assert rate_factor(cosine, 2.5 / 105, 105) == pytest.approx(0.5)
+    assert rate_factor(cosine, 55 / 105, 105) == pytest.approx(0.5)
+    assert rate_factor(cosine, 1.0, 105) == pytest.approx(0.0, abs=1e-12)
+    steps = settings(schedule="step", milestones=[160, 240, 300], epochs=500)
+    assert [rate_factor(steps, e / 500, 500) for e in (159, 160, 250, 400)] == pytest.approx(
+        [1, 0.1, 0.01, 0.001]
+    )
+    exponential = settings(schedule="exponential", gamma=0.963, step_epochs=3, epochs=450)
+    assert rate_factor(exponential, 31 / 450, 450) == pytest.approx(0.963**10)
+
+
+def test_decay_spares_norms_and_biases() -> None:
+    network = tiny()
+    groups = make_optimizer(network, settings(weight_decay=0.3)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+    both = make_optimizer(network, settings(weight_decay=0.3, decay_norm_and_bias=True)).param_groups
+    assert {group["weight_decay"] for group in both} == {0.3}
+
+
+def test_average_follows_its_recursion() -> None:
+    network = torch.nn.Linear(2, 2)
+    average = WeightAverage(network, 0.9)
+    expected = network.weight.detach().clone()
+    for update in range(1, 30):
+        with torch.no_grad():
+            network.weight.fill_(float(update))
+        average.update()
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+    torch.testing.assert_close(average.tensors["weight"], expected)
+    average.swap()
+    torch.testing.assert_close(network.weight.detach(), expected)
+    average.swap()
+    assert float(network.weight.detach()[0, 0]) == 29.0
+
+
+def test_soft_cross_entropy_is_least_at_the_teacher_and_entropy_there() -> None:
+    teacher = torch.tensor([[2.0, 0.0, -1.0]])
+    entropy = torch.distributions.Categorical(logits=teacher).entropy()
+    assert float(soft_cross_entropy(teacher, teacher)) == pytest.approx(float(entropy))
+    assert float(soft_cross_entropy(teacher + torch.tensor([[0.0, 1.0, 0.0]]), teacher)) > float(entropy)
