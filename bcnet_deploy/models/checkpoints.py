@@ -57,7 +57,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors or is not a torch checkpoint; save its state_dict() alone"
         ) from error
     except Exception as error:  # readers raise many kinds for a damaged file, among them their own
-        raise CheckpointError(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"cannot read checkpoint {path}: {reason}; it may be truncated") from error
     for key in _NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
