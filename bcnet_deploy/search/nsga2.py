@@ -119,7 +119,7 @@ class _Run:
         count = min(self.size, context.evaluator.remaining)
         offspring = self._offspring()
         if not context.surrogate:
-            return offspring[:count] if len(offspring) else self._elsewhere(count)
+            return self._unscreened(offspring, count)
         accuracy = context.evaluator.accuracy
         finite = np.isfinite(accuracy)
         if int(finite.sum()) < _MIN_FIT:
@@ -134,6 +134,15 @@ class _Run:
         screened = self._screen(candidates, count)
         merged = np.concatenate([screened[: count - len(free)], free, screened[count - len(free) :]])
         return context.evaluator.fresh(merged)[:count]
+
+    def _unscreened(self, offspring: Int64, count: int) -> Int64:
+        """Plain NSGA-II; with one budget every other offspring is widened to use it up."""
+        context = self.context
+        if len(offspring) and not context.pareto:
+            filled = context.feasible.fill(offspring, context.rng)
+            odd = np.arange(len(offspring))[:, None] % 2 == 1
+            offspring = context.evaluator.fresh(np.where(odd, filled, offspring))
+        return offspring[:count] if len(offspring) else self._elsewhere(count)
 
     def _offspring(self) -> Int64:
         if not self.algorithm.is_initialized or len(self.algorithm.pop) < 2:

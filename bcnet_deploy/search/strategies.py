@@ -138,26 +138,34 @@ def greedy(context: Context) -> str:
     all budgets are kept. With the evaluations spent, the layers go on shrinking in the order of the
     last tries, so that it always ends within the budgets.
     """
-    current = context.grid.top.copy()
+    current, accuracy = context.grid.top.copy(), -np.inf
     order = np.arange(context.grid.length)
-    while not context.feasible.mask(current[None])[0]:
+    while True:
+        inside = bool(context.feasible.mask(current[None])[0])
         movable = np.flatnonzero(current > 0)
+        if inside and (np.isfinite(accuracy) or not context.evaluator.remaining or not len(movable)):
+            break
         if not len(movable):
             current = context.feasible.anchor.copy()
             break
         tries = np.repeat(current[None], len(movable), axis=0)
         tries[np.arange(len(movable)), movable] -= 1
-        new = context.evaluator.fresh(tries)
-        if len(new) <= context.evaluator.remaining - 1:
-            accuracy = context.evaluator(tries)
+        # One evaluation is kept for the network it ends with.
+        if len(context.evaluator.fresh(tries)) <= context.evaluator.remaining - 1:
+            values = context.evaluator(tries)
             context.record(float(context.feasible.mask(tries).mean()))
-            order = movable[np.argsort(-accuracy, kind="stable")]
-            if not np.isfinite(accuracy).any():
-                # None of the tries can be had: take the one that still costs most.
+            order = movable[np.argsort(-values, kind="stable")]
+            if not np.isfinite(values).any():
+                # None of the tries can be had: take the one that saves least.
                 order = movable[np.argsort(-context.objectives(tries).sum(axis=1), kind="stable")]
-        column = next((int(c) for c in order if current[c] > 0), int(movable[0]))
-        current[column] -= 1
-        order = np.roll(order, -1)
+            current = tries[int(np.flatnonzero(movable == order[0])[0])]
+            accuracy = float(values.max())
+        else:
+            column = next((int(c) for c in order if current[c] > 0), int(movable[0]))
+            current[column] -= 1
+            order, accuracy = np.roll(order, -1), -np.inf
+            if context.feasible.mask(current[None])[0]:
+                break
     context.evaluate(current[None])
     context.record(1.0)
     return "budget reached"

@@ -1,0 +1,53 @@
+"""The width space of a run directory, without PyTorch where it has been captured before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import BCNetError
+from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.space import WidthSpace
+
+if TYPE_CHECKING:
+    from bcnet_deploy.rundir import ModelRef
+
+FILE = "space.json"
+
+
+def space_of_run(run: RunDir) -> WidthSpace:
+    """The space of the run's model; captured once and kept in ``search/space.json``.
+
+    Raises:
+        MissingStepError: there is no run yet.
+        ModelError: the model cannot become a width space.
+    """
+    ref = run.load().model
+    known = cached_space(run, ref)
+    if known is not None:
+        return known
+    from bcnet_deploy.models import build_model
+
+    model = build_model(ref.name, num_classes=ref.num_classes)
+    space = WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
+    files.write_json(_path(run), {"model": ref.to_dict(), "space": space.to_dict()}, indent=None)
+    return space
+
+
+def cached_space(run: RunDir, ref: ModelRef) -> WidthSpace | None:
+    """The kept space if it is of this model; a damaged or other one counts as none."""
+    path = _path(run)
+    # A model of the user's own can change under the same name: it is always captured anew.
+    if not path.exists() or ":" in ref.name:
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
+    except (OSError, ValueError, KeyError, TypeError, BCNetError):
+        return None
+
+
+def _path(run: RunDir) -> Path:
+    return run.search / FILE

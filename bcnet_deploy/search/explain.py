@@ -1,0 +1,131 @@
+"""A search's result as a person wants it: each width, what it costs layer by layer, and against what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from bcnet_deploy.search.constraints import Budget, Constraints
+from bcnet_deploy.search.grid import Grid, Int64
+from bcnet_deploy.search.result import FORMAT, SearchResult
+from bcnet_deploy.search.strategies import uniform_ladder
+
+INTERVAL = 0.95
+"""Two-sided probability of the latency intervals that are shown."""
+
+
+def uniform_within(constraints: Constraints) -> Int64 | None:
+    """(L,) widths of the widest uniformly scaled network that keeps the budgets, or None."""
+    grid = Grid(constraints.space.variables)
+    ladder = grid.widths(uniform_ladder(grid))
+    inside = np.flatnonzero(constraints.feasible(ladder))
+    return ladder[inside[-1]] if len(inside) else None
+
+
+def costs_of(constraints: Constraints, widths: Int64) -> dict[str, float]:
+    """Every cost the space knows, and the expected latency on each device of the budgets."""
+    row = widths[None]
+    found = {key: float(values[0]) for key, values in constraints.costs(row).items()}
+    for kind in ("peak_activation_bytes", "weight_bytes"):
+        if kind not in found and hasattr(constraints.space, kind):
+            found[kind] = float(getattr(constraints.space, kind)(row)[0])
+    return found
+
+
+def latency_of(budget: Budget, widths: Int64, *, layers: bool = True) -> dict[str, Any]:
+    """Predicted latency on one device: interval, and share of each layer where the table tells."""
+    row, table = widths[None], budget.table
+    predicted = float(np.asarray(budget.cost(row))[0])
+    found: dict[str, Any] = {
+        "device": budget.device,
+        "source": getattr(table, "source", "unknown"),
+        "predicted_ms": predicted,
+        "budget_ms": budget.limit,
+        "confidence": budget.confidence,
+        "bound_ms": float(np.asarray(budget.bound(row))[0]),
+    }
+    if hasattr(table, "uncertainty"):
+        reach = NormalDist().inv_cdf((1 + INTERVAL) / 2) * float(np.asarray(table.uncertainty(row))[0])
+        found["interval_ms"] = [max(0.0, predicted - reach), predicted + reach]
+        found["interval_probability"] = INTERVAL
+    if layers and hasattr(table, "breakdown"):
+        parts = table.breakdown(row)
+        found["by_layer_ms"] = {
+            name: float(f"{value:.4g}")
+            for name, value in zip(parts.names, parts.milliseconds[0], strict=True)
+        }
+    return found
+
+
+def explain(
+    result: SearchResult,
+    *,
+    model: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of ``widths.yaml``.
+
+    Args:
+        result: of the search.
+        model: reference of the model, to build it again.
+        scores: for ``found``, ``uniform`` and ``full``, accuracies by name (``accuracy``, ``left``, ...).
+        provenance: of supernet and tables, beside what the result knows.
+    """
+    constraints = result.constraints
+    names = [variable.name for variable in constraints.space.variables]
+    full = np.array([int(v.channels) for v in constraints.space.variables], dtype=np.int64)
+    networks = {"found": result.widths, "uniform": uniform_within(constraints), "full": full}
+    latencies = [b for b in constraints.budgets if b.kind == "latency_ms"]
+
+    def network(which: str, widths: Int64) -> dict[str, Any]:
+        return {
+            "widths": {name: int(width) for name, width in zip(names, widths, strict=True)},
+            "scores": dict((scores or {}).get(which, {})),
+            "costs": _whole(costs_of(constraints, widths)),
+            "latency": [latency_of(budget, widths, layers=which == "found") for budget in latencies],
+        }
+
+    found = network("found", result.widths)
+    if not found["scores"]:
+        found["scores"] = {"accuracy": result.accuracy}
+    return {
+        "format": FORMAT,
+        **({"model": dict(model)} if model else {}),
+        **found,
+        "budgets": [
+            {"cost": b.key, "limit": b.limit, "given": b.given, "confidence": b.confidence}
+            for b in constraints.budgets
+        ],
+        "compared_with": {
+            which: network(which, widths)
+            for which, widths in networks.items()
+            if which != "found" and widths is not None
+        },
+        "search": {
+            "strategy": result.strategy,
+            "seed": result.seed,
+            "evaluations": result.evaluations,
+            "generations": len(result.generations),
+            "stopped": result.stopped,
+        },
+        "provenance": {"tables": [_table(budget) for budget in latencies], **dict(provenance or {})},
+    }
+
+
+def _whole(costs: dict[str, float]) -> dict[str, float]:
+    return {k: v if k.startswith("latency") else int(v) for k, v in costs.items()}
+
+
+def _table(budget: Budget) -> dict[str, Any]:
+    table = budget.table
+    known = {
+        key: getattr(table, key)
+        for key in ("source", "precision", "batch", "fingerprint")
+        if getattr(table, key, None) is not None
+    }
+    measured = getattr(table, "provenance", None)
+    return {"device": budget.device, **known, **({"made": dict(measured)} if measured else {})}
