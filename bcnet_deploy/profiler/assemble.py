@@ -17,6 +17,8 @@ from bcnet_deploy.profiler.journal import Record
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_OVERHEAD_US = 3.0  # of each layer: a profiled node costs its own time stamps, an unprofiled run does not
+_SPEED_PRIOR = 0.1
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
 _SUM_ERROR = 0.012  # relative error of one whole-network latency
 
@@ -77,9 +79,11 @@ def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Netw
     widths = np.array([record.widths for record in train], dtype=np.int64)
     latency = np.array([record.latency_ms for record in train]) * 1e3
     layers = layer_matrix(network, fitted.models, widths)
-    design = np.concatenate([np.ones((len(train), 1)), layers], axis=1)
+    # Columns: overhead, one factor for all layers (the machine's speed that day), then each layer's own.
+    design = np.concatenate([np.ones((len(train), 1)), layers.sum(axis=1, keepdims=True), layers], axis=1)
     target = latency - layers.sum(axis=1)
-    prior = np.concatenate([[(0.05 * np.median(latency)) ** -2], np.full(layers.shape[1], _SCALE_PRIOR**-2)])
+    shared = [(_OVERHEAD_US * layers.shape[1]) ** -2, _SPEED_PRIOR**-2]
+    prior = np.concatenate([shared, np.full(layers.shape[1], _SCALE_PRIOR**-2)])
     row = 1 / (_SUM_ERROR * latency)
     solution = np.zeros(design.shape[1])
     for _ in range(6):
@@ -88,7 +92,7 @@ def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Netw
         weighted = design * (row / np.maximum(1.0, above))[:, None]
         right = weighted.T @ (target * (row / np.maximum(1.0, above)))
         solution = np.linalg.solve(weighted.T @ weighted + np.diag(prior), right)
-    scales = np.clip(1 + solution[1:], 0.5, 2.0)
+    scales = np.clip(1 + solution[1] + solution[2:], 0.5, 2.0)
     return replace(network, overhead_us=float(solution[0]), scales=tuple(float(scale) for scale in scales))
 
 
@@ -132,9 +136,10 @@ class Validation:
 
 
 def validate(predicted_ms: Floats, rounds_ms: Floats) -> Validation:
-    """Compare (N,) predictions with (N, R) measurements of R >= 2 rounds; a network's latency is its fastest.
+    """Compare (N,) predictions with (N, R) measurements; a network's latency is its fastest round.
 
-    Missing rounds, but the first two, are infinite. The noise floor is that of half as many rounds, so it overstates the noise of all of them a little.
+    Every network has its first two rounds; missing ones are infinite. The noise floor is that of half
+    as many rounds, so it overstates the noise of all of them a little.
     """
     from scipy.stats import kendalltau
 

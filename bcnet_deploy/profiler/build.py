@@ -221,7 +221,7 @@ class Profiler:
         if not trains:
             return Timing(warmup=2, profiled=6, plain=6)
         typical = float(np.median([record.latency_ms for record in trains])) / 1e3
-        runs = int(np.clip(round(_ONE_NETWORK_S / 2 / typical), 4, 12))
+        runs = int(np.clip(round(_ONE_NETWORK_S / 2 / typical), 4, 40))
         return Timing(warmup=2, profiled=runs, plain=runs)
 
     def _choose_held(

@@ -1,0 +1,79 @@
+"""``bcnet-deploy devices``: the device profiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bcnet_deploy.cli.common import console, emit, json_option
+
+
+@click.command("devices")
+@click.argument("name", required=False)
+@json_option
+def command(name: str | None, as_json: bool) -> None:
+    """List the device profiles, or show the figures and sources of one (NAME or a .yaml file)."""
+    from bcnet_deploy.devices import known_devices, load_device
+
+    profiles = [load_device(name)] if name else [load_device(known) for known in known_devices()]
+
+    def show() -> None:
+        from rich.markup import escape
+        from rich.table import Table
+
+        out = console()
+        table = Table(title=None if name else "Device profiles")
+        for header in (
+            "name",
+            "runtime",
+            "precision",
+            "batch",
+            "threads / compute capability",
+            "description",
+        ):
+            table.add_column(header)
+        for device in profiles:
+            table.add_row(
+                device.name, device.runtime, device.precision, str(device.batch),
+                device.compute_capability or f"{device.threads} thread(s)", escape(device.description),
+            )  # fmt: skip
+        out.print(table)
+        if name:
+            figures = Table(title="Figures, used by estimates only")
+            for header in ("figure", "value", "source"):
+                figures.add_column(header, overflow="fold")
+            for key, figure in _figures(profiles[0]).items():
+                figures.add_row(key, f"{figure.value:g}", escape(figure.source))
+            out.print(figures)
+
+    emit({"devices": [_json(device) for device in profiles]}, as_json=as_json, show=show)
+
+
+def _figures(device: Any) -> dict[str, Any]:
+    return {
+        **{f"peak_tflops.{precision}": figure for precision, figure in device.peak_tflops.items()},
+        "bandwidth_gb_s": device.bandwidth_gb_s,
+        "launch_overhead_us": device.launch_overhead_us,
+        "achievable": device.achievable,
+        **{
+            f"channel_granularity.{precision}": figure
+            for precision, figure in device.channel_granularity.items()
+        },
+    }
+
+
+def _json(device: Any) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "description": device.description,
+        "kind": device.kind,
+        "runtime": device.runtime,
+        "precision": device.precision,
+        "batch": device.batch,
+        "threads": device.threads,
+        "compute_capability": device.compute_capability,
+        "figures": {
+            key: {"value": figure.value, "source": figure.source} for key, figure in _figures(device).items()
+        },
+    }
