@@ -1,0 +1,145 @@
+"""Batches: every image once an epoch, exact resumption, shards that join, augmentation by known pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages, PlainBatches
+from bcnet_deploy.data.folders import load_folder
+from bcnet_deploy.errors import CheckpointError, ConfigError, DataError
+from tests.train.helpers import splits
+
+CPU = torch.device("cpu")
+
+
+def numbered(count: int, size: int = 8) -> MemoryImages:
+    """Image n is all n; its label is n."""
+    values = torch.arange(count, dtype=torch.uint8)
+    return MemoryImages(values[:, None, None, None].expand(count, 1, size, size).contiguous(), values.long())
+
+
+def loader(count: int, batch: int, kind: str = "none", **options) -> BatchLoader:  # type: ignore[no-untyped-def]
+    return BatchLoader(numbered(count), batch, Augmentation(kind, (0.0,), (1.0,)), CPU, **options)
+
+
+@given(count=st.integers(4, 60), batch=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_has_every_image_at_most_once_and_epochs_differ(count: int, batch: int, seed: int) -> None:
+    if count < batch:
+        return
+    source = loader(count, batch, seed=seed)
+    epochs = [[source.next_batch()[1].tolist() for _ in range(source.batches_per_epoch)] for _ in range(2)]
+    for epoch in epochs:
+        flat = [label for labels in epoch for label in labels]
+        assert len(flat) == len(set(flat)) == count // batch * batch
+    assert count < 8 or epochs[0] != epochs[1]
+
+
+@given(skip=st.integers(0, 20), kind=st.sampled_from(["none", "crop", "crop-flip", "resized-crop-flip"]))
+@settings(max_examples=20, deadline=None)
+def test_a_loader_goes_on_exactly(skip: int, kind: str) -> None:
+    one, two = loader(40, 8, kind, seed=3), loader(40, 8, kind, seed=3)
+    for _ in range(skip):
+        one.next_batch()
+    two.load_state_dict(one.state_dict())
+    for _ in range(3):
+        (x, y), (u, v) = one.next_batch(), two.next_batch()
+        assert torch.equal(x, u) and torch.equal(y, v)
+
+
+def test_shards_join_to_the_whole_batch() -> None:
+    whole = loader(40, 12, seed=1)
+    parts = [loader(40, 12, seed=1, rank=rank, world=3) for rank in range(3)]
+    for _ in range(5):
+        joined = torch.cat([part.next_batch()[1] for part in parts])
+        assert torch.equal(joined, whole.next_batch()[1])
+
+
+def test_bad_batches_and_states_are_refused() -> None:
+    with pytest.raises(
+        DataError, match="3 training images are fewer than a batch of 4; lower batch_size to 3"
+    ):
+        loader(3, 4)
+    with pytest.raises(ConfigError, match="allowed: positive multiples of 2"):
+        loader(9, 3, world=2)
+    with pytest.raises(ConfigError, match="unknown augmentation 'flip'"):
+        Augmentation("flip", (0.0,), (1.0,))
+    with pytest.raises(CheckpointError, match="images = 40, this run has 41"):
+        loader(41, 8).load_state_dict(loader(40, 8).state_dict())
+
+
+def test_normalisation_is_the_usual_formula() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    expected = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(Augmentation("none", mean, std).normalise(images), expected)
+
+
+def test_crops_shift_each_image_by_its_own_offset_and_flip_half() -> None:
+    """Every result must be one of the 9 shifts of the padded image, or its mirror image."""
+    images = torch.randint(1, 255, (64, 2, 8, 8), dtype=torch.uint8)
+    out = Augmentation("crop-flip", (0.0, 0.0), (1.0, 1.0))(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    used = []
+    for before, after in zip(padded, (out * 255).round().to(torch.uint8), strict=True):
+        shifts = {(dy, dx): before[:, dy : dy + 8, dx : dx + 8] for dy in range(3) for dx in range(3)}
+        candidates = {(*key, flip): x.flip(2) if flip else x for key, x in shifts.items() for flip in (0, 1)}
+        used += [key for key, candidate in candidates.items() if torch.equal(candidate, after)]
+    assert len(used) == 64 and len({key[:2] for key in used}) == 9
+    assert 16 < sum(key[2] for key in used) < 48
+    only = Augmentation("crop", (0.0, 0.0), (1.0, 1.0))(images, torch.Generator().manual_seed(0))
+    assert not torch.equal(only, out)
+
+
+def test_resized_crops_stay_inside_the_image() -> None:
+    """A horizontal ramp: rows stay equal, values in range, and crops differ."""
+    ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(16, 1, 32, 32).contiguous()
+    out = Augmentation("resized-crop-flip", (0.0,), (1.0,))(ramp, torch.Generator().manual_seed(1))
+    assert out.shape == ramp.shape and float(out.min()) >= 0 and float(out.max()) <= 248 / 255 + 1e-6
+    assert float((out - out[:, :, :1]).abs().max()) < 0.02
+    spans = (out[:, 0, 0].amax(1) - out[:, 0, 0].amin(1)).tolist()
+    assert max(spans) > 0.6 and min(spans) < 0.55
+
+
+def test_files_are_read_ahead_by_workers_in_the_same_order(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = np.full((12, 12, 3), 10 * index, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / name / f"{index}.png")
+    data = load_folder(tmp_path, (3, 8, 8), 0.2, memory_bytes=10)
+    augmentation = Augmentation("resized-crop-flip", data.mean, data.std)
+    runs = []
+    for workers, start in ((0, 0), (2, 0), (0, 2)):
+        source = BatchLoader(data.train, 4, augmentation, CPU, seed=2, workers=workers)
+        source.load_state_dict({**source.state_dict(), "position": start})
+        runs.append([source.next_batch() for _ in range(6 - start)])
+    for (x, y), (u, v) in zip(runs[0], runs[1], strict=True):
+        assert torch.equal(x, u) and torch.equal(y, v)
+    for (x, y), (u, v) in zip(runs[0][2:], runs[2], strict=True):
+        assert torch.equal(x, u) and torch.equal(y, v)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_plain_batches_are_the_images_in_order(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not held:
+        monkeypatch.setattr("bcnet_deploy.data.loader.HELD_BYTES", 0)
+    data = splits()
+    batches = PlainBatches(data.val, data, 24, CPU)
+    assert [len(labels) for _, labels in batches] == [24, 24, 16] and batches.image_count == 64
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.val.labels)
+    again = torch.cat([images for images, _ in batches])
+    expected = Augmentation("none", data.mean, data.std).normalise(data.val.memory)
+    assert torch.equal(again, expected)
+    some = PlainBatches(data.val, data, 24, CPU, limit=30)
+    assert some.image_count == 30 and len(some) == 2 and len(set(some[0][1].tolist())) == 4
+    assert len(some[0:2]) == 2
+    with pytest.raises(IndexError):
+        some[2]

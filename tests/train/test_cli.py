@@ -1,0 +1,90 @@
+"""The train and retrain commands, on the embedded digits and a tiny network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from bcnet_deploy.cli.main import cli
+
+MODEL = "tests.train.cli_model:net"
+QUICK = ["--set", "epochs=1", "--set", "augment=none", "--quiet"]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def train(run: Path, *more: str) -> Result:
+    shape = ["--model", MODEL, "--num-classes", "10", "--input-size", "1x8x8", "--levels", "4"]
+    return call("train", "--run-dir", str(run), *shape, *QUICK, *more)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("cli") / "run"
+    result = train(run, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["steps"] == 18
+    return run
+
+
+def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
+    names = {path.name for path in (trained / "train").iterdir()}
+    assert {"supernet.safetensors", "supernet.json", "records.jsonl", "curves.jsonl"} <= names
+    assert yaml.safe_load((trained / "run.yaml").read_text())["model"]["levels"] == 4
+    again = call("train", "--run-dir", str(trained), *QUICK)
+    assert again.exit_code == 0 and "Trained 18 steps" in again.output
+
+
+def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
+    missing = call("retrain", "--run-dir", str(trained), *QUICK)
+    assert missing.exit_code == 1 and "run 'bcnet-deploy search' first" in missing.output
+    (trained / "search").mkdir()
+    (trained / "search" / "widths.yaml").write_text(yaml.safe_dump({"widths": {"0": 4, "3": 6}}))
+    found = call("retrain", "--run-dir", str(trained), *QUICK, "--json", "--inherit", "--distill")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["widths"] == [4, 6] and json.loads(found.stdout)["test_images"] == 450
+    uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
+    assert json.loads(uniform.stdout)["macs"] <= json.loads(found.stdout)["macs"]
+    assert (trained / "retrain" / "found" / "subnet.yaml").exists()
+    full = call("retrain", "--run-dir", str(trained), "--network", "full", *QUICK)
+    assert full.exit_code == 0 and "test top-1" in full.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--levels", "7"], "levels 7 is given, but"),
+        (["--data", "digit"], "was trained on 'digits'; use another --run-dir"),
+        (["--set", "epochs"], "allowed: KEY=VALUE"),
+        (["--set", "epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
+        (["--config", "nothing"], "no recipe 'nothing'"),
+        (["--compute", "cuda:77"], "usable CUDA GPU"),
+        (["--set", "learning_rate=0.5"], "was trained with other settings (learning_rate: 0.1 -> 0.5)"),
+    ],
+)
+def test_wrong_options_are_one_line(trained: Path, arguments: list[str], message: str) -> None:
+    result = call("train", "--run-dir", str(trained), *QUICK, *arguments)
+    assert result.exit_code == 1 and message in result.output
+    assert result.output.startswith("bcnet-deploy: error:") and len(result.output.strip().splitlines()) == 1
+
+
+def test_widths_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
+    for text, message in (
+        ("{widths: {a: 1}}", "does not name the 2 width variables"),
+        ("[4, 99]", "width 99 of variable 1"),
+        ("5", "holds int; allowed"),
+    ):
+        (tmp_path / "w.yaml").write_text(text)
+        result = call("retrain", "--run-dir", str(trained), "--widths", str(tmp_path / "w.yaml"), *QUICK)
+        assert result.exit_code == 1 and message in result.output
+
+
+def test_a_run_needs_a_model(tmp_path: Path) -> None:
+    result = call("train", "--run-dir", str(tmp_path / "new"))
+    assert result.exit_code == 1 and "start one with" in result.output

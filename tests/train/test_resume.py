@@ -1,0 +1,136 @@
+"""A run that is killed anywhere ends with the bits of one that is not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcnet_deploy.train import read_lines
+from bcnet_deploy.train.checkpoint import load_checkpoint
+from tests.train.helpers import make_supernet, make_trainer, settings
+
+VARIANTS = {
+    "pairs": {"augment": "crop-flip"},
+    "distilled": {"distillation": True, "ema_decay": 0.99, "clip_norm": 1.0, "label_smoothing": 0.1},
+    "sandwich": {"rule": "sandwich", "distillation": True, "optimizer": "rmsprop", "learning_rate": 0.01},
+    "cost": {"cost": 300.0, "schedule": "step", "milestones": [1.0], "augment": "resized-crop-flip"},
+}
+
+
+class Killed(Exception):
+    """In place of a kill: nothing after it runs, and nothing is saved."""
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "checkpoint.safetensors")[0]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    first, second = tensors_of(one), tensors_of(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
+    curves = [
+        [(row["step"], row["loss"]) for row in read_lines(folder / "curves.jsonl")] for folder in (one, two)
+    ]
+    assert {step for step, _ in curves[0]} <= {step for step, _ in curves[1]}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_after_kills_at_random_steps_gives_the_same_bits(variant: str, tmp_path: Path) -> None:
+    config = settings(epochs=6, checkpoint_every=5, **VARIANTS[variant])
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    make_trainer(make_supernet(dropout=0.2), config, whole).run()
+    length = load_checkpoint(whole / "checkpoint.safetensors")[1]["step"]
+    rng = random.Random(variant)
+    for kill_at in sorted(rng.sample(range(1, length), 4)):
+        # Other initial weights: a resumed run must not depend on what it was built with.
+        trainer = make_trainer(make_supernet(dropout=0.2, seed=kill_at), config, broken)
+        if trainer.step == 0:
+            trainer = make_trainer(make_supernet(dropout=0.2), config, broken)
+        advance = trainer._advance
+
+        def until(trainer=trainer, advance=advance, kill_at=kill_at):  # type: ignore[no-untyped-def]
+            if trainer.step >= kill_at:
+                raise Killed
+            advance()
+
+        trainer._advance = until  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            trainer.run()
+    last = make_trainer(make_supernet(dropout=0.2, seed=99), config, broken)
+    assert last.step > 0
+    last.run()
+    assert_same_run(whole, broken)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    config = settings(epochs=1)
+    make_trainer(make_supernet(), config, tmp_path).run()
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    again = make_trainer(make_supernet(seed=3), config, tmp_path)
+    again._advance = None  # type: ignore[method-assign,assignment]
+    assert again.run().steps == 4
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.train.helpers import make_supernet, make_trainer, settings
+config = settings(epochs=60, checkpoint_every=7, augment="crop-flip")
+make_trainer(make_supernet(dropout=0.2), config, Path(sys.argv[1])).run()
+"""
+
+
+def child(folder: Path) -> subprocess.Popen[bytes]:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], env=environment, stderr=subprocess.PIPE, cwd=root
+    )
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the child ended without a checkpoint"
+        time.sleep(0.01)
+
+
+def test_sigkill_and_sigterm_lose_nothing(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    reference = child(whole)
+    killed = child(broken)
+    wait_for_checkpoint(broken, killed)
+    killed.kill()
+    assert killed.wait(60) == -signal.SIGKILL
+    killed.communicate()
+    asked = child(broken)
+    # It goes on from the kill's checkpoint; wait until it has written one of its own.
+    stamp = (broken / "checkpoint.safetensors").stat().st_mtime_ns
+    deadline = time.monotonic() + 120
+    while (broken / "checkpoint.safetensors").stat().st_mtime_ns == stamp:
+        assert asked.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    asked.send_signal(signal.SIGTERM)
+    _, errors = asked.communicate(timeout=60)
+    assert asked.returncode != 0 and b"KeyboardInterrupt" in errors
+    step = load_checkpoint(broken / "checkpoint.safetensors")[1]["step"]
+    assert step < 240
+    last = child(broken)
+    assert last.wait(120) == 0 and reference.wait(120) == 0
+    last.communicate()
+    reference.communicate()
+    assert_same_run(whole, broken)
