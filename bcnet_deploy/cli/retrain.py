@@ -21,15 +21,22 @@ if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
 
 
-def found_widths(run_dir: RunDir, space: WidthSpace) -> npt.NDArray[np.int64]:
-    """(L,): the widths that the search left in the run directory.
+def searched_widths(run_dir: RunDir, space: WidthSpace, network: str) -> npt.NDArray[np.int64]:
+    """(L,): the widths that the search found, or its uniform network within the same budgets.
 
     Raises:
         MissingStepError: there was no search yet.
         ConfigError, WidthError: the file does not fit the model.
     """
     path = run_dir.require(run_dir.widths, "search result", "bcnet-deploy search")
-    return read_widths(files.read_yaml(path, ConfigError, "widths"), space, str(path))
+    data = files.read_yaml(path, ConfigError, "widths")
+    if network == "uniform":
+        compared = data.get("compared_with", {}) if isinstance(data, dict) else {}
+        if "uniform" not in compared:
+            # No uniform network keeps the budgets, or the file is the user's own: the same MACs instead.
+            return uniform_like(space, read_widths(data, space, str(path)))
+        data = compared["uniform"]
+    return read_widths(data, space, str(path))
 
 
 def read_widths(data: Any, space: WidthSpace, source: str) -> npt.NDArray[np.int64]:
@@ -66,7 +73,7 @@ def uniform_like(space: WidthSpace, widths: npt.NDArray[np.int64]) -> npt.NDArra
 @run_dir_option
 @click.option(
     "--network", type=click.Choice(["found", "uniform", "full"]), default="found", show_default=True,
-    help="found: the search's; uniform: one ratio for all layers, at the MACs of the one found.",
+    help="found: the search's; uniform: one ratio for all layers within the same budgets; full: as it was.",
 )  # fmt: skip
 @click.option("--widths", "widths_file", help="Other widths, under the name of --network: a YAML file.")
 @click.option("--config", "recipe", help="Recipe: a YAML file, or the name of a shipped one.")
@@ -113,8 +120,7 @@ def command(
     elif network == "full":
         widths = space.full
     else:
-        widths = found_widths(run_dir, space)
-        widths = uniform_like(space, widths) if network == "uniform" else widths
+        widths = searched_widths(run_dir, space, network)
     splits = load_data(run.data, ref.input_size, num_classes=ref.num_classes)
     supernet = load_supernet(run_dir) if inherit or distill else None
     teacher = None

@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("cli") / "run"
     result = train(run, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["steps"] == 18
+    assert json.loads(result.stdout)["steps"] == 14
     return run
 
 
@@ -38,7 +38,7 @@ def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
     assert {"supernet.safetensors", "supernet.json", "records.jsonl", "curves.jsonl"} <= names
     assert yaml.safe_load((trained / "run.yaml").read_text())["model"]["levels"] == 4
     again = call("train", "--run-dir", str(trained), *QUICK)
-    assert again.exit_code == 0 and "Trained 18 steps" in again.output
+    assert again.exit_code == 0 and "Trained 14 steps" in again.output
 
 
 def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
@@ -49,6 +49,11 @@ def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
     found = call("retrain", "--run-dir", str(trained), *QUICK, "--json", "--inherit", "--distill")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["widths"] == [4, 6] and json.loads(found.stdout)["test_images"] == 450
+    text = yaml.safe_dump({"widths": [4, 6], "compared_with": {"uniform": {"widths": {"0": 2, "3": 3}}}})
+    (trained / "search" / "widths.yaml").write_text(text)
+    uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
+    assert json.loads(uniform.stdout)["widths"] == [2, 3]
+    (trained / "search" / "widths.yaml").write_text("[4, 6]")
     uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
     assert json.loads(uniform.stdout)["macs"] <= json.loads(found.stdout)["macs"]
     assert (trained / "retrain" / "found" / "subnet.yaml").exists()
