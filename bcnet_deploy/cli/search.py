@@ -156,7 +156,8 @@ def _tables(run: RunDir, config: RunConfig, budgets: tuple[str, ...]) -> dict[st
         device = device.strip() or config.device
         if device in found:
             raise ConstraintError(
-                f"two latency budgets for device {device!r} conflict: {found[device][1]!r} and {budget!r}; give one"
+                f"two latency budgets for device {device!r} conflict: {found[device][1]!r} and {budget!r}; "
+                "give one"
             )
         path = run.latency_table(device)
         if not path.exists():

@@ -35,6 +35,7 @@ class Surrogate:
         self._wide = length <= 12 if wide is None else wide
         self._mean = 0.0
         self._weights: Float | None = None
+        self._centre: Float = np.zeros(0)
         self._covariance: Float = np.zeros((0, 0))
         self._scales: Float | None = None
         self._noise = 1.0
@@ -69,6 +70,9 @@ class Surrogate:
         low, high = np.quantile(accuracy, [0.25, 0.75])
         values = np.maximum(accuracy, low - 1.5 * (high - low))
         matrix, labels = self.features(scaled)
+        # Centred, which is a free constant term: on a budget's edge the features have means of their own.
+        self._centre = matrix.mean(axis=0)
+        matrix = matrix - self._centre
         self._mean = float(values.mean())
         centred = values - self._mean
         variance = float(centred.var()) + 1e-12
@@ -110,7 +114,7 @@ class Surrogate:
         means, deviations = [], []
         with self._threads.limit(limits=1, user_api="blas"):
             for start in range(0, len(scaled), _BLOCK):
-                matrix, _ = self.features(scaled[start : start + _BLOCK])
+                matrix = self.features(scaled[start : start + _BLOCK])[0] - self._centre
                 variance = ((matrix @ self._covariance) * matrix).sum(axis=1)
                 deviations.append(np.sqrt(np.maximum(variance, 0.0)))
                 means.append(self._mean + matrix @ self._weights)

@@ -60,7 +60,7 @@ class Hashed:
 
 
 class Staircase:
-    """A latency that rises in steps of ``tile`` channels, and falls just above each step where ``dip`` > 0."""
+    """A latency that rises in steps of ``tile`` channels; widths off the steps cost ``dip`` more."""
 
     device = "stair"
 
