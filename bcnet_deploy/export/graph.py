@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bcnet_deploy.errors import ExportError
 from bcnet_deploy.runtime.layer_names import module_of
 
 if TYPE_CHECKING:
@@ -144,3 +145,44 @@ def sort_nodes(model: onnx.ModelProto) -> None:
         waiting = later
     del graph.node[:]
     graph.node.extend(ordered)
+
+
+def with_batch(data: bytes, batch: int) -> bytes:
+    """A serialised network with another fixed batch size.
+
+    Reshape targets that begin with the old batch take theirs from their input instead.
+
+    Raises:
+        ExportError: the network does not follow the new batch size to its outputs.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    dims = [value.type.tensor_type.shape.dim[0] for value in [*graph.input, *graph.output]]
+    old = dims[0].dim_value
+    if old == batch:
+        return data
+    for dim in dims:
+        dim.ClearField("dim_param")
+        dim.dim_value = batch
+    del graph.value_info[:]
+    if old:
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            target = tensors.get(node.input[1]) if node.op_type == "Reshape" else None
+            if target is not None:
+                shape = numpy_helper.to_array(target).copy()
+                if shape.size and shape[0] == old:
+                    shape[0] = 0
+                    target.CopyFrom(numpy_helper.from_array(shape, target.name))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ExportError(
+            f"the network cannot take a batch of {batch}: {str(error).splitlines()[0]}"
+        ) from error
+    if inferred.graph.output[0].type.tensor_type.shape.dim[0].dim_value != batch:
+        raise ExportError(f"the network cannot take a batch of {batch}: its outputs do not follow")
+    return bytes(model.SerializeToString())

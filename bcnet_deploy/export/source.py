@@ -48,7 +48,7 @@ class Source:
 def load_source(run: RunDir, which: str) -> Source:
     """The network ``which`` of ``run``.
 
-    The retrained one where there is one. Else ``found`` and ``full`` are cut from the trained supernet
+    The retrained one where there is one. Else its widths are cut from the trained supernet
     (the left side), or from the model as it is built when there is no supernet; ``origin`` says so.
 
     Raises:
@@ -68,12 +68,7 @@ def load_source(run: RunDir, which: str) -> Source:
             which, module, ModelRef.from_dict(info["model"]), dict(info["widths"]), str(info["space"]),
             f"retrained weights of {folder}", extra=info.get("extra") or {},
         )  # fmt: skip
-    if which == "uniform":
-        raise MissingStepError(
-            f"no uniformly scaled network in {run.path} ({folder} is missing); "
-            "run 'bcnet-deploy retrain --which uniform' first"
-        )
-    by_name = found_widths(run) if which == "found" else None
+    by_name = None if which == "full" else searched_widths(run, which)
     model, space = build(config.model)
     widths = vector(space, by_name, str(run.widths)) if by_name is not None else space.full
     stored, origin = _trained(run, model, space)
@@ -82,25 +77,26 @@ def load_source(run: RunDir, which: str) -> Source:
     return Source(which, module, config.model, names, space.fingerprint, origin, shared=stored is not None)
 
 
-def found_widths(run: RunDir) -> dict[str, int]:
-    """Width by variable name in ``search/widths.yaml``.
+def searched_widths(run: RunDir, which: str) -> dict[str, int]:
+    """Width by variable name of ``found`` or ``uniform`` in ``search/widths.yaml``.
 
     Raises:
-        MissingStepError: no search was run.
+        MissingStepError: no search was run, or no uniform network was within its budgets.
         RunDirError: the file does not say widths.
     """
     path = run.require(run.widths, "widths found", "bcnet-deploy search")
     data = files.read_yaml(path, RunDirError, "widths")
+    if which == "uniform":
+        compared = data.get("compared_with") if isinstance(data, dict) else None
+        data = compared.get("uniform") if isinstance(compared, dict) else None
+        if data is None:
+            raise MissingStepError(
+                f"{path} names no uniform network; run 'bcnet-deploy retrain --network uniform' first"
+            )
     widths = data.get("widths") if isinstance(data, dict) else None
-    if isinstance(widths, list):  # one entry a variable, with explanations beside the width
-        widths = {entry.get("name"): entry.get("width") for entry in widths if isinstance(entry, dict)}
-    if isinstance(widths, dict):
-        widths = {
-            name: value.get("width") if isinstance(value, dict) else value for name, value in widths.items()
-        }
-    if not widths or not all(isinstance(value, int) for value in widths.values()):
+    if not isinstance(widths, dict) or not all(isinstance(width, int) for width in widths.values()):
         raise RunDirError(f"{path} names no width for each variable under 'widths'; run the search again")
-    return {str(name): int(value) for name, value in widths.items()}
+    return {str(name): width for name, width in widths.items()}
 
 
 def build(ref: ModelRef) -> tuple[nn.Module, WidthSpace]:

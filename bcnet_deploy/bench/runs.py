@@ -1,0 +1,117 @@
+"""Benchmark of a run directory: full, uniform and found, interleaved, against the run's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bcnet_deploy import files
+from bcnet_deploy.bench.measure import BenchSettings, bench
+from bcnet_deploy.bench.result import BenchResult
+from bcnet_deploy.devices import load_device
+from bcnet_deploy.errors import EngineError, MissingStepError
+from bcnet_deploy.export import metadata as meta
+from bcnet_deploy.export.engine import build_engine
+from bcnet_deploy.export.job import describe
+from bcnet_deploy.export.onnx import check, trace
+from bcnet_deploy.export.source import build, load_source
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
+from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+
+NETWORKS = ("full", "uniform", "found")
+
+
+def bench_run(
+    run: RunDir,
+    *,
+    device: str | None = None,
+    settings: BenchSettings | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> BenchResult:
+    """Measure the run's networks and save ``bench/bench.json``.
+
+    Exported networks are taken as they are. Of the others, those that can be had without further steps
+    (``full`` always) are exported beside the result for timing alone. Where the GPU of the device is
+    present, engines are built for those that have none.
+
+    Args:
+        run: after ``export``, or at least ``search``.
+        device: profile whose table and threads are used; None: the run's.
+        settings: how often, how long.
+        progress: told the share done and a note.
+
+    Raises:
+        MissingStepError: the run has neither an exported network nor widths found.
+        EngineError, ExportError: see :func:`bench`.
+    """
+    config = run.load()
+    profile = load_device(device or config.device)
+    tell = progress or (lambda done, note: None)
+    paths: dict[str, Path] = {}
+    notes: list[str] = []
+    for index, which in enumerate(NETWORKS):
+        tell(0.02 * (index + 1), f"preparing {which}")
+        exported = run.export / f"{which}.onnx"
+        if exported.exists():
+            paths[which] = exported
+            continue
+        try:
+            paths[which] = _for_timing(run, which)
+        except MissingStepError as error:
+            notes.append(f"{which} was not measured: {error}")
+    if "found" not in paths:
+        raise MissingStepError(
+            f"{run.path} holds no network to measure; "
+            "run 'bcnet-deploy search' and 'bcnet-deploy export' first"
+        )
+    engines: dict[str, Path] = {}
+    present = gpu()
+    if present is not None and present[1] == profile.compute_capability and installed_flavours():
+        for which, path in paths.items():
+            try:
+                engines[which] = _engine(run, which, path, profile.name, profile.precision)
+            except EngineError as error:
+                notes.append(f"{which} has no TensorRT engine: {error}")
+    table_path = run.latency_table(profile.name)
+    table = LatencyTable.load(table_path) if table_path.exists() else None
+    if table is None:
+        notes.append(f"no latency table for {profile.name} in {run.path}: nothing is predicted")
+    _, space = build(config.model)
+    result = bench(
+        paths, profile, settings=settings, table=table, space=space, engines=engines,
+        progress=lambda done, note: tell(0.1 + 0.9 * done, note),
+    )  # fmt: skip
+    result = BenchResult(
+        result.device, result.date, result.settings, result.machine, result.networks, result.absent,
+        (*notes, *result.notes),
+    )  # fmt: skip
+    result.save(run.bench)
+    return result
+
+
+def _for_timing(run: RunDir, which: str) -> Path:
+    """An FP32 export without parity, kept under ``bench/`` and made anew each time."""
+    source = load_source(run, which)
+    model, _ = trace(source.module, source.model.input_size)
+    meta.attach(model, describe(source, None))
+    path = run.bench.parent / f"{which}.onnx"
+    files.write_bytes(path, check(model).SerializeToString())
+    return path
+
+
+def _engine(run: RunDir, which: str, onnx_path: Path, device: str, precision: str) -> Path:
+    """The engine exported for the device, else one built here and kept while its ONNX file is the same."""
+    exported = run.export / f"{which}-{device}-{precision}.engine"
+    if exported.exists():
+        return exported
+    path = run.bench.parent / exported.name
+    if (
+        path.exists()
+        and sidecar_path(path).exists()
+        and read_info(path).onnx_sha256 == meta.sha256(onnx_path)
+    ):
+        return path
+    # INT8 needs calibration, which only export does.
+    return build_engine(onnx_path, path, device, "fp16" if precision == "int8" else None).path

@@ -1,0 +1,72 @@
+"""What is said of a set of timed runs.
+
+Runs come in rounds, between which other networks ran, so that a drift of the machine touches all alike.
+``low`` is the profiler's estimate of the undisturbed time (mean of the faster quarter), which latency
+tables predict; median and p90 are what users see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet_deploy.profiler.measure import low
+
+Floats = npt.NDArray[np.float64]
+_SPLITS = 200
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Milliseconds of one inference.
+
+    Attributes:
+        runs: timed runs, ``rounds`` of equally many.
+        low_ms: mean of the faster quarter; what is compared with predictions.
+        median_ms, p90_ms, minimum_ms: of all runs.
+        spread: (p90 - p10) / median.
+        noise_floor: how far ``low_ms`` of one half of the rounds is from that of the other, relative:
+            root mean square over random halves. No prediction can be judged finer than this.
+        round_medians_ms: in the order measured.
+    """
+
+    runs: int
+    rounds: int
+    low_ms: float
+    median_ms: float
+    p90_ms: float
+    minimum_ms: float
+    spread: float
+    noise_floor: float | None
+    round_medians_ms: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {**asdict(self), "round_medians_ms": [round(value, 6) for value in self.round_medians_ms]}
+
+
+def summarise(times: Floats, rng: np.random.Generator) -> LatencyStats:
+    """Statistics of ``times`` (rounds, runs) in milliseconds; one round has no noise floor."""
+    flat = times.reshape(-1)
+    p10, median, p90 = (float(value) for value in np.quantile(flat, [0.1, 0.5, 0.9]))
+    return LatencyStats(
+        runs=flat.size, rounds=len(times), low_ms=float(low(flat)), median_ms=median, p90_ms=p90,
+        minimum_ms=float(flat.min()), spread=(p90 - p10) / median, noise_floor=noise_floor(times, rng),
+        round_medians_ms=tuple(np.median(times, axis=1).tolist()),
+    )  # fmt: skip
+
+
+def noise_floor(times: Floats, rng: np.random.Generator) -> float | None:
+    """Split-half noise of ``low`` over the rounds of ``times`` (rounds, runs); None for one round."""
+    rounds = len(times)
+    if rounds < 2:
+        return None
+    squares = []
+    for _ in range(_SPLITS):
+        order = rng.permutation(rounds)
+        first, second = (float(low(times[half].reshape(-1))) for half in np.array_split(order, 2))
+        squares.append(((first - second) / ((first + second) / 2)) ** 2)
+    return float(np.sqrt(np.mean(squares)))
