@@ -54,7 +54,9 @@ def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
     uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
     assert json.loads(uniform.stdout)["widths"] == [2, 3]
     (trained / "search" / "widths.yaml").write_text("[4, 6]")
-    uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
+    other = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK)
+    assert other.exit_code == 1 and "start anew with --fresh" in other.output
+    uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json", "--fresh")
     assert json.loads(uniform.stdout)["macs"] <= json.loads(found.stdout)["macs"]
     assert (trained / "retrain" / "found" / "subnet.yaml").exists()
     full = call("retrain", "--run-dir", str(trained), "--network", "full", *QUICK)
