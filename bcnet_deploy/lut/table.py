@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bcnet_deploy import files
 from bcnet_deploy.errors import MissingEntryError, TableError
 from bcnet_deploy.lut.compiled import CompiledSum, Term
-from bcnet_deploy.lut.entries import Entries, finite, require_keys
+from bcnet_deploy.lut.entries import Entries, require_keys
 from bcnet_deploy.lut.fit import Fit, Granularity
 from bcnet_deploy.lut.machine import describe_machine, differences
 from bcnet_deploy.lut.network import Network, dims_text, layer_dims
@@ -116,12 +116,31 @@ class LatencyTable:
         network = self.network
         array = network.check(widths)
         parts = np.empty((len(array), len(network.layers) + 1))
-        for index, term in enumerate(self._terms()):
+        for index, term in enumerate(self.terms()):
             parts[:, index] = term.evaluate(array)
         if np.isnan(parts[:, :-1]).any():
             self._raise_missing(array[np.isnan(parts[:, :-1]).any(axis=1)][:1])
         parts[:, -1] = network.overhead_us
         return Breakdown((*(layer.name for layer in network.layers), "overhead"), parts / 1e3)
+
+    def time_us(self, key: str, channels: npt.ArrayLike) -> Floats:
+        """Microseconds of the layers ``key`` at channel counts (n, D) or (D,), as entries count them.
+
+        Raises:
+            MissingEntryError: there is no such key, or the channels lie outside of what was measured.
+        """
+        from bcnet_deploy.errors import nearest
+
+        model = self.models.get(key)
+        if model is None:
+            raise MissingEntryError(
+                f"the latency table of {self.device} has no entry {key!r}{nearest(key, self.models)}"
+            )
+        dims = np.atleast_2d(np.asarray(channels, dtype=np.int64))
+        entries = self.entries.get(key)
+        if entries is not None and not (good := entries.covers(dims)).all():
+            raise self._outside("(asked for)", key, "x".join(map(str, dims[~good][0])), entries)
+        return model.time_us(dims)
 
     def for_space(self, space: WidthSpace) -> LatencyTable:
         """The table bound to ``space``: its own network, or another whose layers it all has.
@@ -158,13 +177,14 @@ class LatencyTable:
     def _compiled(self) -> CompiledSum:
         network = self.network
         return CompiledSum(
-            self._terms(),
+            self.terms(),
             [variable.channels for variable in network.variables],
             [variable.choices for variable in network.variables],
             network.overhead_us,
         )
 
-    def _terms(self) -> list[Term]:
+    def terms(self) -> list[Term]:
+        """The layers of the network as functions of widths, in microseconds; NaN outside of measurements."""
         network = self.network
         terms = []
         for layer, scale in zip(network.layers, network.scales, strict=True):
@@ -193,7 +213,7 @@ class LatencyTable:
         return terms
 
     def _raise_missing(self, widths: Int64) -> None:
-        for layer, term in zip(self.network.layers, self._terms(), strict=True):
+        for layer, term in zip(self.network.layers, self.terms(), strict=True):
             if np.isnan(term.evaluate(widths)[0]):
                 dims = layer_dims(layer, widths)[0]
                 raise self._outside(layer.name, layer.key, dims_text(layer, dims), self.entries[layer.key])
@@ -376,6 +396,3 @@ def _one_line(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
         return "[\n" + ",\n".join(f" {json.dumps(item, allow_nan=False)}" for item in value) + "\n]"
     return json.dumps(value, allow_nan=False)
-
-
-__all__ = ["Breakdown", "LatencyTable", "finite"]

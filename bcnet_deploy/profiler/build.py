@@ -49,7 +49,7 @@ Int64 = npt.NDArray[np.int64]
 _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 25
 _MIN_TRAIN = 12
-_ONE_NETWORK_S = 0.10  # what the timed runs of one network should take, more or less
+_ONE_NETWORK_S = 0.06  # what the timed runs of one network should take, more or less
 _DISTURBED = 0.12
 
 
@@ -117,6 +117,7 @@ class Profiler:
         rng = np.random.default_rng(seed)
         self.image = rng.standard_normal((device.batch, *space.input_size)).astype(np.float32)
         self.fit_seconds = 0.0
+        self._spent = 0.0
 
     @property
     def journal_path(self) -> Path:
@@ -133,26 +134,27 @@ class Profiler:
             TableError: the budget is too small for the fewest networks that make a table.
         """
         journal = Journal(self.journal_path, self._identity())
-        spent = journal.seconds
+        self._spent = journal.seconds
         try:
-            self._measure(journal, spent)
+            self._measure(journal)
         finally:
             journal.close()
         return self._table(journal, complete=True, save=True)
 
     # -- measuring -----------------------------------------------------------------------------
 
-    def _measure(self, journal: Journal, spent: float) -> None:
+    def _measure(self, journal: Journal) -> None:
+        spent = self._spent
         rng = np.random.default_rng([self.seed, len(journal.records)])
         corners = [tuple(row) for row in structured(self.space).tolist()]
         trained = {record.widths for record in journal.of("train")}
-        timing = self._timing(journal)
         novelty = Novelty(self.network.layers, self._known_dims())
         for record in journal.of("train"):
             novelty.add(np.array(record.widths))
         held: list[tuple[int, ...]] = list(dict.fromkeys(record.widths for record in journal.of("held-out")))
         saved_at = 0.0
         while True:
+            timing = self._timing(journal)
             left = self.budget_s - spent - (self.clock() - self._began) - self._reserve(journal)
             trains, tests = journal.of("train"), journal.of("held-out")
             if left <= 0 and len(trains) >= max(_MIN_TRAIN, len(corners)) and len(tests) >= 8:
@@ -170,8 +172,6 @@ class Profiler:
                 vector = next_network(self.space, novelty, trained | set(held), rng)
                 record = self._one(journal, "train", tuple(vector.tolist()), timing)
             if record.role == "train":
-                if record.widths == corners[0] or len(trains) == 0:
-                    timing = self._timing(journal)
                 trained.add(record.widths)
                 novelty.add(np.array(record.widths))
             done = spent + self.clock() - self._began
@@ -196,13 +196,15 @@ class Profiler:
                 latency_ms=min(sample.latency_ms, again.latency_ms),
                 layers_us=np.minimum(sample.layers_us, again.layers_us),
             )
+        now = self.clock()
         record = Record(
             role=role,
             widths=tuple(int(width) for width in widths),
             round=sum(other.widths == widths and other.role == role for other in journal.records),
             latency_ms=round(sample.latency_ms, 6),
             layers_us=tuple(round(float(value), 3) for value in sample.layers_us),
-            seconds=round(self.clock() - started, 4),
+            seconds=round(now - started, 4),
+            elapsed_s=round(self._spent + now - self._began, 4),
         )
         journal.add(record)
         return record
@@ -217,10 +219,9 @@ class Profiler:
 
     def _timing(self, journal: Journal) -> Timing:
         """Fewer runs of slow networks: more networks teach more than more runs."""
-        trains = journal.of("train")
-        if not trains:
-            return Timing(warmup=2, profiled=6, plain=6)
-        typical = float(np.median([record.latency_ms for record in trains])) / 1e3
+        if len(journal.records) < 4:
+            return Timing(warmup=2, profiled=5, plain=5)
+        typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
         runs = int(np.clip(round(_ONE_NETWORK_S / 2 / typical), 4, 40))
         return Timing(warmup=2, profiled=runs, plain=runs)
 

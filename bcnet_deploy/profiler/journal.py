@@ -33,6 +33,7 @@ class Record:
         latency_ms: of a whole unprofiled run.
         layers_us: of each layer; None when the network was not profiled.
         seconds: what the measurement cost, set-up included.
+        elapsed_s: what the profile had cost by then, earlier runs included: its clock.
     """
 
     role: Role
@@ -41,6 +42,7 @@ class Record:
     latency_ms: float
     layers_us: tuple[float, ...] | None
     seconds: float
+    elapsed_s: float = 0.0
 
     def layers(self) -> npt.NDArray[np.float64]:
         return np.array(self.layers_us or (), dtype=np.float64)
@@ -115,8 +117,8 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """What all measurements have cost."""
-        return sum(record.seconds for record in self.records)
+        """What the profile has cost so far."""
+        return max((record.elapsed_s for record in self.records), default=0.0)
 
     def close(self) -> None:
         self._file.close()

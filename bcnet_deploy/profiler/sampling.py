@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 _POOL = 48
 _REPEAT_VALUE = 0.15
+_ANY_WIDTH = 0.1
 
 
 def structured(space: WidthSpace) -> Int64:
@@ -83,7 +84,11 @@ def next_network(
     space: WidthSpace, novelty: Novelty, taken: set[tuple[int, ...]], rng: np.random.Generator
 ) -> Int64:
     """(L,) the most promising of a pool of random networks; none of ``taken`` unless all are."""
-    pool = space.random(_POOL, rng)
+    if rng.random() < _ANY_WIDTH:
+        # Predictions are for all widths; choices may all be multiples of what a runtime likes.
+        pool = np.stack([v.step * rng.integers(1, v.units + 1, _POOL) for v in space.variables], axis=1)
+    else:
+        pool = space.random(_POOL, rng)
     fresh = np.array([tuple(row) not in taken for row in pool.tolist()])
     if fresh.any():
         pool = pool[fresh]

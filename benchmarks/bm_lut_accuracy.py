@@ -1,0 +1,295 @@
+"""How far latency tables are off: predicted against measured latency of held-out networks.
+
+    cd benchmarks
+    python bm_lut_accuracy.py build --model mobilenet_v2 --device cpu-1thread --budget 120 --out t120.json
+    python bm_lut_accuracy.py evaluate --model mobilenet_v2 --device cpu-1thread --out result.json t120.json
+    python bm_lut_accuracy.py report ../docs/lut_accuracy.md results/lut_*.json
+
+``build`` makes a table from nothing and reports the wall time of everything: model, width space, export,
+measurements, fits. ``evaluate`` draws networks with a seed of its own, measures each in interleaved rounds
+(new session each time, minimum of the runs, minimum of the rounds), and compares; two halves of the rounds
+give the noise floor. For some of the networks every layer is timed as a model of its own, too: the naive
+sum. Timing wants the machine alone: nothing else running, and where allowed a real-time priority
+(``chrt -f 10``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import bcnet_deploy as bd
+from bcnet_deploy import files
+from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.lut.machine import describe_machine
+from bcnet_deploy.profiler.assemble import validate
+from bcnet_deploy.profiler.device import profile_device
+from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.measure import measure_plain
+from bcnet_deploy.profiler.narrow import NetworkMaker
+from bcnet_deploy.profiler.runners import make_runner_of
+
+SEED = 20260
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    build = commands.add_parser("build")
+    evaluate = commands.add_parser("evaluate")
+    for command in (build, evaluate):
+        command.add_argument("--model", default="mobilenet_v2")
+        command.add_argument("--device", default="cpu-1thread")
+        command.add_argument("--out", type=Path, required=True)
+    build.add_argument("--budget", type=float, default=120.0)
+    build.add_argument("--seed", type=int, default=0)
+    build.set_defaults(run=run_build)
+    evaluate.add_argument("tables", type=Path, nargs="+")
+    evaluate.add_argument("--networks", type=int, default=160)
+    evaluate.add_argument("--rounds", type=int, default=8)
+    evaluate.add_argument("--runs", type=int, default=25, help="timed runs of a network in each round")
+    evaluate.add_argument("--naive", type=int, default=12, help="networks whose layers are timed alone")
+    evaluate.set_defaults(run=run_evaluate)
+    report = commands.add_parser("report")
+    report.add_argument("document", type=Path)
+    report.add_argument("results", type=Path, nargs="+")
+    report.set_defaults(run=run_report)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def _network(name: str) -> tuple[Any, bd.WidthSpace]:
+    import torch
+
+    from bcnet_deploy.models import default_input_size
+
+    torch.set_num_threads(1)
+    model = bd.build_model(name).eval()
+    return model, bd.WidthSpace.from_model(model, default_input_size(name))
+
+
+def run_build(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    device = load_device(arguments.device)
+    model, space = _network(arguments.model)
+    ready = time.perf_counter() - start
+    table = profile_device(
+        model,
+        space,
+        device,
+        arguments.out,
+        budget_s=arguments.budget - ready,
+        seed=arguments.seed,
+        fresh=True,
+    )
+    wall = time.perf_counter() - start
+    own = {"wall_s": round(wall, 2), "budget_s": arguments.budget, "before_profile_s": round(ready, 2)}
+    files.write_json(arguments.out.with_suffix(".build.json"), own)
+    print(json.dumps({**own, **table.network.accuracy}, indent=1))
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    device = load_device(arguments.device)
+    model, space = _network(arguments.model)
+    tables = [bd.LatencyTable.load(path).for_space(space) for path in arguments.tables]
+    maker = NetworkMaker(model, space)
+    rng = np.random.default_rng(SEED)
+    widths = np.unique(space.random(arguments.networks, rng), axis=0)
+    rng.shuffle(widths)
+    image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
+    start = time.perf_counter()
+    rounds = measure_rounds(device, maker, widths, image, arguments.rounds, arguments.runs, rng)
+    result: dict[str, Any] = {
+        "model": arguments.model,
+        "device": device.name,
+        "threads": device.threads,
+        "networks": len(widths),
+        "rounds": arguments.rounds,
+        "runs": arguments.runs,
+        "seed": SEED,
+        "measure_s": round(time.perf_counter() - start, 1),
+        "machine": describe_machine(device.runtime),
+        "latency_ms": {
+            "min": rounds.min(),
+            "mean": float(rounds.min(axis=1).mean()),
+            "max": rounds.min(axis=1).max(),
+        },
+        "tables": [],
+    }
+    for path, table in zip(arguments.tables, tables, strict=True):
+        validation = validate(table.predict(widths), rounds)
+        built = files.read_json(path.with_suffix(".build.json"), bd.TableError, "build record")
+        print(path, validation.summary())
+        result["tables"].append(
+            {
+                **built,
+                **validation.to_dict(),
+                "entries": sum(map(len, table.entries.values())),
+                "measurements": table.provenance.get("measurements"),
+                "bytes": path.stat().st_size,
+            }
+        )
+    result["predict_per_s"] = predict_rate(tables[0], space)
+    if arguments.naive:
+        result["naive"] = naive(
+            device, maker, space, widths[: arguments.naive], image, rounds[: arguments.naive]
+        )
+        print("naive isolated sum:", result["naive"])
+    files.write_json(arguments.out, json.loads(json.dumps(result, default=float)))
+
+
+def measure_rounds(
+    device: DeviceProfile,
+    maker: NetworkMaker,
+    widths: npt.NDArray[np.int64],
+    image: npt.NDArray[np.float32],
+    rounds: int,
+    runs: int,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.float64]:
+    """(N, rounds) milliseconds: the fastest run of each round, networks in a new order each round."""
+    make_runner = make_runner_of(device)
+    result = np.empty((len(widths), rounds))
+    for index in range(rounds):
+        for row in rng.permutation(len(widths)):
+            result[row, index] = measure_plain(make_runner, maker(widths[row]), image, runs=runs).min()
+    return result
+
+
+def predict_rate(table: bd.LatencyTable, space: bd.WidthSpace, count: int = 1_000_000) -> float:
+    """Width vectors a second, the best of five calls with a million each."""
+    widths = space.random(count, np.random.default_rng(1))
+    table.predict(widths[:1000])
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        table.predict(widths)
+        seconds.append(time.perf_counter() - start)
+    return round(count / min(seconds))
+
+
+def naive(
+    device: DeviceProfile,
+    maker: NetworkMaker,
+    space: bd.WidthSpace,
+    widths: npt.NDArray[np.int64],
+    image: npt.NDArray[np.float32],
+    rounds: npt.NDArray[np.float64],
+) -> dict[str, float]:
+    """Sums over layers that were each timed as a model of their own, against the whole networks."""
+    from bcnet_deploy.lut import layers_of
+
+    layer_map = LayerMap(maker.exported, space, layers_of(space))
+    make_runner = make_runner_of(device)
+    sums = np.zeros(len(widths))
+    for row, vector in enumerate(widths):
+        for model, feeds in isolated_layers(maker(vector), layer_map):
+            with make_runner(model, False) as runner:
+                sums[row] += runner.latencies(feeds, runs=10, warmup=2).min()
+    error = sums / rounds.min(axis=1) - 1
+    return {
+        "networks": len(widths),
+        "bias": round(float(error.mean()), 4),
+        "mape": round(float(np.abs(error).mean()), 4),
+        "least": round(float(error.min()), 4),
+        "most": round(float(error.max()), 4),
+    }
+
+
+def isolated_layers(
+    network: bytes, layer_map: LayerMap
+) -> list[tuple[bytes, dict[str, npt.NDArray[np.float32]]]]:
+    """Each layer of a network, with what is fused behind it, as a model of its own, and its inputs."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(network))
+    graph = model.graph
+    infos = {info.name: info for info in [*graph.value_info, *graph.input, *graph.output]}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    groups: dict[int, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        groups.setdefault(layer_map.names[node.name], []).append(node)
+    rng = np.random.default_rng(0)
+    result = []
+    for nodes in groups.values():
+        made = {name for node in nodes for name in node.output}
+        read = [name for node in nodes for name in node.input if name]
+        inputs = [infos[name] for name in dict.fromkeys(read) if name not in made and name not in weights]
+        others = {name for node in graph.node if node not in nodes for name in node.input} | {
+            output.name for output in graph.output
+        }
+        outputs = [infos[name] for name in made if name in others]
+        part = helper.make_graph(
+            nodes, "layer", inputs, outputs, [weights[n] for n in dict.fromkeys(read) if n in weights]
+        )
+        single = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+        feeds = {
+            info.name: rng.standard_normal([d.dim_value for d in info.type.tensor_type.shape.dim]).astype(
+                np.float32
+            )
+            for info in inputs
+        }
+        result.append((single.SerializeToString(), feeds))
+    return result
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    results = [files.read_json(path, bd.TableError, "benchmark result") for path in sorted(arguments.results)]
+    files.write_text(arguments.document, document(results))
+
+
+def document(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    machine = results[0]["machine"]
+    header = (
+        "network", "threads", "budget, s", "built in, s", "networks", "mean error", "noise floor", "bias",
+        "within 5%", "within 10%", "Kendall", "Kendall floor",
+    )  # fmt: skip
+    lines = [
+        "# How accurate latency tables are",
+        "",
+        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, "
+        f"ONNX Runtime {machine['runtime_version']}, FP32, batch 1. Held-out networks have widths drawn at random "
+        "with a seed of their own; each is measured in interleaved rounds, and its latency is its fastest run. "
+        "The noise floor is the mean difference of two halves of the rounds, the Kendall floor their rank "
+        "correlation: no prediction can be seen to be better than those. Made by "
+        "`benchmarks/bm_lut_accuracy.py`, whose head says how.",
+        "",
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+    ]
+    for result in results:
+        for table in result["tables"]:
+            lines.append(
+                f"| {result['model']} | {result['threads']} | {table['budget_s']:g} | {table['wall_s']:.1f} "
+                f"| {table['networks']} x {table['rounds']} | {table['mape']:.2%} | {table['noise_floor']:.2%} "
+                f"| {table['bias']:+.2%} | {table['within_5']:.1%} | {table['within_10']:.1%} "
+                f"| {table['kendall']:.3f} | {table['kendall_floor']:.3f} |"
+            )
+    lines += ["", "Timing each layer as a model of its own and adding up, on some of the same networks:", ""]
+    lines += ["| network | threads | networks | mean | least | most |", "|---|---|---|---|---|---|"]
+    for result in results:
+        if result.get("naive"):
+            value = result["naive"]
+            lines.append(
+                f"| {result['model']} | {result['threads']} | {value['networks']} | {value['bias']:+.1%} "
+                f"| {value['least']:+.1%} | {value['most']:+.1%} |"
+            )
+    lines += ["", "`LatencyTable.predict`, a million width vectors a call:", ""]
+    lines += [
+        f"- {result['model']}: {result['predict_per_s'] / 1e6:.2f} million a second" for result in results
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Fits of devices whose times are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bcnet_deploy.lut.fit import Fit, Granularity, fit
+from tests.lut.fakes import staircase_us
+
+GRANULARITY = Granularity(16, 4)
+
+
+def cells(count: int, limits: tuple[int, ...], seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.unique(np.stack([rng.integers(1, limit + 1, count) for limit in limits], axis=1), axis=0)
+
+
+@pytest.mark.parametrize("limits", [(200,), (96, 160)])
+def test_recovers_a_staircase_from_part_of_it(limits: tuple[int, ...]) -> None:
+    known, unseen = cells(250, limits, 0), cells(250, limits, 1)
+    model = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY)
+    error = model.time_us(unseen) / staircase_us(unseen) - 1
+    assert np.abs(error).mean() < 0.01
+    assert np.quantile(np.abs(error), 0.95) < 0.04
+
+
+def test_noise_is_averaged_out() -> None:
+    rng = np.random.default_rng(2)
+    known, unseen = cells(400, (96, 160), 3), cells(200, (96, 160), 4)
+    noisy = staircase_us(known) * np.exp(0.05 * rng.standard_normal(len(known)))
+    model = fit(known, noisy, np.ones(len(known), dtype=np.int64), GRANULARITY)
+    error = model.time_us(unseen) / staircase_us(unseen) - 1
+    assert np.abs(error).mean() < 0.025  # half of the noise put in
+
+
+def test_disturbed_measurements_are_distrusted() -> None:
+    rng = np.random.default_rng(5)
+    known, unseen = cells(400, (96, 160), 6), cells(200, (96, 160), 7)
+    times = staircase_us(known)
+    times[rng.random(len(times)) < 0.15] *= 1.8
+    model = fit(known, times, np.ones(len(known), dtype=np.int64), GRANULARITY)
+    error = model.time_us(unseen) / staircase_us(unseen) - 1
+    assert abs(np.median(error)) < 0.03  # a plain mean would be 12% high
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_measurements_are_reproduced(count: int) -> None:
+    known = cells(400, (96, 160), 8)[:: 400 // count][:count]
+    model = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY)
+    np.testing.assert_allclose(model.time_us(known), staircase_us(known), rtol=0.2)
+
+
+def test_more_cells_than_can_be_solved_are_merged() -> None:
+    known = cells(6000, (640, 320), 9)
+    model = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY)
+    assert len(model.cells) <= 700
+    error = model.time_us(known) / staircase_us(known) - 1
+    assert np.abs(error).mean() < 0.02
+
+
+def test_survives_json() -> None:
+    known = cells(50, (96, 160), 10)
+    model = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY)
+    again = Fit.from_dict(model.to_dict(), GRANULARITY)
+    np.testing.assert_allclose(again.time_us(known), model.time_us(known), rtol=1e-4)

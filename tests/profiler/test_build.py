@@ -1,0 +1,285 @@
+"""Profiles: accuracy on a device that is known, budgets, resuming, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bcnet_deploy.devices import load_device
+from bcnet_deploy.errors import RunDirError, TableError
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.profiler.assemble import validate
+from bcnet_deploy.profiler.build import Profiler
+from bcnet_deploy.profiler.journal import Journal, Record
+from bcnet_deploy.space import WidthSpace
+from tests.lut.fakes import TinyNet
+from tests.profiler.fakes import FakeRunner, true_ms
+
+
+class Clock:
+    """A second passes with every look at it, so that budgets mean the same on every machine."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def profiler(
+    path: Path, *, budget: float = 40.0, noise: float = 0.0, step: float = 0.1, **options: Any
+) -> Profiler:
+    torch.manual_seed(0)
+    model = TinyNet().eval()
+    space = WidthSpace.from_model(model, (3, 16, 16), 20)
+    rng = np.random.default_rng(0)
+    return Profiler(
+        model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
+        make_runner=lambda network, profiling: FakeRunner(network, profiling, noise=noise, rng=rng),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_predicts_a_known_device(tmp_path: Path, noise: float) -> None:
+    made = profiler(tmp_path / "table.json", noise=noise)
+    table = made.run()
+    widths = made.space.random(40, np.random.default_rng(77))
+    truth = np.array([true_ms(made.maker(row)) for row in widths])
+    assert np.abs(table.predict(widths) / truth - 1).mean() < (0.02 if noise else 0.01)
+    accuracy = table.network.accuracy
+    assert accuracy["networks"] >= 4
+    assert accuracy["rounds"] >= 2
+    assert accuracy["mape"] < 0.02
+    assert accuracy["kendall"] > 0.9
+    assert table.complete
+    assert table.source == "measured"
+    assert table.provenance["threads"] == 1
+    assert table.provenance["runtime_version"]
+
+
+def test_the_file_is_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table = profiler(path).run()
+    loaded = LatencyTable.load(path)
+    assert loaded.fingerprint == table.fingerprint
+    assert set(loaded.entries) == {layer.key for layer in loaded.network.layers}
+
+
+def test_every_width_from_one_channel_up_is_covered(tmp_path: Path) -> None:
+    made = profiler(tmp_path / "table.json")
+    table = made.run()
+    ones = np.ones(len(made.space.variables), dtype=np.int64)
+    assert 0 < table.predict(ones)[0] < table.predict(made.space.full)[0]
+
+
+def test_held_out_networks_are_never_fitted(tmp_path: Path) -> None:
+    made = profiler(tmp_path / "table.json")
+    made.run()
+    records = read(made.journal_path)
+    trained = {tuple(r["widths"]) for r in records if r["role"] == "train"}
+    held = {tuple(r["widths"]) for r in records if r["role"] == "held-out"}
+    assert trained
+    assert held
+    assert not trained & held
+
+
+def test_nothing_is_measured_twice_when_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    first = profiler(path)
+    first.run()
+    before = first.journal_path.read_bytes()
+    again = profiler(path)
+    again.run()
+    assert again.journal_path.read_bytes() == before
+    more = profiler(path, budget=70.0)
+    more.run()
+    after = more.journal_path.read_bytes()
+    assert after.startswith(before)
+    assert len(after) > len(before)
+    assert duplicates(read(more.journal_path)) == []
+
+
+def test_another_device_network_or_seed_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    first = profiler(path)
+    first.run()
+    other = profiler(path, seed=1)
+    other.run()
+    assert other.journal_path.with_name(other.journal_path.name + ".old").exists()
+    header = json.loads(other.journal_path.read_text().splitlines()[0])
+    assert header["seed"] == 1
+
+
+def test_a_larger_network_takes_over_the_layers_it_shares(tmp_path: Path) -> None:
+    start = profiler(tmp_path / "first.json").run()
+    table = profiler(tmp_path / "second.json", budget=20.0, start=start, seed=3).run()
+    for key, entries in start.entries.items():
+        kept = {tuple(row): us for row, us in zip(entries.dims.tolist(), entries.median_us, strict=True)}
+        now = {
+            tuple(r): us
+            for r, us in zip(table.entries[key].dims.tolist(), table.entries[key].median_us, strict=True)
+        }
+        assert all(now[row] == pytest.approx(us) for row, us in kept.items())
+
+
+def test_more_budget_more_networks(tmp_path: Path) -> None:
+    small = profiler(tmp_path / "small.json", budget=15.0).run()
+    large = profiler(tmp_path / "large.json", budget=40.0).run()
+    assert large.provenance["measurements"] > small.provenance["measurements"]
+
+
+def test_a_budget_of_nothing_still_makes_a_table(tmp_path: Path) -> None:
+    table = profiler(tmp_path / "table.json", budget=0.001).run()
+    assert table.provenance["networks_measured"] >= 8
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match="choose a writable folder"):
+        profiler(tmp_path / "file" / "table.json").run()
+
+
+def test_too_few_records_are_an_error(tmp_path: Path) -> None:
+    made = profiler(tmp_path / "table.json")
+    journal = Journal(made.journal_path, made._identity())
+    with pytest.raises(TableError, match="too few for a table"):
+        made._table(journal, complete=True, save=False)
+    journal.close()
+
+
+# -- the journal ----------------------------------------------------------------------------------
+
+
+def record(number: int) -> Record:
+    return Record("train", (number, 2), 0, 1.5, (1.0, 2.0), 0.1)
+
+
+def test_a_journal_survives_being_cut_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    journal = Journal(path, {"device": "x"})
+    for number in range(5):
+        journal.add(record(number))
+    journal.close()
+    content = path.read_bytes()
+    header = content.index(b"\n") + 1
+    for length in range(header, len(content) + 1):
+        path.write_bytes(content[:length])
+        resumed = Journal(path, {"device": "x"})
+        whole = content[:length].count(b"\n") - 1
+        assert [r.widths for r in resumed.records] == [(number, 2) for number in range(whole)]
+        resumed.add(record(9))
+        resumed.close()
+        again = Journal(path, {"device": "x"})
+        assert [r.widths[0] for r in again.records] == [*range(whole), 9]
+        again.close()
+
+
+def test_a_journal_of_something_else_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("not a journal\n")
+    journal = Journal(path, {"device": "x"})
+    journal.close()
+    assert journal.records == []
+    assert path.with_name("log.jsonl.old").read_text() == "not a journal\n"
+
+
+def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "log.jsonl", {"device": "x"})
+    journal.add(record(0))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunDirError, match="what was measured before is kept"):
+        journal.add(record(1))
+    monkeypatch.undo()
+    journal.close()
+    again = Journal(tmp_path / "log.jsonl", {"device": "x"})
+    again.close()
+    assert again.records[0] == record(0)
+
+
+# -- kill -9 --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import tests.profiler.test_build as t
+t.profiler(Path(sys.argv[1]), budget=60.0, step=0.05).run()
+"""
+
+
+def test_kill_and_resume(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    rng = np.random.default_rng(0)
+    command = [sys.executable, "-c", SCRIPT, str(path)]
+    log = path.with_name("table.samples.jsonl")
+    kills = 0
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        size = log.stat().st_size if log.exists() else 0
+        # Wait for the first new measurement, so that the kill falls into the work and not into imports.
+        while process.poll() is None and time.monotonic() - started < 60:
+            if log.exists() and log.stat().st_size > size + 200:
+                break
+            time.sleep(0.01)
+        time.sleep(float(rng.uniform(0, 0.4)))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait(30)
+        if path.exists():
+            LatencyTable.load(path)
+    assert kills >= 1
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    assert LatencyTable.load(path).complete
+    assert duplicates(read(log)) == []
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
+
+
+def duplicates(records: list[dict[str, Any]]) -> list[Any]:
+    """Training networks measured twice, and rounds of held-out networks counted twice."""
+    counts = Counter((r["role"], tuple(r["widths"]), r["round"]) for r in records)
+    trained = Counter(tuple(r["widths"]) for r in records if r["role"] == "train")
+    return [key for table in (counts, trained) for key, number in table.items() if number > 1]
+
+
+# -- validation -----------------------------------------------------------------------------------
+
+
+def test_validation_figures_by_hand() -> None:
+    predicted = np.array([1.0, 2.2, 2.7, 4.0])
+    rounds = np.array([[1.0, 1.1], [2.0, 2.0], [3.0, 3.3], [4.4, 4.0]])
+    found = validate(predicted, rounds)
+    assert found.networks == 4
+    assert found.rounds == 2
+    assert found.mape == pytest.approx((0 + 0.1 + 0.1 + 0) / 4)
+    assert found.bias == pytest.approx(0)
+    assert found.within_5 == 0.5
+    assert found.within_10 == pytest.approx(1.0, abs=0.5)
+    assert found.kendall == pytest.approx(1.0)
+    assert found.noise_floor == pytest.approx((0.1 / 1.05 + 0 + 0.3 / 3.15 + 0.4 / 4.2) / 4)
+    assert found.kendall_floor == pytest.approx(1.0)
+
+
+def test_missing_rounds_are_left_out() -> None:
+    rounds = np.array([[1.0, 1.0, np.inf], [2.0, 2.0, 1.0]])
+    assert validate(np.array([1.0, 1.0]), rounds).mape == pytest.approx(0.0)

@@ -1,0 +1,69 @@
+"""Networks cut from one export against those that PyTorch extracts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import bcnet_deploy as bd
+from bcnet_deploy.models import default_input_size
+from bcnet_deploy.profiler.narrow import NetworkMaker
+from bcnet_deploy.runtime.ort import OrtRunner
+from tests.lut.fakes import TinyNet
+
+
+def build(name: str) -> tuple[torch.nn.Module, bd.WidthSpace]:
+    torch.manual_seed(0)
+    model = TinyNet() if name == "tiny" else bd.build_model(name)
+    size = (3, 16, 16) if name == "tiny" else default_input_size(name)
+    return model.eval(), bd.WidthSpace.from_model(model, size)
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo", "channel_bench_macro_mobilenet", "vgg19_cifar10"])
+def test_cut_networks_compute_what_extracted_ones_do(name: str) -> None:
+    model, space = build(name)
+    maker = NetworkMaker(model, space)
+    assert maker.fast, maker.reason
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
+    for widths in [space.full, np.array([v.step for v in space.variables]), *space.random(2, rng)]:
+        with OrtRunner(maker(widths)) as runner, torch.inference_mode():
+            result = next(iter(runner.infer({runner.inputs[0].name: image}).values()))
+            expected = space.extract(model, widths)(torch.from_numpy(image)).numpy()
+        np.testing.assert_allclose(result, expected, atol=2e-4 * max(1, np.abs(expected).max()))
+
+
+def test_what_cannot_be_cut_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcnet_deploy.profiler import narrow
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(narrow, "_Cutter", refuse)
+    model, space = build("tiny")
+    maker = NetworkMaker(model, space)
+    assert not maker.fast
+    assert maker.reason == "ValueError: no"
+    widths = space.random(1, np.random.default_rng(2))[0]
+    image = np.ones((1, 3, 16, 16), np.float32)
+    with OrtRunner(maker(widths)) as runner, torch.inference_mode():
+        result = next(iter(runner.infer({runner.inputs[0].name: image}).values()))
+        expected = space.extract(model, widths)(torch.from_numpy(image)).numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "freed"),
+    [
+        ((1, 1280), (1, 1280, 1, 1), (1, -1)),
+        ((1, 512), (1, 32, 4, 4), (1, -1)),
+        ((1, 2, 58, 28, 28), (1, 116, 28, 28), (1, 2, -1, 28, 28)),
+        ((1, 116, 28, 28), (1, 58, 2, 28, 28), (1, -1, 28, 28)),
+        ((1, -1), (1, 8, 2, 2), (1, -1)),
+    ],
+)
+def test_reshape_targets(target: tuple[int, ...], source: tuple[int, ...], freed: tuple[int, ...]) -> None:
+    from bcnet_deploy.profiler.narrow import _free_dimension
+
+    assert tuple(_free_dimension(np.array(target), source)) == freed
