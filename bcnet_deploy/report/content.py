@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Network:
     """One line of the summary: ``full``, ``uniform`` or ``found``. None: that step has not run.
 
-    Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1.
+    Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1. ``measured_ms`` is the
+    undisturbed time (mean of the faster quarter of all runs), which is what tables predict.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Network:
     predicted_low_ms: float | None = None
     predicted_high_ms: float | None = None
     measured_ms: float | None = None
+    measured_median_ms: float | None = None
     measured_p90_ms: float | None = None
     macs: int | None = None
     params: int | None = None
@@ -104,6 +106,7 @@ class Content:
     device: str
     estimated: bool = False
     budget: str = ""
+    budget_ms: float | None = None
     noise_floor: float | None = None
     networks: list[Network] = field(default_factory=list)
     widths: list[LayerWidth] = field(default_factory=list)

@@ -98,17 +98,21 @@ def _summary(content: Content) -> str:
     rows = [
         [
             escape(n.name), _percent(n.test_top1), _predicted(n, content), _ms(n.measured_ms),
+            _ms(n.measured_median_ms),
             _ms(n.measured_p90_ms), _count(n.macs), _count(n.params),
         ]
         for n in content.networks
     ]  # fmt: skip
-    head = ["network", "test top-1", "predicted", "measured", "p90", "MACs", "parameters"]
+    head = ["network", "test top-1", "predicted", "measured", "median", "p90", "MACs", "parameters"]
     chosen = next((i for i, n in enumerate(content.networks) if n.name == "found"), None)
     text = _cards(content) + _table(head, rows, chosen)
     notes = []
     if content.budget:
         notes.append(f"Budget: {content.budget}.")
-    notes.append("Latencies are medians at the profile's batch size; a multiply-accumulate counts as one.")
+    notes.append(
+        "Measured: mean of the faster quarter of all runs, the undisturbed time that the table predicts; "
+        "median and p90: of all runs. A multiply-accumulate counts as one."
+    )
     text += f'<p class="note">{escape(" ".join(notes))}</p>'
     if all(n.test_top1 is None for n in content.networks):
         text += _missing("No network has been trained to the end.", "bcnet-deploy retrain")

@@ -1,0 +1,97 @@
+"""The search step: the run's supernet and table, one latency budget, an explained result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import InfeasibleError, RunDirError
+from bcnet_deploy.flow.config import FlowConfig
+from bcnet_deploy.flow.engine import Advance
+from bcnet_deploy.rundir import RunDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from bcnet_deploy.space import WidthSpace
+
+UNIFORM = "uniform"
+
+
+def run_search(
+    run: RunDir, table_path: Path, config: FlowConfig, settings: dict[str, Any], advance: Advance
+) -> None:
+    """Search and write ``search/search.json`` and ``search/widths.yaml``; resumes by its journal.
+
+    Raises:
+        InfeasibleError: no network keeps the budget.
+        BCNetError: see :func:`bcnet_deploy.search.search`.
+    """
+    from bcnet_deploy.lut import LatencyTable
+    from bcnet_deploy.search import search
+    from bcnet_deploy.search.explain import explain, uniform_within
+    from bcnet_deploy.train import open_evaluator
+
+    evaluator = open_evaluator(run)
+    space = evaluator.supernet.space
+    table = LatencyTable.load(table_path).for_space(space)
+    identity = hashlib.sha256((run.train / "supernet.safetensors").read_bytes()).hexdigest()[:12]
+    limit = int(settings["evaluations"])
+    best = {"text": ""}
+
+    def generation(state: Any) -> None:
+        if math.isfinite(state.best_accuracy):
+            best["text"] = f", best {state.best_accuracy:.2f}%"
+
+    records = run.train / "records.jsonl"
+    result = search(
+        space, evaluator, {"latency_ms": (table, config.latency)}, seed=config.seed, evaluations=limit,
+        population_size=int(settings["population_size"]), patience=int(settings["patience"]),
+        confidence=config.confidence, records=records if records.exists() else None,
+        checkpoint=run.search / f"journal-{identity}.jsonl", evaluator_id=identity, batch_size=1,
+        progress=generation, answered=lambda count: advance(count / limit, f"{count} networks{best['text']}"),
+    )  # fmt: skip
+    networks = {"found": result.widths, UNIFORM: uniform_within(result.constraints), "full": space.full}
+    scores = {}
+    for name, widths in networks.items():
+        if widths is not None:
+            sides = [float(value) for value in evaluator.sides(widths[None])[0]]
+            scores[name] = {
+                "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
+            }  # fmt: skip
+    supernet = {"supernet": {"id": identity, "images": evaluator.val_count}}
+    explained = explain(result, model=run.load().model.to_dict(), scores=scores, provenance=supernet)
+    files.write_json(run.search / "search.json", {**result.to_dict(), "scores": scores})
+    # Last: it is what later steps look for.
+    files.write_yaml(run.widths, explained)
+
+
+def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int64]:
+    """(L,) widths of ``full``, ``uniform`` or ``found``.
+
+    Raises:
+        InfeasibleError: no uniformly scaled network keeps the budget.
+        RunDirError: the search result is damaged or of another model.
+    """
+    import numpy as np
+
+    if which == "full":
+        return np.asarray(space.full)
+    data = files.read_yaml(run.widths, RunDirError, "search result")
+    try:
+        if which == UNIFORM:
+            uniform = data["compared_with"].get(UNIFORM)
+            if uniform is None:
+                raise InfeasibleError(
+                    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', "
+                    "or raise --latency"
+                )
+            data = uniform
+        by_name = data["widths"]
+        return np.array([int(by_name[variable.name]) for variable in space.variables], dtype=np.int64)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunDirError(f"{run.widths} lacks or spoils {error}; search again") from error

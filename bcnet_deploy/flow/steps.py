@@ -1,0 +1,293 @@
+"""The steps of the whole path, each on top of the part that does its work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.errors import ConfigError, RunDirError
+from bcnet_deploy.flow.config import FlowConfig
+from bcnet_deploy.flow.engine import Advance, Step
+from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.units import parse_duration
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcnet_deploy.space import WidthSpace
+
+FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "flow")
+
+
+def model_reference(config: FlowConfig) -> ModelRef:
+    """How the run's model is built. Raises :class:`UnknownModelError`."""
+    from bcnet_deploy.models import default_input_size, default_num_classes
+
+    return ModelRef(
+        name=config.model,
+        num_classes=config.num_classes or default_num_classes(config.model),
+        input_size=config.input_size or default_input_size(config.model),
+        levels=config.levels,
+        min_level=config.min_level,
+    )
+
+
+def open_run(run: RunDir, config: FlowConfig, *, force: bool) -> RunConfig:
+    """The run file of this configuration, written where there is none.
+
+    Args:
+        run: the run directory.
+        config: what is to be done.
+        force: drop a run of another model, data set or seed that is there.
+
+    Raises:
+        RunDirError: another run is there and ``force`` is false, or it is of another version.
+    """
+    profile = load_device(config.device)
+    wanted = RunConfig(model=model_reference(config), device=profile.name, data=config.data, seed=config.seed)
+    if run.exists():
+        try:
+            there = run.load()
+        except RunDirError:
+            if not force:
+                raise
+            there = None
+        kept = ("model", "data", "seed")
+        other = [key for key in kept if there is None or getattr(there, key) != getattr(wanted, key)]
+        if other and not force:
+            key = other[0]
+            old, new = (_short(getattr(run_config, key)) for run_config in (there, wanted))
+            raise RunDirError(
+                f"{run.path} holds a run of {key} {old}, not {new}; "
+                "give another --run-dir, or --force to replace it"
+            )
+        if other:
+            for name in FOLDERS:
+                shutil.rmtree(run / name, ignore_errors=True)
+        elif there == wanted:
+            return wanted
+    run.save(wanted)
+    return wanted
+
+
+def _short(value: Any) -> str:
+    return repr(value.to_dict() if isinstance(value, ModelRef) else value)
+
+
+def build(ref: ModelRef, seed: int) -> tuple[nn.Module, WidthSpace]:
+    """The model with weights drawn from ``seed``, and its space."""
+    import torch
+
+    from bcnet_deploy.models import build_model
+    from bcnet_deploy.space import WidthSpace
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(ref.name, num_classes=ref.num_classes)
+    return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
+
+
+def train_settings(overrides: Mapping[str, Any], data: str) -> Any:
+    """The recipe under ``recipe`` (the digits' for them by default) with the other keys over it.
+
+    Raises:
+        ConfigError: no such recipe, or a setting is not allowed.
+    """
+    from bcnet_deploy.train import TrainConfig
+
+    changes = dict(overrides)
+    recipe = changes.pop("recipe", "digits" if data == "digits" else None)
+    if recipe is not None and not isinstance(recipe, str):
+        raise ConfigError(f"recipe is {recipe!r}; allowed: a YAML file or the name of a shipped recipe")
+    base = TrainConfig.load(recipe) if recipe else TrainConfig()
+    return TrainConfig.from_dict({**base.to_dict(), **changes}, "the training settings")
+
+
+class Steps:
+    """Makes the steps of one configuration in one run directory."""
+
+    def __init__(self, run: RunDir, config: FlowConfig) -> None:
+        self.run = run
+        self.config = config
+        self.profile: DeviceProfile = load_device(config.device)
+        self.ref = model_reference(config)
+        self.supernet_settings = train_settings(config.train, config.data)
+        self.final_settings = train_settings(config.retrain, config.data)
+        # Checked here, so that a mistake in a later step's settings does not cost the steps before it.
+        self.search_settings = _checked(
+            "search", config.search, {"evaluations": 200, "population_size": 20, "patience": 15}
+        )
+        self.bench_settings = _checked(
+            "bench", config.bench, {"rounds": 10, "runs": 30, "batches": [1, 16], "layers": True}
+        )
+
+    @property
+    def table(self) -> Path:
+        return self.run.latency_table(self.profile.name)
+
+    def all(self) -> list[Step]:
+        """Every step, in order."""
+        steps = [self.profiling(), self.training(), self.searching()]
+        steps += [self.retraining(name) for name in self.config.networks]
+        steps += [self.exporting(name) for name in self.config.networks]
+        return [*steps, self.measuring()]
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        config = self.config
+        return {"model": self.ref.to_dict(), "data": config.data, "seed": config.seed}
+
+    # -- profile -------------------------------------------------------------------------------
+
+    def profiling(self) -> Step:
+        config, given = self.config, [Path(self.config.table)] if self.config.table else []
+        settings = {
+            "model": self.ref.to_dict(), "device": self.profile.name, "estimate": config.estimate,
+            "budget": None if given else config.profile_budget,
+        }  # fmt: skip
+        budget = parse_duration(config.profile_budget)
+        title = f"latency table of {self.profile.name}"
+        return Step("profile", title, 2 if given else budget, settings, given, [self.table], self._profile)
+
+    def _profile(self, fresh: bool, advance: Advance) -> None:
+        from bcnet_deploy.lut import LatencyTable
+
+        _, space = build(self.ref, self.config.seed)
+        if self.config.table:
+            LatencyTable.load(self.config.table).for_space(space).save(self.table)
+            return
+        from bcnet_deploy.profiler.device import profile_device
+
+        model, _ = build(self.ref, self.config.seed)
+        budget = parse_duration(self.config.profile_budget)
+
+        def report(state: Any) -> None:
+            advance(state.done_s / budget, f"{state.networks} networks measured")
+
+        profile_device(
+            model, space, self.profile, self.table, budget_s=budget, estimate=self.config.estimate,
+            seed=self.config.seed, fresh=fresh, report=report,
+        )  # fmt: skip
+
+    # -- train ---------------------------------------------------------------------------------
+
+    def training(self) -> Step:
+        folder = self.run.train
+        settings = {**self._identity, "train": self.supernet_settings.to_dict()}
+        outputs = [folder / "supernet.safetensors", folder / "supernet.json"]
+        return Step("train", "supernet", 45, settings, [], outputs, self._train)
+
+    def _train(self, fresh: bool, advance: Advance) -> None:
+        import torch
+
+        from bcnet_deploy.data import load_data
+        from bcnet_deploy.nn import Supernet
+        from bcnet_deploy.train import train_supernet
+
+        seed = self.config.seed
+        model, space = build(self.ref, seed)
+        splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
+        supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
+        train_supernet(
+            supernet, splits, self.supernet_settings, self.run.train, seed=seed, fresh=fresh, progress=advance
+        )
+
+    # -- search --------------------------------------------------------------------------------
+
+    def searching(self) -> Step:
+        from bcnet_deploy.flow.searching import run_search
+
+        config = self.config
+        settings = {
+            **self._identity, "latency": config.latency, "confidence": config.confidence,
+            **self.search_settings,
+        }  # fmt: skip
+        inputs = [self.table, self.run.train / "supernet.safetensors"]
+        outputs = [self.run.search / "search.json", self.run.widths]
+
+        def go(fresh: bool, advance: Advance) -> None:
+            run_search(self.run, self.table, config, self.search_settings, advance)
+
+        return Step("search", f"widths within {config.latency}", 60, settings, inputs, outputs, go)
+
+    # -- retrain, export, bench ----------------------------------------------------------------
+
+    def retraining(self, which: str) -> Step:
+        folder = self.run.retrained(which)
+        settings = {**self._identity, "retrain": self.final_settings.to_dict(), "which": which}
+        # The full network does not depend on the search: another budget leaves it as it is.
+        inputs = [] if which == "full" else [self.run.widths]
+        outputs = [folder / "weights.safetensors", folder / "subnet.yaml", folder / "result.json"]
+
+        def go(fresh: bool, advance: Advance) -> None:
+            from bcnet_deploy.data import load_data
+            from bcnet_deploy.flow.searching import widths_of
+            from bcnet_deploy.train import retrain
+
+            model, space = build(self.ref, self.config.seed)
+            splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
+            retrain(
+                model, space, widths_of(self.run, space, which), splits, self.final_settings, folder,
+                model_ref=self.ref, seed=self.config.seed, fresh=fresh, progress=advance,
+            )  # fmt: skip
+
+        return Step(
+            f"retrain-{which}",
+            f"training {which}",
+            40 if which == "full" else 20,
+            settings,
+            inputs,
+            outputs,
+            go,
+        )
+
+    def exporting(self, which: str) -> Step:
+        config = self.config
+        # Full and uniform are only compared with: they need no engine of their own.
+        engine = config.engine if which == "found" else "onnx"
+        settings = {"engine": engine, "precision": config.precision, "device": self.profile.name}
+        inputs = [self.run.retrained(which) / name for name in ("weights.safetensors", "subnet.yaml")]
+        outputs = (
+            [self.run.export / f"{which}.onnx"] if engine != "trt" and config.precision == "fp32" else []
+        )
+
+        def go(fresh: bool, advance: Advance) -> None:
+            from bcnet_deploy.export.job import ExportJob, run_export
+
+            job = ExportJob(
+                which=which, engine=engine, precision=config.precision, device=None, force=True,  # type: ignore[arg-type]
+            )  # fmt: skip
+            run_export(self.run, job, progress=advance)
+
+        return Step(f"export-{which}", f"exporting {which}", 5, settings, inputs, outputs, go)
+
+    def measuring(self) -> Step:
+        exported = [self.run.export / f"{name}.onnx" for name in self.config.networks]
+        inputs = [
+            self.table,
+            *(exported if self.config.precision == "fp32" and self.config.engine != "trt" else []),
+        ]
+
+        def go(fresh: bool, advance: Advance) -> None:
+            from bcnet_deploy.bench.measure import BenchSettings
+            from bcnet_deploy.bench.runs import bench_run
+
+            settings = {**self.bench_settings, "batches": tuple(self.bench_settings["batches"])}
+            bench_run(self.run, settings=BenchSettings(**settings), progress=advance)
+
+        return Step("bench", "measuring", 20, self.bench_settings, inputs, [self.run.bench], go)
+
+
+def _checked(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    from bcnet_deploy.errors import nearest
+
+    for key, value in given.items():
+        if key not in defaults:
+            allowed = ", ".join(defaults)
+            raise ConfigError(f"{name}: unknown key {key!r}{nearest(key, defaults)}; allowed: {allowed}")
+        if type(value) is not type(defaults[key]):
+            raise ConfigError(f"{name}: {key} is {value!r}; allowed: {type(defaults[key]).__name__}")
+    return {**defaults, **given}

@@ -1,0 +1,308 @@
+"""Gathers what a run directory holds into :class:`Content`; steps that have not run leave their part empty.
+
+Only files are read, by numpy alone: a report can be made where neither PyTorch nor the device is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import RunDirError, TableError, WidthError
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.report.content import (
+    Candidate,
+    Content,
+    Curve,
+    Front,
+    Generation,
+    LayerLatency,
+    LayerWidth,
+    Network,
+    Pair,
+)
+from bcnet_deploy.rundir import RunConfig, RunDir
+from bcnet_deploy.units import format_milliseconds
+
+NETWORKS = ("full", "uniform", "found")
+_REACH = NormalDist().inv_cdf(0.975)
+
+
+def gather(run: RunDir) -> Content:
+    """Everything the report of ``run`` shows.
+
+    Raises:
+        MissingStepError: there is no run.
+        RunDirError, TableError: a file is damaged or of another version.
+    """
+    config = run.load()
+    size = "×".join(map(str, config.model.input_size))
+    table = _table(run, config)
+    content = Content(
+        title=f"bcnet-deploy: {config.model.name}", model=f"{config.model.name} ({size})", data=config.data,
+        device=config.device, estimated=table is not None and table.estimated,
+    )  # fmt: skip
+    try:
+        explained = _yaml(run.widths)
+        bench = _json(run.bench, "benchmark")
+        results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
+        widths = _widths(explained)
+        content.networks = _networks(widths, explained, results, bench, table, config)
+        content.widths = _layer_widths(widths)
+        content.pairs = _held_out(run, table) + _measured_pairs(content.networks)
+        content.layers = _layers(widths, table)
+        _add_search(content, run, explained)
+        content.curves = _curves(run)
+        content.provenance = _provenance(config, table, explained, bench)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, (TableError, WidthError)):
+            raise
+        raise RunDirError(
+            f"a file of {run.path} is not as this version writes it ({type(error).__name__}: {error}); "
+            "run the step again that made it"
+        ) from error
+    content.noise_floor = None if table is None else table.provenance.get("noise_floor")
+    return content
+
+
+def _json(path: Path, what: str) -> Any:
+    """The value in ``path``, or None where the step has not run."""
+    return files.read_json(path, RunDirError, what) if path.exists() else None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return dict(files.read_yaml(path, RunDirError, "search result")) if path.exists() else {}
+
+
+def _table(run: RunDir, config: RunConfig) -> LatencyTable | None:
+    path = run.latency_table(config.device)
+    return LatencyTable.load(path) if path.exists() else None
+
+
+def _widths(explained: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Widths by variable name of the networks that the search named."""
+    if not explained:
+        return {}
+    others = {name: dict(network["widths"]) for name, network in explained["compared_with"].items()}
+    found = {**others, "found": dict(explained["widths"])}
+    return {name: found[name] for name in NETWORKS if name in found}
+
+
+def _networks(
+    widths: Mapping[str, Mapping[str, int]], explained: Mapping[str, Any], results: Mapping[str, Any],
+    bench: Any, table: LatencyTable | None, config: RunConfig,
+) -> list[Network]:  # fmt: skip
+    networks = []
+    for name in NETWORKS:
+        result = results[name]
+        if name not in widths and result is None:
+            continue
+        said = explained if name == "found" else explained.get("compared_with", {}).get(name, {})
+        predicted, low, high = _prediction(table, widths.get(name))
+        measured = _latency(bench, name)
+        test = None if result is None else result["test_top1"]
+        costs = said.get("costs", {}) if result is None else result
+        networks.append(
+            Network(
+                name, None if test is None else test / 100, predicted, low, high,
+                measured.get("low_ms"), measured.get("median_ms"), measured.get("p90_ms"),
+                costs.get("macs"), costs.get("params"),
+            )
+        )  # fmt: skip
+    return networks
+
+
+def _prediction(
+    table: LatencyTable | None, widths: Mapping[str, int] | None
+) -> tuple[float | None, float | None, float | None]:
+    if table is None or widths is None:
+        return None, None, None
+    row = np.array([[widths[variable.name] for variable in table.network.variables]])
+    value, reach = float(table.predict(row)[0]), _REACH * float(table.uncertainty(row)[0])
+    return value, max(0.0, value - reach), value + reach
+
+
+def _latency(bench: Any, name: str) -> dict[str, float]:
+    """Latency statistics on the runtime that the prediction speaks of (else the first)."""
+    if bench is None or name not in bench["networks"]:
+        return {}
+    runtimes = bench["networks"][name]["runtimes"].values()
+    compared = [r for r in runtimes if r["prediction_error"] is not None] or list(runtimes)
+    return dict(compared[0]["latency"]) if compared else {}
+
+
+def _layer_widths(widths: Mapping[str, Mapping[str, int]]) -> list[LayerWidth]:
+    if "found" not in widths:
+        return []
+    full, uniform = widths["full"], widths.get("uniform")
+    return [
+        LayerWidth(name, full[name], found, None if uniform is None else uniform[name])
+        for name, found in widths["found"].items()
+    ]
+
+
+def _held_out(run: RunDir, table: LatencyTable | None) -> list[Pair]:
+    """The networks that the profiler measured without fitting them, by its journal."""
+    if table is None or table.estimated:
+        return []
+    path = run.latency_table(table.device)
+    journal = path.with_name(f"{path.stem}.samples.jsonl")
+    rounds: dict[tuple[int, ...], list[float]] = {}
+    for line in _lines(journal):
+        if line.get("role") == "held-out":
+            rounds.setdefault(tuple(line["widths"]), []).append(float(line["latency_ms"]))
+    pairs = []
+    for index, (row, times) in enumerate(rounds.items()):
+        if len(times) < 2 or len(row) != len(table.network.variables):
+            continue
+        predicted, reach = float(table.predict(row)[0]), _REACH * float(table.uncertainty(row)[0])
+        name = f"held-out network {index + 1}"
+        pairs.append(
+            Pair(name, "held out", predicted, min(times), max(0.0, predicted - reach), predicted + reach)
+        )
+    return pairs
+
+
+def _measured_pairs(networks: list[Network]) -> list[Pair]:
+    return [
+        Pair(n.name, n.name, n.predicted_ms, n.measured_ms, n.predicted_low_ms, n.predicted_high_ms)
+        for n in networks
+        if n.predicted_ms is not None and n.measured_ms is not None
+    ]
+
+
+def _layers(
+    widths: Mapping[str, Mapping[str, int]], table: LatencyTable | None
+) -> dict[str, list[LayerLatency]]:
+    if table is None:
+        return {}
+    rows = {name: [w[v.name] for v in table.network.variables] for name, w in widths.items()}
+    if not rows:
+        rows = {"full": [variable.channels for variable in table.network.variables]}
+    found = {}
+    for name, row in rows.items():
+        parts = table.breakdown(row)
+        found[name] = [
+            LayerLatency(layer, float(value))
+            for layer, value in zip(parts.names, parts.milliseconds[0], strict=True)
+            if value > 0
+        ]
+    return found
+
+
+def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> None:
+    """The front, all that was evaluated, and the log."""
+    data = _json(run.search / "search.json", "search result")
+    if data is None:
+        return
+    budgets = data["budgets"]
+    key = next((b["key"] for b in budgets if b["key"].startswith("latency_ms")), "macs")
+    name, unit = ("predicted latency", "ms") if key.startswith("latency_ms") else ("MACs", "")
+    if unit == "ms":
+        content.budget_ms = next(b["limit"] for b in budgets if b["key"] == key)
+    content.budget = "; ".join(_budget(budget) for budget in budgets)
+
+    def candidate(record: Mapping[str, Any]) -> Candidate:
+        macs = record["costs"].get("macs")
+        return Candidate(record["accuracy"] / 100, record["costs"][key], None if macs is None else int(macs))
+
+    evaluated = [r for r in data["evaluated"] if r["accuracy"] is not None]
+    cloud: tuple[Candidate, ...] = ()
+    table = _table(run, run.load())
+    if unit == "ms" and table is not None and evaluated:
+        costs = table.predict(np.array([r["widths"] for r in evaluated]))
+        cloud = tuple(Candidate(r["accuracy"] / 100, float(c)) for r, c in zip(evaluated, costs, strict=True))
+    content.front = Front(
+        name, unit, cloud, tuple(candidate(record) for record in data["front"]),
+        candidate({"accuracy": data["accuracy"], "costs": data["costs"]}),
+    )  # fmt: skip
+    before = 0
+    for record in data["generations"]:
+        fresh = [r["accuracy"] for r in data["evaluated"][before : record["evaluations"]]]
+        known = [accuracy for accuracy in fresh if accuracy is not None]
+        before = record["evaluations"]
+        best = record["best_accuracy"]
+        content.generations.append(
+            Generation(
+                record["generation"], None if best is None else best / 100,
+                float(np.mean(known)) / 100 if known else None, record["feasible_share"],
+            )
+        )  # fmt: skip
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    where = f" on {budget['device']}" if budget.get("device") else ""
+    if not budget["key"].startswith("latency_ms"):
+        return f"{budget['key']} ≤ {budget['limit']:.4g} ({budget['given']})"
+    text = f"latency{where} ≤ {format_milliseconds(budget['limit'])} ({budget['given']})"
+    if budget.get("confidence"):
+        text += f", to be met with {budget['confidence']:.0%} confidence by the table"
+    return text
+
+
+def _curves(run: RunDir) -> list[Curve]:
+    sources = {"supernet": run.train, **{name: run.retrained(name) for name in NETWORKS}}
+    quantities = {"loss": ("training loss", 1.0), "val_top1": ("validation top-1, %", 1.0)}
+    curves = []
+    for key, (label, scale) in quantities.items():
+        for name, folder in sources.items():
+            lines = _lines(folder / "curves.jsonl")
+            points = tuple(
+                (float(r["epoch"]), scale * float(r[key])) for r in lines if r.get(key) is not None
+            )
+            if points:
+                curves.append(Curve(name, label, "epoch", points))
+    return curves
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in files.read_text(path, RunDirError, "log").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _provenance(
+    config: RunConfig, table: LatencyTable | None, explained: Mapping[str, Any], bench: Any
+) -> list[tuple[str, str]]:
+    lines = [("seed", str(config.seed))]
+    if table is not None:
+        made = table.provenance
+        lines.append(("latency table", f"{table.source}, {table.precision}, batch {table.batch}"))
+        named = (
+            ("cpu_model", "CPU"), ("gpu", "GPU"), ("runtime", "runtime"), ("runtime_version", "version"),
+            ("threads", "threads"), ("governor", "governor"), ("date", "made"),
+            ("networks_measured", "networks measured"), ("drift", "drift of the machine"),
+        )  # fmt: skip
+        lines += [(label, str(made[key])) for key, label in named if made.get(key) is not None]
+        accuracy = table.network.accuracy
+        if accuracy:
+            text = (
+                f"mean error {accuracy['mape']:.2%} on {accuracy['networks']} held-out networks, "
+                f"within 5%: {accuracy['within_5']:.0%}, noise floor {accuracy['noise_floor']:.2%}"
+            )
+            lines.append(("table's accuracy", text))
+    search = explained.get("search")
+    if search:
+        text = f"{search['strategy']}, {search['evaluations']} networks, {search['generations']} generations"
+        lines.append(("search", f"{text}, {search['stopped']}"))
+    if bench is not None:
+        settings = bench["settings"]
+        text = f"{settings['rounds']} rounds × {settings['runs']} runs, {settings['threads']} thread(s)"
+        lines.append(("measured", f"{text}, {bench['date']}"))
+        lines += [("note", str(note)) for note in bench["notes"]]
+    return lines
