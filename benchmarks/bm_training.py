@@ -38,7 +38,7 @@ CASES = (
     ("channel_bench_macro_mobilenet", (3, 16, 16), 128, 4),
     ("mobilenet_v2_cifar10", (3, 32, 32), 64, 20),
     ("resnet18", (3, 64, 64), 32, 20),
-    ("demo", (1, 8, 8), 64, 20),
+    ("demo", (1, 16, 16), 64, 20),
 )
 
 

@@ -35,6 +35,8 @@ def _generator(seed: int, *counters: int) -> torch.Generator:
 class Augmentation:
     """Random crop and flip of a batch, then normalisation, on the batch's device.
 
+    Each image has its own crop and flip; torchvision's transforms draw one for a whole batch.
+
     Attributes:
         kind: ``none``; ``crop`` and ``crop-flip``: a crop out of the image padded by an eighth of its
             size (4 pixels of 32), flipped or not; ``resized-crop-flip``: a crop of 8-100% of the area,
@@ -168,8 +170,10 @@ class BatchLoader:
         self.position = 0
         self._stream: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._order: tuple[int, torch.Tensor] | None = None
-        memory = images.memory
-        self._memory = memory.pin_memory() if memory is not None and device.type == "cuda" else memory
+        self._memory, self._labels = images.memory, images.labels
+        if self._memory is not None and fits_on(device, self._memory):
+            # Then a batch is picked where it is needed, and only its indices travel.
+            self._memory, self._labels = self._memory.to(device), self._labels.to(device)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -215,15 +219,15 @@ class BatchLoader:
         crops = _generator(self.seed, _CROP, self.position, self.rank)
         decoded_crop = False
         if self._memory is not None:
-            chosen = self.indices(self.position)
-            images, labels = self._memory[chosen], self.images.labels[chosen]
+            chosen = self.indices(self.position).to(self._memory.device, non_blocking=True)
+            images, labels = self._memory[chosen], self._labels[chosen]
         else:
             if self._stream is None:
                 self._stream = self._read_ahead()
             images, labels = next(self._stream)
             decoded_crop = self.augmentation.kind == "resized-crop-flip"
         self.position += 1
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and images.device.type == "cpu" and not images.is_pinned():
             images, labels = images.pin_memory(), labels.pin_memory()
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -235,6 +239,7 @@ class BatchLoader:
             batch_sampler=cast(Any, self._keys(self.position)),
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
 
@@ -252,6 +257,11 @@ class BatchLoader:
 
 HELD_BYTES = 2**29
 """Evaluation batches up to this size are made once and kept on the device; larger sets are read each time."""
+
+
+def fits_on(device: torch.device, images: torch.Tensor) -> bool:
+    """Whether a whole set may stay on a GPU: up to a tenth of its free memory."""
+    return device.type == "cuda" and images.numel() <= 0.1 * torch.cuda.mem_get_info(device)[0]
 
 
 class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):

@@ -173,9 +173,9 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
         writes = self.ranks.first
+        board = _tensorboard(self.folder) if writes and self.config.tensorboard else None
         records = self._log("records") if writes and self.supernet is not None else None
         curves = self._log("curves") if writes else None
-        board = _tensorboard(self.folder) if writes and self.config.tensorboard else None
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         started = time.perf_counter() - self.seconds
         self._logged = (self.step, self.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,21 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer(supernet, settings(), tmp_path)
     with pytest.raises(ConfigError, match="needs a width sampler"):
         Trainer(supernet, trainer.loader, settings(), tmp_path)
+
+
+def test_plain_networks_may_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    loader = make_trainer(make_supernet(), settings(), tmp_path / "other").loader
+    network = tiny()
+    Trainer(network, loader, settings(compile=True, epochs=1), tmp_path).run()
+    assert compiled == [network]
+
+
+def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        make_trainer(make_supernet(), settings(tensorboard=True), tmp_path).run()
 
 
 def test_schedules_meet_their_closed_forms() -> None:
