@@ -7,8 +7,9 @@
 
 ``build`` makes a table from nothing and reports the wall time of everything: model, width space, export,
 measurements, fits. ``evaluate`` draws networks with a seed of its own, measures each in interleaved rounds
-(new session each time, minimum of the runs, minimum of the rounds), and compares; two halves of the rounds
-give the noise floor. For some of the networks every layer is timed as a model of its own, too: the naive
+(new session each time, fastest of the runs, median of the rounds), and compares; two halves of the rounds
+give the noise floor, and a reference network how fast the machine is now and was when the table was made.
+For some of the networks every layer is timed as a model of its own, too: the naive
 sum. Timing wants the machine alone: nothing else running, and where allowed a real-time priority
 (``chrt -f 10``).
 """
@@ -106,7 +107,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     rng.shuffle(widths)
     image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
     start = time.perf_counter()
-    rounds = measure_rounds(device, maker, widths, image, arguments.rounds, arguments.runs, rng)
+    reference = tables[0].provenance["reference_widths"]
+    rounds, references = measure_rounds(
+        device, maker, widths, reference, image, arguments.rounds, arguments.runs, rng
+    )
     result: dict[str, Any] = {
         "model": arguments.model,
         "device": device.name,
@@ -119,19 +123,26 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         "machine": describe_machine(device.runtime),
         "latency_ms": {
             "min": rounds.min(),
-            "mean": float(rounds.min(axis=1).mean()),
+            "mean": float(np.median(rounds, axis=1).mean()),
             "max": rounds.min(axis=1).max(),
         },
         "tables": [],
     }
     for path, table in zip(arguments.tables, tables, strict=True):
-        validation = validate(table.predict(widths), rounds)
+        predicted = table.predict(widths)
+        # The same network, timed while the table was made and now: how much faster the machine was then.
+        speed = float(np.median(references)) / float(table.provenance["reference_ms"])
+        raw, even = validate(predicted, rounds), validate(predicted, rounds / speed)
         built = files.read_json(path.with_suffix(".build.json"), bd.TableError, "build record")
-        print(path, validation.summary())
+        print(f"{path}\n  as measured: {raw.summary()}, bias {raw.bias:+.2%}")
+        print(f"  machine's speed now / then {speed:.3f}")
+        print(f"  at even speed: {even.summary()}, bias {even.bias:+.2%}")
         result["tables"].append(
             {
                 **built,
-                **validation.to_dict(),
+                **raw.to_dict(),
+                "speed": round(speed, 4),
+                "even_speed": even.to_dict(),
                 "entries": sum(map(len, table.entries.values())),
                 "measurements": table.provenance.get("measurements"),
                 "bytes": path.stat().st_size,
@@ -150,18 +161,23 @@ def measure_rounds(
     device: DeviceProfile,
     maker: NetworkMaker,
     widths: npt.NDArray[np.int64],
+    reference: list[int],
     image: npt.NDArray[np.float32],
     rounds: int,
     runs: int,
     rng: np.random.Generator,
-) -> npt.NDArray[np.float64]:
-    """(N, rounds) milliseconds: the fastest run of each round, networks in a new order each round."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(N, rounds) milliseconds: the fastest run of each round, networks in a new order each round; and
+    the latencies of the reference network, measured after every tenth."""
     make_runner = make_runner_of(device)
     result = np.empty((len(widths), rounds))
+    references = []
     for index in range(rounds):
-        for row in rng.permutation(len(widths)):
+        for count, row in enumerate(rng.permutation(len(widths))):
             result[row, index] = measure_plain(make_runner, maker(widths[row]), image, runs=runs).min()
-    return result
+            if count % 10 == 0:
+                references.append(measure_plain(make_runner, maker(reference), image, runs=8).min())
+    return result, np.array(references)
 
 
 def predict_rate(table: bd.LatencyTable, space: bd.WidthSpace, count: int = 1_000_000) -> float:
@@ -194,7 +210,7 @@ def naive(
         for model, feeds in isolated_layers(maker(vector), layer_map):
             with make_runner(model, False) as runner:
                 sums[row] += runner.latencies(feeds, runs=10, warmup=2).min()
-    error = sums / rounds.min(axis=1) - 1
+    error = sums / np.median(rounds, axis=1) - 1
     return {
         "networks": len(widths),
         "bias": round(float(error.mean()), 4),
@@ -251,30 +267,42 @@ def document(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     machine = results[0]["machine"]
     header = (
-        "network", "threads", "budget, s", "built in, s", "networks", "mean error", "noise floor", "bias",
-        "within 5%", "within 10%", "Kendall", "Kendall floor",
+        "network", "threads", "budget, s", "built in, s", "networks x rounds", "", "mean error",
+        "noise floor", "bias", "within 5%", "within 10%", "Kendall", "Kendall floor",
     )  # fmt: skip
     lines = [
         "# How accurate latency tables are",
         "",
-        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, "
-        f"ONNX Runtime {machine['runtime_version']}, FP32, batch 1. Held-out networks have widths drawn at random "
-        "with a seed of their own; each is measured in interleaved rounds, and its latency is its fastest run. "
-        "The noise floor is the mean difference of two halves of the rounds, the Kendall floor their rank "
-        "correlation: no prediction can be seen to be better than those. Made by "
-        "`benchmarks/bm_lut_accuracy.py`, whose head says how.",
+        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, a virtual "
+        f"machine; ONNX Runtime {machine['runtime_version']}, FP32, batch 1.",
+        "",
+        "Held-out networks have widths drawn at random with a seed of their own. Each is measured in",
+        "interleaved rounds, in a new session each time; its latency is the median over the rounds of the",
+        "fastest run. The noise floor is the mean difference of two halves of the rounds, the Kendall floor",
+        "their rank correlation. The machine's speed drifts by several percent between minutes: *even speed*",
+        "divides that out, by a reference network that was timed all through both the making of the table",
+        "and the evaluation; *as measured* does not. Made by `benchmarks/bm_lut_accuracy.py`, whose head",
+        "says how.",
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
     ]
     for result in results:
         for table in result["tables"]:
-            lines.append(
-                f"| {result['model']} | {result['threads']} | {table['budget_s']:g} | {table['wall_s']:.1f} "
-                f"| {table['networks']} x {table['rounds']} | {table['mape']:.2%} | {table['noise_floor']:.2%} "
-                f"| {table['bias']:+.2%} | {table['within_5']:.1%} | {table['within_10']:.1%} "
-                f"| {table['kendall']:.3f} | {table['kendall_floor']:.3f} |"
-            )
+            for label, figures in (("as measured", table), ("even speed", table["even_speed"])):
+                shares = (figures[key] for key in ("mape", "noise_floor", "bias", "within_5", "within_10"))
+                cells = [
+                    result["model"],
+                    result["threads"],
+                    f"{table['budget_s']:g}",
+                    f"{table['wall_s']:.1f}",
+                    f"{figures['networks']} x {figures['rounds']}",
+                    label,
+                    *(f"{share:.2%}" for share in shares),
+                    f"{figures['kendall']:.3f}",
+                    f"{figures['kendall_floor']:.3f}",
+                ]
+                lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "Timing each layer as a model of its own and adding up, on some of the same networks:", ""]
     lines += ["| network | threads | networks | mean | least | most |", "|---|---|---|---|---|---|"]
     for result in results:

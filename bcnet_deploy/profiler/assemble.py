@@ -136,15 +136,16 @@ class Validation:
 
 
 def validate(predicted_ms: Floats, rounds_ms: Floats) -> Validation:
-    """Compare (N,) predictions with (N, R) measurements; a network's latency is its fastest round.
+    """Compare (N,) predictions with (N, R) measurements.
 
-    Every network has its first two rounds; missing ones are infinite. The noise floor is that of half
-    as many rounds, so it overstates the noise of all of them a little.
+    A round is the fastest of its runs, a network's latency the median of its rounds: spikes and slow
+    minutes of the machine both go. Every network has its first two rounds; missing ones are NaN. The
+    noise floor is that of half as many rounds, so it overstates the noise of all of them a little.
     """
     from scipy.stats import kendalltau
 
-    measured = rounds_ms.min(axis=1)
-    first, second = rounds_ms[:, 0::2].min(axis=1), rounds_ms[:, 1::2].min(axis=1)
+    measured = np.nanmedian(rounds_ms, axis=1)
+    first, second = np.nanmedian(rounds_ms[:, 0::2], axis=1), np.nanmedian(rounds_ms[:, 1::2], axis=1)
     error = predicted_ms / measured - 1
     return Validation(
         networks=len(measured),
@@ -161,7 +162,7 @@ def validate(predicted_ms: Floats, rounds_ms: Floats) -> Validation:
 
 
 def held_out_rounds(records: Sequence[Record]) -> tuple[Int64, Floats]:
-    """Networks measured twice or more: (N, L) widths and (N, R) milliseconds, padded with infinity."""
+    """Networks measured twice or more: (N, L) widths and (N, R) milliseconds, padded with NaN."""
     by_widths: dict[tuple[int, ...], list[float]] = {}
     for record in records:
         by_widths.setdefault(record.widths, []).append(record.latency_ms)
@@ -169,7 +170,7 @@ def held_out_rounds(records: Sequence[Record]) -> tuple[Int64, Floats]:
     if not kept:
         return np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0))
     rounds = max(map(len, kept.values()))
-    padded = [[*values, *[np.inf] * (rounds - len(values))] for values in kept.values()]
+    padded = [[*values, *[np.nan] * (rounds - len(values))] for values in kept.values()]
     return np.array(list(kept), dtype=np.int64), np.array(padded)
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Int64 = npt.NDArray[np.int64]
 
 _HELD_SHARE = 0.25
-_REFERENCE_EVERY = 25
+_REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.06  # what the timed runs of one network should take, more or less
 _DISTURBED = 0.12
@@ -116,6 +116,7 @@ class Profiler:
         self.layer_map = LayerMap(self.maker.exported, space, self.network.layers)
         rng = np.random.default_rng(seed)
         self.image = rng.standard_normal((device.batch, *space.input_size)).astype(np.float32)
+        self.reference = tuple(int(width) for width in space.uniform(0.5))
         self.fit_seconds = 0.0
         self._spent = 0.0
 
@@ -162,12 +163,12 @@ class Profiler:
             todo = [corner for corner in corners if corner not in trained]
             if todo:
                 record = self._one(journal, "train", todo[0], timing)
+            elif len(journal.records) % _REFERENCE_EVERY == 0:
+                record = self._one(journal, "reference", self.reference, timing)
             elif len(tests) < _HELD_SHARE * (len(trains) + len(tests)):
                 if not held:
                     held = self._choose_held(journal, left, trained, rng)
                 record = self._one(journal, "held-out", held[len(tests) % len(held)], timing)
-            elif len(journal.records) % _REFERENCE_EVERY == 0:
-                record = self._one(journal, "reference", tuple(self.space.uniform(0.5).tolist()), timing)
             else:
                 vector = next_network(self.space, novelty, trained | set(held), rng)
                 record = self._one(journal, "train", tuple(vector.tolist()), timing)
@@ -330,6 +331,8 @@ class Profiler:
             "measured_s": round(journal.seconds, 1),
             "networks_measured": len({record.widths for record in journal.records}),
             "measurements": len(journal.records),
+            "reference_widths": list(self.reference),
+            "reference_ms": round(float(np.median(references)), 5) if len(references) else None,
             "drift": round(float(np.ptp(references) / references.min()), 4) if len(references) > 1 else None,
             "fast_export": self.maker.fast,
         }

@@ -268,18 +268,22 @@ def duplicates(records: list[dict[str, Any]]) -> list[Any]:
 def test_validation_figures_by_hand() -> None:
     predicted = np.array([1.0, 2.2, 2.7, 4.0])
     rounds = np.array([[1.0, 1.1], [2.0, 2.0], [3.0, 3.3], [4.4, 4.0]])
-    found = validate(predicted, rounds)
+    found = validate(predicted, rounds)  # medians of the rounds: 1.05, 2.0, 3.15, 4.2
+    errors = np.array([1 / 1.05 - 1, 0.1, 2.7 / 3.15 - 1, 4 / 4.2 - 1])
     assert found.networks == 4
     assert found.rounds == 2
-    assert found.mape == pytest.approx((0 + 0.1 + 0.1 + 0) / 4)
-    assert found.bias == pytest.approx(0)
+    assert found.mape == pytest.approx(np.abs(errors).mean())
+    assert found.bias == pytest.approx(errors.mean())
+    assert found.relative_error == pytest.approx(np.sqrt((errors**2).mean()))
     assert found.within_5 == 0.5
-    assert found.within_10 == pytest.approx(1.0, abs=0.5)
+    assert found.within_10 == 0.75
     assert found.kendall == pytest.approx(1.0)
     assert found.noise_floor == pytest.approx((0.1 / 1.05 + 0 + 0.3 / 3.15 + 0.4 / 4.2) / 4)
     assert found.kendall_floor == pytest.approx(1.0)
 
 
 def test_missing_rounds_are_left_out() -> None:
-    rounds = np.array([[1.0, 1.0, np.inf], [2.0, 2.0, 1.0]])
-    assert validate(np.array([1.0, 1.0]), rounds).mape == pytest.approx(0.0)
+    rounds = np.array([[1.0, 1.2, np.nan], [2.0, 2.0, 9.0]])
+    found = validate(np.array([1.1, 2.0]), rounds)
+    assert found.mape == pytest.approx(0.0)
+    assert found.rounds == 2
