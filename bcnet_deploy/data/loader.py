@@ -224,7 +224,11 @@ class BatchLoader:
         else:
             if self._stream is None:
                 self._stream = self._read_ahead()
-            images, labels = next(self._stream)
+            try:
+                images, labels = next(self._stream)
+            except DataError as error:
+                # A worker's error arrives with its traceback in front of the message.
+                raise DataError(str(error).strip().splitlines()[-1].split("DataError: ", 1)[-1]) from error
             decoded_crop = self.augmentation.kind == "resized-crop-flip"
         self.position += 1
         if self.device.type == "cuda" and images.device.type == "cpu" and not images.is_pinned():

@@ -127,6 +127,20 @@ def test_files_are_read_ahead_by_workers_in_the_same_order(tmp_path: Path) -> No
         assert torch.equal(x, u) and torch.equal(y, v)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_line(workers: int, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / f"{index}.png")
+    data = load_folder(tmp_path, (3, 8, 8), 0.3, memory_bytes=10)
+    for path in data.train.paths:  # type: ignore[attr-defined]
+        path.write_bytes(b"gone")
+    source = BatchLoader(data.train, 4, Augmentation("none", data.mean, data.std), CPU, workers=workers)
+    with pytest.raises(DataError, match="^cannot read image .*png: .* run again$"):
+        source.next_batch()
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_plain_batches_are_the_images_in_order(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not held:
