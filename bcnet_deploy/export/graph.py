@@ -79,6 +79,8 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
     from onnx import numpy_helper
 
     graph = model.graph
+    if any(node.op_type == "BatchNormalization" for node in graph.node):
+        _plain_products_to_gemm(model)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
@@ -123,6 +125,31 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
         for tensor in unused:
             graph.initializer.remove(tensor)
     return len(folded)
+
+
+def _plain_products_to_gemm(model: onnx.ModelProto) -> None:
+    """MatMul of a matrix by a weight becomes Gemm where a batch norm follows: only that can take a bias."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    wanted = {node.input[0] for node in graph.node if node.op_type == "BatchNormalization"}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    for node in graph.node:
+        weight = tensors.get(node.input[1]) if node.op_type == "MatMul" else None
+        if (
+            weight is not None and node.output[0] in wanted and ranks.get(node.output[0]) == 2
+            and len(weight.dims) == 2 and uses[node.input[1]] == 1
+        ):  # fmt: skip
+            transposed = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+            weight.CopyFrom(numpy_helper.from_array(transposed, weight.name))
+            node.op_type = "Gemm"
+            node.attribute.append(helper.make_attribute("transB", 1))
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:

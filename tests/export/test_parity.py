@@ -1,0 +1,103 @@
+"""The comparison's conventions, on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bcnet_deploy.errors import EngineError, ExportError
+from bcnet_deploy.export.parity import compare, ort_message, run_onnx
+
+
+def test_errors_by_hand() -> None:
+    reference = np.array([[1.0, 2.0], [100.0, -200.0]])
+    outputs = np.array([[1.0, 2.1], [100.5, -200.0]])
+    result = compare(reference, outputs, precision="fp32", runtime="none")
+    assert result.max_abs_error == pytest.approx(0.5)
+    assert result.max_relative_error == pytest.approx(0.1 / 2)  # the small input is not hidden by the large
+    assert result.top1_agreement == 1.0
+    assert not result.passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "count", "wrong", "passed"),
+    [
+        ("fp32", 256, 0, True), ("fp32", 256, 1, False),
+        ("fp16", 256, 2, True), ("fp16", 256, 3, False),
+        ("fp16", 8, 1, True), ("fp16", 8, 2, False),
+        ("int8", 256, 25, True), ("int8", 256, 26, False),
+    ],
+)  # fmt: skip
+def test_top1_bars(precision: str, count: int, wrong: int, passed: bool) -> None:
+    reference = np.tile([1.0, 1.0 - 1e-7], (count, 1))
+    outputs = reference.copy()
+    outputs[:wrong] = outputs[:wrong, ::-1]
+    result = compare(reference, outputs, precision=precision, runtime="none")
+    assert result.disagreements == wrong
+    assert result.passed is passed
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_outputs_never_pass(bad: float) -> None:
+    outputs = np.array([[1.0, bad]])
+    for precision in ("fp32", "fp16"):
+        result = compare(np.array([[1.0, 2.0]]), outputs, precision=precision, runtime="none")
+        assert not result.passed
+        assert result.to_dict()["max_abs_error"] is None
+
+
+def test_zero_outputs_are_equal_to_zero_only() -> None:
+    zeros = np.zeros((1, 3))
+    assert compare(zeros, zeros, precision="fp32", runtime="none").passed
+    assert not compare(zeros, zeros + 1e-9, precision="fp32", runtime="none").passed
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (0, 3)])
+def test_shapes_must_fit(shape: tuple[int, int]) -> None:
+    with pytest.raises(ExportError, match="same shape"):
+        compare(
+            np.zeros((2, 3)) if shape[0] else np.zeros(shape), np.zeros(shape), precision="fp32", runtime="-"
+        )
+
+
+def _model(operator: str, opset: int = 17, domain: str = "") -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"], name="odd", domain=domain)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    imports = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    return helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+
+
+def test_a_static_batch_fills_up_its_last_part() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    inputs = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    np.testing.assert_array_equal(run_onnx(model.SerializeToString(), inputs), np.maximum(inputs, 0))
+
+
+def test_an_operator_that_the_runtime_lacks_is_one_line() -> None:
+    with pytest.raises(EngineError, match=r"^ONNX Runtime [\d.]+ .*Nonsense") as caught:
+        run_onnx(_model("Nonsense", domain="own.domain"), np.zeros((1, 3, 3), np.float32))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_kernel_names_operator_node_and_ways_out() -> None:
+    text = (
+        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for "
+        "Gelu(20) node with name '/block/Gelu'"
+    )
+    message = ort_message(RuntimeError(text))
+    assert "operator Gelu of opset 20" in message
+    assert "'/block/Gelu'" in message
+    assert "--opset" in message
