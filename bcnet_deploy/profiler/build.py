@@ -158,14 +158,17 @@ class Profiler:
             timing = self._timing(journal)
             left = self.budget_s - spent - (self.clock() - self._began) - self._reserve(journal)
             trains, tests = journal.of("train"), journal.of("held-out")
-            if left <= 0 and len(trains) >= max(_MIN_TRAIN, len(corners)) and len(tests) >= 8:
+            enough = len(trains) >= max(_MIN_TRAIN, len(corners)) and held and len(tests) >= 2 * len(held)
+            if left <= 0 and enough:
                 break
             todo = [corner for corner in corners if corner not in trained]
             if todo:
                 record = self._one(journal, "train", todo[0], timing)
             elif len(journal.records) % _REFERENCE_EVERY == 0:
                 record = self._one(journal, "reference", self.reference, timing)
-            elif len(tests) < _HELD_SHARE * (len(trains) + len(tests)):
+            elif (left <= 0 and len(trains) >= _MIN_TRAIN) or len(tests) < _HELD_SHARE * (
+                len(trains) + len(tests)
+            ):
                 if not held:
                     held = self._choose_held(journal, left, trained, rng)
                 record = self._one(journal, "held-out", held[len(tests) % len(held)], timing)
@@ -232,7 +235,7 @@ class Profiler:
         """As many held-out networks as the budget can measure three to five times."""
         cost = float(np.median([record.seconds for record in journal.records]))
         measurements = _HELD_SHARE * max(left, 0.0) / max(cost, 1e-3)
-        rounds = int(np.clip(measurements // 12, 3, 5))
+        rounds = int(np.clip(measurements // 16, 3, 5))
         count = int(np.clip(measurements // rounds, 4, 60))
         rows = held_out(self.space, count, trained, rng)
         if not len(rows):

@@ -1,0 +1,225 @@
+"""profile, devices, table and suggest-steps as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from bcnet_deploy.cli.main import cli
+from bcnet_deploy.devices import known_devices
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.lut.machine import gpu_name
+from tests.lut.test_convert import OFA
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("estimated") / "run"
+    result = call("profile", "--device", "t4", "--model", "demo", "--estimate", "--run-dir", run_dir)
+    assert result.exit_code == 0, result.output
+    assert "ESTIMATED" in result.output
+    assert "Nothing was measured" in result.output
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("measured") / "run"
+    arguments = ("--model", "demo", "--levels", "4", "--budget", "4s", "--run-dir", run_dir)
+    result = call("profile", "--device", "cpu-1thread", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 thread(s), onnxruntime" in result.output
+    assert "accuracy" in result.output
+    return run_dir
+
+
+# -- profile ------------------------------------------------------------------------------------
+
+
+def test_an_estimate_leaves_a_run(estimated: Path) -> None:
+    run = yaml.safe_load((estimated / "run.yaml").read_text())
+    assert run["device"] == "t4"
+    assert run["model"]["name"] == "demo"
+    assert LatencyTable.load(estimated / "latency" / "t4.json").estimated
+
+
+def test_a_measured_table_says_how_accurate_it_is(measured: Path) -> None:
+    table = LatencyTable.load(measured / "latency" / "cpu-1thread.json")
+    assert table.source == "measured"
+    assert table.complete
+    assert table.provenance["threads"] == 1
+    assert {"mape", "within_5", "within_10", "kendall", "noise_floor"} <= set(table.network.accuracy)
+
+
+def test_the_same_command_again_measures_nothing(measured: Path) -> None:
+    log = measured / "latency" / "cpu-1thread.samples.jsonl"
+    before = log.read_bytes()
+    result = call("profile", "--budget", "4s", "--run-dir", measured, "--json")
+    assert result.exit_code == 0, result.output
+    assert log.read_bytes() == before
+    (table,) = json.loads(result.output)["tables"]
+    assert table["source"] == "measured"
+    assert table["device"] == "cpu-1thread"
+
+
+@pytest.mark.skipif(gpu_name() is not None, reason="a GPU is here")
+def test_a_device_that_is_not_here_offers_both_ways(tmp_path: Path) -> None:
+    result = call("profile", "--device", "t4", "--model", "demo", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "no GPU" in result.output
+    assert "'bcnet-deploy profile --device t4' on its host" in result.output
+    assert "'bcnet-deploy profile --device t4 --estimate'" in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_gpu_is_named_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcnet_deploy.profiler.runners.gpu_name", lambda: "NVIDIA H200")
+    result = call("profile", "--device", "t4", "--model", "demo", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "the GPU of this machine is NVIDIA H200" in result.output
+
+
+def test_several_devices(tmp_path: Path) -> None:
+    result = call(
+        "profile",
+        "--devices",
+        "t4,l4",
+        "--model",
+        "demo",
+        "--estimate",
+        "--run-dir",
+        tmp_path / "run",
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    tables = json.loads(result.output)["tables"]
+    assert [(table["device"], table["source"]) for table in tables] == [
+        ("t4", "estimated"),
+        ("l4", "estimated"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--device", "rtx4090"), 1, "did you mean 'rtx-4090'"),
+        (("--device", "absent.yaml"), 1, "no device profile at absent.yaml"),
+        (("--device", "cpu", "--devices", "cpu,t4"), 2, "either --device or --devices"),
+        (("--budget", "soon"), 1, "cannot read 'soon'"),
+        (("--budget", "-5s"), 1, "-5s"),
+        (("--input-size", "big"), 1, "input size 'big'"),
+        (("--device", "t4", "--estimate", "--model", "mobilenetv2"), 1, "did you mean 'mobilenet_v2'"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = call("profile", *arguments, "--run-dir", tmp_path / "run")
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_another_model_wants_another_run(estimated: Path) -> None:
+    result = call(
+        "profile", "--device", "t4", "--estimate", "--model", "mobilenet_v2", "--run-dir", estimated
+    )
+    assert result.exit_code == 1
+    assert "is a run with name 'demo', not 'mobilenet_v2'; use another --run-dir" in result.output
+
+
+def test_zero_threads_in_a_profile_of_ones_own(tmp_path: Path) -> None:
+    data = yaml.safe_load(known_devices()["cpu"].read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**data, "threads": 0}))
+    result = call("profile", "--device", path, "--model", "demo", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "threads must be a whole number of 1 or more; given 0" in result.output
+
+
+# -- devices ------------------------------------------------------------------------------------
+
+
+def test_devices_are_listed() -> None:
+    result = call("devices", "--json")
+    assert {"cpu", "cpu-1thread", "t4", "jetson-orin"} <= {
+        d["name"] for d in json.loads(result.output)["devices"]
+    }
+    assert "NVIDIA T4" in call("devices").output
+
+
+def test_one_device_shows_its_sources() -> None:
+    output = call("devices", "t4").output
+    assert "datasheet" in output
+    assert call("devices", "t5").exit_code == 1
+
+
+# -- table --------------------------------------------------------------------------------------
+
+
+def test_show(estimated: Path, measured: Path) -> None:
+    path = estimated / "latency" / "t4.json"
+    output = call("table", "show", path, "--layers").output
+    assert "ESTIMATED" in output
+    assert "(estimated)" in output
+    data = json.loads(
+        call("table", "show", measured / "latency" / "cpu-1thread.json", "--json", "--layers").output
+    )
+    table = LatencyTable.load(measured / "latency" / "cpu-1thread.json")
+    full = [variable.channels for variable in table.network.variables]
+    assert sum(data["layers_ms"].values()) == pytest.approx(float(table.predict(full)[0]), rel=1e-4)
+    assert call("table", "show", estimated / "absent.json").exit_code == 1
+
+
+def test_csv_there_and_back(measured: Path, tmp_path: Path) -> None:
+    path = measured / "latency" / "cpu-1thread.json"
+    assert call("table", "to-csv", path, "--out", tmp_path / "t.csv").exit_code == 0
+    assert call("table", "from-csv", tmp_path / "t.csv", "--out", tmp_path / "t.json").exit_code == 0
+    assert set(LatencyTable.load(tmp_path / "t.json").entries) == set(LatencyTable.load(path).entries)
+
+
+def test_once_for_all(tmp_path: Path) -> None:
+    (tmp_path / "ofa.yaml").write_text(OFA)
+    result = call(
+        "table", "from-ofa", tmp_path / "ofa.yaml", "--device", "note10", "--out", tmp_path / "t.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "5 entries of note10" in result.output
+
+
+def test_merge(measured: Path, estimated: Path, tmp_path: Path) -> None:
+    path = measured / "latency" / "cpu-1thread.json"
+    result = call("table", "merge", path, path, "--out", tmp_path / "both.json")
+    assert result.exit_code == 0, result.output
+    assert LatencyTable.load(tmp_path / "both.json").networks[0].model_name
+    result = call("table", "merge", path, estimated / "latency" / "t4.json", "--out", tmp_path / "no.json")
+    assert result.exit_code == 1
+    assert "different device" in result.output
+
+
+# -- suggest-steps --------------------------------------------------------------------------------
+
+
+def test_suggest_steps(estimated: Path, tmp_path: Path) -> None:
+    result = call("suggest-steps", "--run-dir", estimated, "--json", "--out", tmp_path / "steps.yaml")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.output)
+    assert data["source"] == "estimated"
+    written = yaml.safe_load((tmp_path / "steps.yaml").read_text())
+    assert written["source"] == "estimated"
+    assert written["widths"] == {item["name"]: item["widths"] for item in data["variables"]}
+    assert "(estimated)" in call("suggest-steps", "--run-dir", estimated).output
+
+
+def test_suggest_steps_needs_a_table(estimated: Path, tmp_path: Path) -> None:
+    result = call("suggest-steps", "--run-dir", estimated, "--device", "l4")
+    assert result.exit_code == 1
+    assert "bcnet-deploy profile --device l4" in result.output
+    assert call("suggest-steps", "--run-dir", tmp_path / "none").exit_code == 1
