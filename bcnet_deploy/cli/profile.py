@@ -65,6 +65,7 @@ def command(
     profiles = [load_device(name) for name in names if name]
     reference = _reference(run_dir, config, model, size, num_classes, levels)
 
+    from bcnet_deploy.cli.run_space import keep_space
     from bcnet_deploy.models import build_model
     from bcnet_deploy.profiler.device import profile_device
     from bcnet_deploy.profiler.runners import check_gpu
@@ -99,6 +100,7 @@ def command(
     elif config.device != first:
         config.device = first
         run_dir.save(config)
+    keep_space(run_dir, config.model, space)
     emit({"tables": [_json(path, table) for path, table in results]}, as_json=as_json, show=_shower(results))
 
 

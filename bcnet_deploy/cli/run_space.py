@@ -32,8 +32,13 @@ def space_of_run(run: RunDir) -> WidthSpace:
 
     model = build_model(ref.name, num_classes=ref.num_classes)
     space = WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
-    files.write_json(_path(run), {"model": ref.to_dict(), "space": space.to_dict()}, indent=None)
+    keep_space(run, ref, space)
     return space
+
+
+def keep_space(run: RunDir, ref: ModelRef, space: WidthSpace) -> None:
+    """Keep a captured space for commands that then need no PyTorch. Raises :class:`RunDirError`."""
+    files.write_json(_path(run), {"model": ref.to_dict(), "space": space.to_dict()}, indent=None)
 
 
 def cached_space(run: RunDir, ref: ModelRef) -> WidthSpace | None:

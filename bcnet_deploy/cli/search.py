@@ -12,13 +12,14 @@ import click
 
 from bcnet_deploy import files
 from bcnet_deploy.cli.common import emit, json_option, progress, quiet_option, run_dir_option
+from bcnet_deploy.cli.run_space import keep_space, space_of_run
 from bcnet_deploy.cli.search_view import show_dry_run, show_result
 from bcnet_deploy.errors import ConstraintError, MissingStepError, TableError
 from bcnet_deploy.rundir import RunConfig, RunDir
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
-    from bcnet_deploy.search import Generation, SearchResult
+    from bcnet_deploy.search import Constraints, Generation, SearchResult
 
 _COUNTED = {
     "macs": "macs",
@@ -129,8 +130,14 @@ def command(
     request = _Request(
         latency=latency, counted=counted, seed=config.seed if seed is None else seed, **options
     )
+    from bcnet_deploy.search.api import check_settings
+
     tables = _tables(run_dir, config, latency)
-    _refuse_early(tables, request)
+    check_settings(
+        request.evaluations, request.seed, request.strategy, request.population_size, request.patience,
+        request.on_error,
+    )  # fmt: skip
+    _refuse_early(run_dir, tables, request)
     if dry_run:
         data = _dry_run(run_dir, request, tables)
         emit(data, as_json=as_json, show=lambda: show_dry_run(data))
@@ -209,18 +216,27 @@ class _NetworkOfTable:
     params = macs
 
 
-def _refuse_early(tables: dict[str, tuple[LatencyTable, str]], request: _Request) -> None:
-    """Raise for latencies that cannot be had before PyTorch is even imported."""
+def _refuse_early(run: RunDir, tables: dict[str, tuple[LatencyTable, str]], request: _Request) -> None:
+    """Raise for budgets that cannot be had before PyTorch is even imported.
+
+    Latencies need the tables alone; other costs need the width space, kept by an earlier command.
+    """
+    for device, (table, budget) in tables.items():
+        _require(_NetworkOfTable(table), {"latency_ms": {device: (table, budget)}}, request)
+    if request.counted:
+        _require(space_of_run(run), _constraints(request, tables), request)
+
+
+def _require(space: Any, given: dict[str, Any], request: _Request) -> Constraints:
     import numpy as np
 
     from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
 
-    for device, (table, budget) in tables.items():
-        space = _NetworkOfTable(table)
-        constraints = build_constraints(space, {"latency_ms": {device: (table, budget)}}, request.confidence)
-        require_feasible(Grid(space.variables), constraints, np.random.default_rng(request.seed))
+    constraints = build_constraints(space, given, request.confidence)
+    require_feasible(Grid(space.variables), constraints, np.random.default_rng(request.seed))
+    return constraints
 
 
 # -- dry run -----------------------------------------------------------------------------------
@@ -229,16 +245,12 @@ def _refuse_early(tables: dict[str, tuple[LatencyTable, str]], request: _Request
 def _dry_run(run: RunDir, request: _Request, tables: dict[str, tuple[LatencyTable, str]]) -> dict[str, Any]:
     import numpy as np
 
-    from bcnet_deploy.cli.run_space import space_of_run
-    from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.explain import uniform_within
-    from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
 
     space = space_of_run(run)
-    constraints = build_constraints(space, _constraints(request, tables), request.confidence)
+    constraints = _require(space, _constraints(request, tables), request)
     grid, rng = Grid(space.variables), np.random.default_rng(request.seed)
-    require_feasible(grid, constraints, rng)
     draws = grid.widths(grid.random(2000, rng))
     uniform = uniform_within(constraints)
     narrowest = constraints.bounds(grid.widths(grid.narrowest[None]))[0]
@@ -276,6 +288,7 @@ def _search(
     run.require(run.train, "supernet", "bcnet-deploy train")
     evaluator = open_evaluator(run, limit=request.val_images)
     space = evaluator.supernet.space
+    keep_space(run, config.model, space)
     identity = _identity(run, request.val_images)
     journal = run.search / f"journal-{identity}.jsonl"
     if request.fresh:

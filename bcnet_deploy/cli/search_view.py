@@ -81,7 +81,7 @@ def _interval(latency: dict[str, Any]) -> str:
     text = format_milliseconds(latency["predicted_ms"])
     if "interval_ms" in latency:
         low, high = latency["interval_ms"]
-        text += f" ({low:.3g}..{high:.3g})"
+        text += f" ({format_milliseconds(low)} .. {format_milliseconds(high)})"
     return text
 
 

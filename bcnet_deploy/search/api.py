@@ -98,7 +98,9 @@ def search(
         CheckpointError: the checkpoint is of another space or evaluator.
         ConfigError: another argument is out of range.
     """
-    _check_arguments(space, evaluations, seed, strategy, population_size, patience, on_error, batch_size)
+    check_settings(evaluations, seed, strategy, population_size, patience, on_error, batch_size)
+    if not len(space.variables):
+        raise ConfigError("the space has no width variable: there is nothing to search")
     started = time.monotonic()
     rng = np.random.default_rng(seed)
     grid = Grid(space.variables)
@@ -131,10 +133,16 @@ def search(
     return _result(grid, budgets, evaluator, log, strategy, seed, stopped, prior_costs)
 
 
-def _check_arguments(
-    space: Any, evaluations: Any, seed: Any, strategy: str, population_size: Any, patience: Any,
-    on_error: str, batch_size: Any,
-) -> None:  # fmt: skip
+def check_settings(
+    evaluations: Any,
+    seed: Any,
+    strategy: str,
+    population_size: Any,
+    patience: Any,
+    on_error: str,
+    batch_size: Any = None,
+) -> None:
+    """Raise :class:`ConfigError` for a setting of :func:`search` that is out of range."""
     if strategy not in STRATEGIES:
         raise ConfigError(
             f"unknown strategy {strategy!r}{nearest(str(strategy), STRATEGIES)}; "
@@ -153,8 +161,6 @@ def _check_arguments(
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ConfigError(f"{name} is {value!r}; allowed: whole numbers from {least}")
-    if not len(space.variables):
-        raise ConfigError("the space has no width variable: there is nothing to search")
 
 
 def _initial(
