@@ -1,0 +1,139 @@
+"""Quantities as people write them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bcnet_deploy as bd
+from bcnet_deploy import units
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (units.parse_latency, "5ms", 5.0),
+        (units.parse_latency, "800us", 0.8),
+        (units.parse_latency, " 0.1 s ", 100.0),
+        (units.parse_latency, "1.5e3ns", 1.5e-3),
+        (units.parse_count, "300M", 3e8),
+        (units.parse_count, "1.2G", 1.2e9),
+        (units.parse_count, "50000", 5e4),
+        (units.parse_count, "4k", 4e3),
+        (units.parse_bytes, "64MiB", 64 * 2**20),
+        (units.parse_bytes, "10MB", 1e7),
+        (units.parse_bytes, "123", 123.0),
+    ],
+)
+def test_absolute_quantities(parse: object, text: str, value: float) -> None:
+    quantity = parse(text)  # type: ignore[operator]
+    assert not quantity.relative
+    assert quantity.value == pytest.approx(value, rel=1e-12)
+    assert quantity.resolve(1e6) == quantity.value
+
+
+@pytest.mark.parametrize("parse", [units.parse_latency, units.parse_count, units.parse_bytes])
+@pytest.mark.parametrize(("text", "share"), [("0.5x", 0.5), ("50%", 0.5), ("1x", 1.0), (" .25x ", 0.25)])
+def test_relative_quantities(parse: object, text: str, share: float) -> None:
+    quantity = parse(text)  # type: ignore[operator]
+    assert quantity.relative
+    assert quantity.resolve(300.0) == pytest.approx(300 * share)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (units.parse_latency, "5"),  # milliseconds or seconds? ask
+        (units.parse_latency, "5m"),
+        (units.parse_latency, "five ms"),
+        (units.parse_latency, "-5ms"),
+        (units.parse_latency, "0ms"),
+        (units.parse_latency, ""),
+        (units.parse_latency, "nan ms"),
+        (units.parse_count, "inf"),
+        (units.parse_count, "300ms"),
+        (units.parse_count, "1e400"),
+        (units.parse_count, "0x"),
+        (units.parse_count, "-3%"),
+        (units.parse_bytes, "64 cows"),
+        (units.parse_duration, "2d"),
+        (units.parse_duration, "-1s"),
+        (units.parse_size, "3x224"),
+        (units.parse_size, "0"),
+        (units.parse_size, "3x224x-1"),
+        (units.parse_size, "axbxc"),
+        (units.parse_size, ""),
+        (units.parse_size, "3x224x224x1"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_accepted_forms(parse: object, text: str) -> None:
+    with pytest.raises(bd.UnitError) as caught:
+        parse(text)  # type: ignore[operator]
+    assert (
+        repr(text.strip()) in str(caught.value)
+        or repr(text) in str(caught.value)
+        or "x" in text
+        or "%" in text
+    )
+    assert "accepted forms" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("120s", 120), ("2m", 120), ("2min", 120), ("1h", 3600), ("90", 90), ("500ms", 0.5)]
+)
+def test_durations_in_seconds(text: str, seconds: float) -> None:
+    assert units.parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("224", (3, 224, 224)), ("3x32x64", (3, 32, 64)), ("1X8X8", (1, 8, 8)), ("3×96×96", (3, 96, 96))],
+)
+def test_input_sizes(text: str, size: tuple[int, int, int]) -> None:
+    assert units.parse_size(text) == size
+
+
+@given(st.floats(1e-6, 1e15), st.sampled_from(["", "k", "M", "G"]))
+def test_counts_scale_with_their_unit(number: float, unit: str) -> None:
+    factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
+    assert units.parse_count(f"{number!r}{unit}").value == pytest.approx(number * factor, rel=1e-12)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_quantity_or_a_typed_error(text: str) -> None:
+    for parse in (units.parse_latency, units.parse_count, units.parse_bytes):
+        try:
+            quantity = parse(text)
+        except bd.UnitError:
+            continue
+        assert math.isfinite(quantity.value)
+        assert quantity.value > 0
+    with contextlib.suppress(bd.UnitError):
+        assert all(n > 0 for n in units.parse_size(text))
+
+
+@given(st.floats(1e-3, 1e14))
+def test_formatted_counts_read_back(value: float) -> None:
+    assert units.parse_count(units.format_count(value)).value == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given_text", "expected"),
+    [
+        (units.format_count(300_774_272), "300.8M"),
+        (units.format_count(4_089_184_256), "4.089G"),
+        (units.format_count(0), "0"),
+        (units.format_milliseconds(5.123), "5.12 ms"),
+        (units.format_milliseconds(0.8121), "812 µs"),
+        (units.format_milliseconds(1200), "1.20 s"),
+        (units.format_bytes(13.4 * 2**20), "13.4 MiB"),
+        (units.format_bytes(5), "5 B"),
+    ],
+)
+def test_figures_for_people(given_text: str, expected: str) -> None:
+    assert given_text == expected
