@@ -188,11 +188,13 @@ def _layers(
     found = {}
     for name, row in rows.items():
         parts = table.breakdown(row)
-        found[name] = [
-            LayerLatency(layer, float(value))
-            for layer, value in zip(parts.names, parts.milliseconds[0], strict=True)
-            if value > 0
-        ]
+        by_layer = dict(zip(parts.names, (float(value) for value in parts.milliseconds[0]), strict=True))
+        if by_layer.get("overhead", 0.0) < 0:
+            # Layers are timed under the runtime's profiler, which costs time itself: taken off evenly.
+            extra = by_layer.pop("overhead")
+            share = 1 + extra / sum(by_layer.values())
+            by_layer = {layer: value * share for layer, value in by_layer.items()}
+        found[name] = [LayerLatency(layer, value) for layer, value in by_layer.items() if value > 0]
     return found
 
 

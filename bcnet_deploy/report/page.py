@@ -193,10 +193,11 @@ def _layers(content: Content) -> str:
     names = list(dict.fromkeys(layer.layer for layers in content.layers.values() for layer in layers))
     by = {name: {x.layer: x.milliseconds for x in layers} for name, layers in content.layers.items()}
     rows = [[escape(name), *(_ms(by[network].get(name)) for network in by)] for name in names]
-    return (
-        f'<p class="note">Predicted by the latency table; the {len(top)} most expensive layers are named.'
-        f'{_estimated(content)}</p><figure id="plot-layers">{chart}</figure>' + _data(["layer", *by], rows)
+    text = (
+        f"Predicted by the latency table, in sum the whole network; the {len(top)} dearest layers are named."
     )
+    note = f'<p class="note">{text}{_estimated(content)}</p>'
+    return f'{note}<figure id="plot-layers">{chart}</figure>' + _data(["layer", *by], rows)
 
 
 def _front(content: Content) -> str:

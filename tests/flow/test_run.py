@@ -1,0 +1,230 @@
+"""The whole path on a tiny network: results fit together, nothing is done twice, kills change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from bcnet_deploy.cli.main import cli
+from bcnet_deploy.report.load import gather
+from bcnet_deploy.rundir import RunDir
+
+MODEL = """
+from torch import nn
+def net(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+"""
+CONFIG = {
+    "model": "tinynet:net", "num_classes": 10, "input_size": [1, 16, 16], "levels": 4, "data": "digits",
+    "device": "cpu-1thread", "estimate": True, "latency": "0.8x", "confidence": 0.5,
+    "train": {"recipe": "digits", "epochs": 1, "augment": "none", "checkpoint_every": 3},
+    "retrain": {"recipe": "digits", "epochs": 1, "augment": "none", "checkpoint_every": 3},
+    "search": {"evaluations": 8, "population_size": 4}, "bench": {"rounds": 2, "runs": 3, "batches": [1]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flow")
+    (folder / "tinynet.py").write_text(MODEL)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+def command(place: Path, run: str, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "bcnet_deploy", "run", "--config", str(place / "tiny.yaml"),
+        "--run-dir", str(place / run), *more,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+
+
+def call(place: Path, run: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(place, run, *more), cwd=place, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> dict[str, Any]:
+    """The undisturbed run's JSON."""
+    finished = call(place, "whole", "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == "", "--json leaves standard error empty"
+    return dict(json.loads(finished.stdout))
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    widths = yaml.safe_load((run / "search" / "widths.yaml").read_text())["widths"]
+    found: dict[str, Any] = {"widths": widths}
+    for name in ("full", "uniform", "found"):
+        result = json.loads((run / "retrain" / name / "result.json").read_text())
+        found[name] = (result["widths"], result["test_top1"])
+        found[f"{name} weights"] = (run / "retrain" / name / "weights.safetensors").read_bytes()
+    return found
+
+
+def test_every_step_leaves_its_result(place: Path, done: dict[str, Any]) -> None:
+    run = place / "whole"
+    assert [network["name"] for network in done["networks"]] == ["full", "uniform", "found"]
+    assert done["steps_run"] == [
+        "profile", "train", "search", "retrain-full", "retrain-uniform", "retrain-found", "export-full",
+        "export-uniform", "export-found", "bench",
+    ]  # fmt: skip
+    assert all((run / "export" / f"{name}.onnx").exists() for name in ("full", "uniform", "found"))
+    assert done["estimated"] is True and "estimated" in (run / "report.html").read_text()
+
+
+def test_the_summary_agrees_with_each_steps_own_file(place: Path, done: dict[str, Any]) -> None:
+    run = place / "whole"
+    bench = json.loads((run / "bench" / "bench.json").read_text())
+    search = json.loads((run / "search" / "search.json").read_text())
+    for network in done["networks"]:
+        result = json.loads((run / "retrain" / network["name"] / "result.json").read_text())
+        assert network["test_top1"] == pytest.approx(result["test_top1"] / 100)
+        assert (network["macs"], network["params"]) == (result["macs"], result["params"])
+        runtime = bench["networks"][network["name"]]["runtimes"]["onnxruntime-cpu"]
+        assert network["measured_ms"] == runtime["latency"]["low_ms"]
+        assert network["predicted_ms"] == pytest.approx(
+            bench["networks"][network["name"]]["prediction"]["milliseconds"]
+        )
+        assert network["test_top1"] * result["test_images"] == pytest.approx(
+            round(network["test_top1"] * result["test_images"])
+        ), "an accuracy is a whole number of images"
+    assert done["budget_ms"] == search["budgets"][0]["limit"]
+    full, _, found = done["networks"]
+    assert done["budget_ms"] == pytest.approx(0.8 * full["predicted_ms"])
+    assert found["predicted_ms"] <= done["budget_ms"] < full["predicted_ms"]
+
+
+def test_uniform_keeps_the_budget_and_is_the_widest_that_does(place: Path, done: dict[str, Any]) -> None:
+    from bcnet_deploy.lut import LatencyTable
+
+    table = LatencyTable.load(place / "whole" / "latency" / "cpu-1thread.json")
+    explained = yaml.safe_load((place / "whole" / "search" / "widths.yaml").read_text())
+    uniform = explained["compared_with"]["uniform"]["widths"]
+    shares = {uniform["0"] / 32, uniform["3"] / 64}
+    assert len(shares) == 1, "one ratio for every layer"
+    assert table.predict([uniform["0"], uniform["3"]])[0] <= done["budget_ms"]
+
+
+def test_again_does_nothing(place: Path, done: dict[str, Any]) -> None:
+    before = outcome(place / "whole")
+    again = call(place, "whole", "--json")
+    assert json.loads(again.stdout)["steps_run"] == []
+    assert outcome(place / "whole") == before
+
+
+def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done: dict[str, Any]) -> None:
+    import shutil
+
+    shutil.copytree(place / "whole", place / "tighter")
+    ran = json.loads(call(place, "tighter", "--json", "--latency", "0.7x").stdout)["steps_run"]
+    assert ran[0] == "search" and "retrain-full" not in ran and "retrain-found" in ran
+
+
+def test_another_model_is_refused_unless_forced(place: Path, done: dict[str, Any]) -> None:
+    refused = call(place, "whole", "--seed", "5")
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert (
+        refused.stderr.count("\n") == 1 and "--force" in refused.stderr and "seed 0, not 5" in refused.stderr
+    )
+    assert (place / "whole" / "retrain" / "found" / "result.json").exists()
+
+
+@pytest.mark.parametrize("seconds", [5.0, 8.0])
+def test_kill_then_the_same_command_gives_the_same_result(
+    place: Path, done: dict[str, Any], seconds: float
+) -> None:
+    run = f"killed-{seconds}"
+    for after in (seconds, seconds + 1.5):
+        process = subprocess.Popen(
+            command(place, run),
+            cwd=place,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    finished = call(place, run)
+    assert finished.returncode == 0, finished.stderr
+    assert outcome(place / run) == outcome(place / "whole")
+
+
+def test_without_a_terminal_there_is_one_line_a_step(place: Path, done: dict[str, Any]) -> None:
+    shown = call(place, "whole")
+    assert "\x1b" not in shown.stdout + shown.stderr
+    assert [line.split(": ")[-1] for line in shown.stderr.splitlines()] == ["done already"] * 10
+    assert "estimated" in shown.stdout and "report:" in shown.stdout
+    assert call(place, "whole", "--quiet").stderr == ""
+
+
+def test_the_report_of_a_part_of_a_run(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    for removed in ("bench", "retrain", "search", "train"):
+        target = tmp_path / removed
+        shutil.copytree(place / "whole", target)
+        shutil.rmtree(target / removed)
+        result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
+        assert result.exit_code == 0, result.output
+    content = gather(RunDir(tmp_path / "search"))
+    assert content.front is None and content.widths == []
+
+
+def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    target = tmp_path / "damaged"
+    shutil.copytree(place / "whole", target)
+    (target / "bench" / "bench.json").write_text('{"networks": 3}')
+    result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
+    assert result.exit_code == 1 and "is not as this version writes it" in result.output
+    (target / "bench" / "bench.json").write_text('{"networks"')
+    result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
+    assert result.exit_code == 1 and "bench.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "demmo"], ["demmo", "did you mean 'demo'"]),
+        (["--model", "mobilnet_v2"], ["mobilnet_v2", "mobilenet_v2"]),
+        (["--device", "t5"], ["t5", "t4"]),
+        (["--latency", "fast"], ["fast", "'5ms'"]),
+        (["--data", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_mistakes_are_one_line_and_cost_no_work(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), *arguments])
+    assert result.exit_code == 1, result.output
+    assert all(word in result.output for word in words), result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "latency").exists()
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("format: 99\nmodel: {name: demo}\n")
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 1 and "format 99" in result.output
