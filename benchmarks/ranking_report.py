@@ -207,8 +207,8 @@ def verdict(rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Se
     lines = ["## Against the bars", ""]
     if cost < INTENDED_COST:
         lines += [
-            f"At the largest cost run so far, {cost:,.0f}. The benchmark is meant for {INTENDED_COST:,.0f} (about 40 "
-            f"minutes of two free cores a run), of which this is {cost / INTENDED_COST:.0%}.",
+            f"At the largest cost run so far, {cost:,.0f}. The benchmark is meant for {INTENDED_COST:,.0f} "
+            f"(about 40 minutes of two free cores a run), of which this is {cost / INTENDED_COST:.0%}.",
             "",
         ]
     lines += ["| bar | met | figures |", "|---|---|---|"]
