@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ def command(
         for profile in profiles:
             if profile.kind == "gpu":
                 check_gpu(profile)  # before minutes of work for another device
+            else:
+                _warn_of_threads(profile.threads or 1)
     network = build_model(reference.name, num_classes=reference.num_classes).eval()
     space = WidthSpace.from_model(network, reference.input_size, reference.levels, reference.min_level)
     results = []
@@ -102,6 +105,18 @@ def command(
         run_dir.save(config)
     keep_space(run_dir, config.model, space)
     emit({"tables": [_json(path, table) for path, table in results]}, as_json=as_json, show=_shower(results))
+
+
+def _warn_of_threads(threads: int) -> None:
+    """Say once, as a line of ours, that there are fewer cores; the runner's own warning is then silent."""
+    from bcnet_deploy.runtime.ort import check_threads
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_threads(threads)
+    for warning in caught:
+        click.echo(f"bcnet-deploy: warning: {warning.message}", err=True)
+        warnings.filterwarnings("ignore", message=r"\d+ threads on \d+ cores")
 
 
 def _reference(
