@@ -113,7 +113,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
 
 
 def test_mobilenet_v2_takes_seconds() -> None:
-    """The bar is 5 s for the command on a quiet machine; this machine may be busy (torch is loaded already)."""
+    """The bar is 5 s for the command on a quiet machine; this machine may be busy (torch is loaded)."""
     started = time.process_time()
     assert inspect("mobilenet_v2", "--json")[0] == 0
     assert time.process_time() - started < 15
