@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
+from bcnet_deploy.space.widths import level_choices
 from bcnet_deploy.train.samplers import (
     RULES,
     Bilateral,
@@ -183,3 +184,17 @@ def test_bad_input_is_refused() -> None:
         sampler.load_state_dict(Bilateral(levels_grid(2), np.random.default_rng(0)).state_dict())
     with pytest.raises(CheckpointError, match="damaged"):
         sampler.load_state_dict({"kind": "Unilateral"})
+
+
+@given(channels=st.integers(1, 200), levels=st.integers(1, 24), data=st.data())
+def test_complements_of_a_widened_layer_are_widths_of_the_space(
+    channels: int, levels: int, data: st.DataObject
+) -> None:
+    """Stored levels are rounded up to channels; what a choice leaves is then between narrowest and full."""
+    minimum = data.draw(st.integers(1, levels))
+    choices = level_choices(channels, 1, levels, minimum)
+    stored = -(-(levels + minimum) * channels // levels)
+    grid = WidthGrid.create([choices], [stored])
+    for width in choices:
+        (rest,) = grid.complement(np.array([width])).tolist()
+        assert rest == stored - width and choices[0] <= rest <= channels
