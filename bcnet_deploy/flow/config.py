@@ -34,11 +34,11 @@ class FlowConfig:
         confidence: probability, by the table's uncertainty, with which the budget must be met.
         train: settings of the supernet's training, over ``recipe``'s.
         retrain: settings of each final training.
-        search: ``population_size``, ``generations``, ``evaluations``.
+        search: ``evaluations``, ``population_size``, ``patience``, ``val_images`` (0: all held-out images).
         networks: which of full, uniform and found are trained to the end; found always is.
         engine: of the export: ``onnx``, ``ort`` or ``trt``.
         precision: of the export.
-        bench: ``rounds``, ``runs``.
+        bench: ``rounds``, ``runs``, ``batches``, ``layers``.
         seed: of everything random.
     """
 

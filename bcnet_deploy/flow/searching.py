@@ -36,10 +36,11 @@ def run_search(
     from bcnet_deploy.search.explain import explain, uniform_within
     from bcnet_deploy.train import open_evaluator
 
-    evaluator = open_evaluator(run)
+    evaluator = open_evaluator(run, limit=int(settings["val_images"]) or None)
     space = evaluator.supernet.space
     table = LatencyTable.load(table_path).for_space(space)
-    identity = hashlib.sha256((run.train / "supernet.safetensors").read_bytes()).hexdigest()[:12]
+    content = (run.train / "supernet.safetensors").read_bytes() + str(evaluator.val_count).encode()
+    identity = hashlib.sha256(content).hexdigest()[:12]
     limit = int(settings["evaluations"])
     best = {"text": ""}
 

@@ -118,7 +118,9 @@ class Steps:
         self.final_settings = train_settings(config.retrain, config.data)
         # Checked here, so that a mistake in a later step's settings does not cost the steps before it.
         self.search_settings = _checked(
-            "search", config.search, {"evaluations": 200, "population_size": 20, "patience": 15}
+            "search",
+            config.search,
+            {"evaluations": 200, "population_size": 20, "patience": 15, "val_images": 0},
         )
         self.bench_settings = _checked(
             "bench", config.bench, {"rounds": 10, "runs": 30, "batches": [1, 16], "layers": True}

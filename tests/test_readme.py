@@ -1,0 +1,80 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bcnet_deploy.cli.main import COMMANDS, cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def quick_start() -> str:
+    found = re.search(r"```python\n(import bcnet_deploy.*?)```", README, re.S)
+    assert found, "the README has a Python quick start"
+    return found.group(1)
+
+
+def test_the_quick_start_is_short_and_runs(tmp_path: Path) -> None:
+    code = quick_start()
+    assert len(code.strip().splitlines()) <= 15
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "10 width variables" in done.stdout and "found: {" in done.stdout
+
+
+def test_every_command_line_shown_uses_options_that_exist() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [
+        (page.name, line.strip().removeprefix("$ "))
+        for page in pages
+        for line in re.findall(r"^\s*\$? ?(bcnet-deploy [^\n`]*)$", page.read_text("utf-8"), re.M)
+    ]
+    assert len(lines) >= 5
+    for page, line in lines:
+        words = line.split("#")[0].split()[1:]
+        assert words[0] in COMMANDS or words[0].isupper(), f"{page}: {line}"
+        if words[0] not in COMMANDS:
+            continue
+        shown = CliRunner().invoke(cli, [words[0], "--help"]).output
+        for option in (word.split("=")[0] for word in words if word.startswith("--")):
+            assert re.search(rf"{option}\b", shown), f"{page}: {line}: {option}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_BCNET_DEPLOY_COMPLETE": f"{shell}_source"}
+    code = "from bcnet_deploy.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "_BCNET_DEPLOY_COMPLETE" in done.stdout
+
+
+def test_completion_offers_the_commands() -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "_BCNET_DEPLOY_COMPLETE": "bash_complete",
+        "COMP_WORDS": "bcnet-deploy re", "COMP_CWORD": "1",
+    }  # fmt: skip
+    code = "from bcnet_deploy.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert {"plain,retrain", "plain,report"} <= set(done.stdout.split())
