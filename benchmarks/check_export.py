@@ -1,0 +1,219 @@
+"""Export parity over torchvision's CNN classifiers, each cut to random widths.
+
+For every model: random weights, a random width vector of its space, extraction, batch norms recalibrated on
+the images, export in FP32 and FP16 with a dynamic batch, and the comparison of
+``bcnet_deploy.export.parity`` on 256 images. Goes on where it was stopped; results in
+``docs/export_parity.json`` and ``.md``.
+
+    python benchmarks/check_export.py [--models resnet18,...] [--images DATA] [--fresh]
+
+An untrained classifier decides by hair-thin margins, which FP16 rounding flips however good the export
+is. So two classifiers sit side by side on the same features: the one as built, and one fitted to the
+images' labels by ridge regression, which has margins as a trained network has. FP32 is judged on the one
+as built, FP16's top-1 on the fitted one; both are reported. Networks without a linear layer at the end
+have the first only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+import bcnet_deploy as bd
+from bcnet_deploy import files
+from bcnet_deploy.data import load_data
+from bcnet_deploy.errors import BCNetError
+from bcnet_deploy.export import export_onnx
+from bcnet_deploy.export.job import images as take
+from bcnet_deploy.export.parity import compare, run_onnx, run_torch
+from bcnet_deploy.nn import recalibrate
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS = DOCS / "export_parity.json"
+TRANSFORMERS = ("vit_", "swin_", "maxvit")
+COUNT = 256
+
+
+def input_size(name: str) -> tuple[int, int, int]:
+    """Small images, to finish on two cores; Inception needs its own least size."""
+    side = 96 if name == "inception_v3" else 64
+    return (3, side, side)
+
+
+def cnns() -> list[str]:
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if not name.startswith(TRANSFORMERS)]
+
+
+def add_fitted(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, classes: int) -> bool:
+    """Append to the last linear layer the rows of one fitted to ``labels``; False where there is none.
+
+    Ridge regression on centred features, with a ridge of 1e-4 of their largest variance.
+    """
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    if not last or last[-1].out_features != classes:
+        return False
+    features: list[torch.Tensor] = []
+    hook = last[-1].register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    with torch.no_grad():
+        for part in images.split(32):
+            net(part)
+        hook.remove()
+        x = torch.cat(features).double()
+        centre = x.mean(0)
+        gram = (x - centre) @ (x - centre).T
+        ridge = 1e-4 * torch.linalg.eigvalsh(gram)[-1] * torch.eye(len(x))
+        targets = nn.functional.one_hot(labels, classes).double() - 1 / classes
+        weight = torch.linalg.solve(gram + ridge, targets).T @ (x - centre)
+        last[-1].weight = nn.Parameter(torch.cat([last[-1].weight, weight.float()]))
+        last[-1].bias = nn.Parameter(torch.cat([last[-1].bias, -(weight @ centre).float()]))
+        last[-1].out_features = 2 * classes
+    return True
+
+
+def check(name: str, seed: int, data: str) -> dict[str, Any]:
+    """Both precisions of one model."""
+    size = input_size(name)
+    splits = load_data(data, size)
+    classes = splits.num_classes
+    images = take(splits, splits.train, COUNT)
+    order = np.random.default_rng(0).permutation(len(splits.train))[:COUNT]  # as `take` draws them
+    labels = splits.train.labels[torch.from_numpy(order)].long()
+    torch.manual_seed(seed)
+    model = bd.build_model(name, num_classes=classes).eval()
+    space = bd.WidthSpace.from_model(model, input_size=size)
+    widths = space.random(1, np.random.default_rng(seed))[0]
+    net = space.extract(model, widths).eval()
+    tensor = torch.from_numpy(images)
+    recalibrate(net, tensor.split(32))
+    fitted = add_fitted(net, tensor, labels, classes)
+    reference = run_torch(net, images)
+    result: dict[str, Any] = {
+        "input_size": list(size), "variables": len(space.variables), "seed": seed, "fitted": fitted,
+        "macs": int(space.macs(widths)[0]), "full_macs": int(space.macs(space.full)[0]),
+        "classes_predicted": len(np.unique(reference[:, :classes].argmax(1))),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in ("fp32", "fp16"):
+            start = time.perf_counter()
+            path = Path(folder) / "net.onnx"
+            try:
+                exported = export_onnx(net, path, size, parity_inputs=None, batch=None, precision=precision)
+                outputs = run_onnx(path.read_bytes(), images)
+            except BCNetError as error:
+                result[precision] = {"error": f"{type(error).__name__}: {error}"}
+                continue
+            figures: dict[str, Any] = {"exporter": exported.exporter}
+            for kind, part in (("built", slice(0, classes)), ("fitted", slice(classes, None))):
+                if kind == "built" or fitted:
+                    parity = compare(
+                        reference[:, part], outputs[:, part], precision=precision, runtime="onnxruntime"
+                    )
+                    figures[kind] = {
+                        "max_abs_error": parity.max_abs_error,
+                        "max_relative_error": parity.max_relative_error,
+                        "top1_agreement": parity.top1_agreement,
+                    }
+            figures["seconds"] = round(time.perf_counter() - start, 1)
+            result[precision] = figures
+    return result
+
+
+def judged(entry: dict[str, Any]) -> tuple[float, float, float]:
+    """(FP32 relative error, FP32 top-1, FP16 top-1) that the bars are held against; inf and 0 on errors."""
+    fp32 = entry["fp32"].get("built", {})
+    fp16 = entry["fp16"].get("fitted" if entry["fitted"] else "built", {})
+    return (
+        fp32.get("max_relative_error", float("inf")),
+        fp32.get("top1_agreement", 0.0),
+        fp16.get("top1_agreement", 0.0),
+    )
+
+
+def passed(entry: dict[str, Any]) -> bool:
+    error, exact, half = judged(entry)
+    return error <= 1e-4 and exact == 1.0 and half >= 0.99
+
+
+def page(results: dict[str, Any]) -> str:
+    """The result page."""
+    entries = results["models"]
+    good = [name for name, entry in entries.items() if passed(entry)]
+    lines = [
+        "# Export parity", "",
+        f"{len(good)} of {len(entries)} torchvision CNNs measured (of {len(cnns())}) meet all bars at a"
+        " random width: FP32 relative error <= 1e-4 and top-1 agreement 100%, FP16 top-1 agreement >= 99%, on"
+        f" {COUNT} images.", "",
+        f"Made by `python benchmarks/check_export.py` with {results['versions']}. Transformers (ViT, Swin,"
+        " MaxViT) are not CNNs and not in the list. Relative error: largest difference of an input's outputs"
+        " over the largest magnitude of its outputs, worst input.", "",
+        "Weights are random and batch norms recalibrated; no trained weights were at hand. Untrained networks"
+        " amplify rounding from layer to layer more than trained ones do, and an untrained classifier has"
+        " hair-thin margins. So a second classifier, fitted to the images' labels by ridge regression, sits"
+        " beside the one as built: FP32 is judged on the classifier as built, FP16 on the fitted one"
+        " (SqueezeNet has no linear layer: as built). ONNX Runtime's CPU provider stores FP16 tensors and"
+        " computes many operators in FP32; a GPU can differ more.", "",
+        "| model | image | MACs of full | FP32 rel. error | FP32 top-1 | FP16 rel. error"
+        " | FP16 top-1, as built | FP16 top-1, fitted | bars |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, entry in sorted(entries.items()):
+        cells = [name, str(entry["input_size"][1]), f"{entry['macs'] / entry['full_macs']:.0%}"]
+        if errors := [entry[p]["error"] for p in ("fp32", "fp16") if "error" in entry[p]]:
+            cells += [errors[0], "", "", "", ""]
+        else:
+            fp32, fp16 = entry["fp32"]["built"], entry["fp16"]["built"]
+            fitted = entry["fp16"].get("fitted")
+            cells += [
+                f"{fp32['max_relative_error']:.1e}", f"{fp32['top1_agreement']:.2%}",
+                f"{fp16['max_relative_error']:.1e}", f"{fp16['top1_agreement']:.2%}",
+                f"{fitted['top1_agreement']:.2%}" if fitted else "-",
+            ]  # fmt: skip
+        cells.append("met" if passed(entry) else "**missed**")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", help="comma-separated names; default: every torchvision CNN")
+    parser.add_argument("--images", default="digits", help="data reference; default: the embedded digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-most", type=int, default=10**6, help="new models in this call")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = arguments.models.split(",") if arguments.models else cnns()
+    results: dict[str, Any] = {"models": {}}
+    if RESULTS.exists() and not arguments.fresh:
+        results = json.loads(RESULTS.read_text())
+    import onnxruntime
+
+    results["versions"] = (
+        f"PyTorch {torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}, "
+        f"ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}, "
+        f"images of {Path(arguments.images).name}"
+    )
+    names = [name for name in names if arguments.models or name not in results["models"]]
+    for name in names[: arguments.at_most]:
+        start = time.perf_counter()
+        entry = check(name, arguments.seed, arguments.images)
+        results["models"][name] = entry
+        files.write_json(RESULTS, results)
+        files.write_text(DOCS / "export_parity.md", page(results))
+        state = "met" if passed(entry) else "MISSED"
+        print(f"{name}: {state} in {time.perf_counter() - start:.0f} s; {judged(entry)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
