@@ -142,7 +142,7 @@ def bench(
             step(f"{name} on {runtime}, round {index + 1} of {settings.rounds}")
     machine["clock_mhz_after"] = clock_mhz()
 
-    notes: list[str] = []
+    notes = _elsewhere(profile)
     predictions = {name: _predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}
     for name, runtime in pairs:
@@ -183,6 +183,18 @@ def bench(
         absent=absent,
         notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip
+
+
+def _elsewhere(device: DeviceProfile) -> list[str]:
+    """A note when the device is a GPU that is not this machine's."""
+    present = gpu()
+    if device.kind == "cpu" or (present is not None and device.matches_gpu(present[0])):
+        return []
+    here = "no GPU" if present is None else present[0]
+    return [
+        f"{device.description} is not here ({here}): only this machine's own runtimes were measured; "
+        "run 'bcnet-deploy bench' on its host for its figures"
+    ]
 
 
 def clock_mhz() -> float | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
 from bcnet_deploy.bench.result import BenchResult
-from bcnet_deploy.devices import load_device
+from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import EngineError, MissingStepError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.engine import build_engine
 from bcnet_deploy.export.job import describe
 from bcnet_deploy.export.onnx import check, trace
+from bcnet_deploy.export.precision import PRECISIONS
 from bcnet_deploy.export.source import build, load_source
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.rundir import RunDir
@@ -53,8 +54,8 @@ def bench_run(
     notes: list[str] = []
     for index, which in enumerate(NETWORKS):
         tell(0.02 * (index + 1), f"preparing {which}")
-        exported = run.export / f"{which}.onnx"
-        if exported.exists():
+        exported = _exported(run, which, profile)
+        if exported is not None:
             paths[which] = exported
             continue
         try:
@@ -89,6 +90,14 @@ def bench_run(
     )  # fmt: skip
     result.save(run.bench)
     return result
+
+
+def _exported(run: RunDir, which: str, device: DeviceProfile) -> Path | None:
+    """The ONNX file to measure: of the device's precision if there is one, else any of a fixed batch."""
+    names: dict[str, str] = {**{precision: f"-{precision}" for precision in PRECISIONS}, "fp32": ""}
+    suffixes = [names[device.precision], *names.values(), f"-{device.name}-{device.precision}"]
+    paths = (run.export / f"{which}{suffix}.onnx" for suffix in suffixes)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _for_timing(run: RunDir, which: str) -> Path:

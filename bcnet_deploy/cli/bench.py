@@ -73,9 +73,11 @@ def show(result: BenchResult, target: Console, path: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Latency on {result.device}, {result.settings['threads']} thread(s)")
+    elsewhere = any("is not here" in note for note in result.notes)
+    place = f"this machine ({result.device} is not here)" if elsewhere else result.device
+    table = Table(title=f"Latency on {place}, {result.settings['threads']} thread(s)")
     table.add_column("network")
-    table.add_column("runtime")
+    table.add_column("runtime", overflow="fold")
     for title in ("median", "p90", "spread", "undisturbed", "noise floor", "predicted", "error", "images/s"):
         table.add_column(title, justify="right")
     for name, network in result.networks.items():

@@ -1,0 +1,204 @@
+"""The benchmark: statistics by hand, networks that differ in known ways, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bcnet_deploy.bench import BenchSettings, bench
+from bcnet_deploy.bench.stats import noise_floor, summarise
+from bcnet_deploy.cli.main import cli
+from bcnet_deploy.devices import load_device
+from bcnet_deploy.errors import EngineError, ExportError
+from bcnet_deploy.export import export_onnx
+from tests.export.nets import small
+from tests.export.test_job import searched
+
+QUICK = BenchSettings(rounds=2, runs=4, warmup=1, batches=(1, 4))
+
+
+def test_statistics_by_hand() -> None:
+    times = np.array([[4.0, 1.0, 2.0, 3.0], [8.0, 5.0, 6.0, 7.0]])
+    stats = summarise(times, np.random.default_rng(0))
+    assert (stats.runs, stats.rounds) == (8, 2)
+    assert stats.low_ms == 1.5  # mean of the faster quarter: 1 and 2
+    assert stats.minimum_ms == 1.0
+    assert stats.median_ms == 4.5
+    assert stats.p90_ms == pytest.approx(7.3)
+    assert stats.spread == pytest.approx((7.3 - 1.7) / 4.5)
+    assert stats.round_medians_ms == (2.5, 6.5)
+    # Halves of two rounds are the rounds: low 1.5 and 5.5, over their mean.
+    assert stats.noise_floor == pytest.approx(4 / 3.5)
+
+
+@given(st.floats(0.01, 1e3), st.integers(2, 9), st.integers(1, 12))
+def test_a_constant_time_has_no_noise(value: float, rounds: int, runs: int) -> None:
+    assert noise_floor(np.full((rounds, runs), value), np.random.default_rng(0)) == pytest.approx(
+        0, abs=1e-12
+    )
+
+
+def test_noise_scales_out_and_one_round_has_none() -> None:
+    times = np.random.default_rng(0).gamma(9, size=(8, 20))
+    rngs = [np.random.default_rng(1), np.random.default_rng(1)]
+    assert noise_floor(times, rngs[0]) == pytest.approx(noise_floor(1000 * times, rngs[1]))
+    assert noise_floor(times[:1], rngs[0]) is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("nets")
+    for name, side in (("small", 12), ("large", 96)):
+        export_onnx(small(), path / f"{name}.onnx", (3, side, side), parity_inputs=None)
+    return path
+
+
+def test_the_larger_input_takes_longer_on_every_statistic(folder: Path) -> None:
+    networks = {name: folder / f"{name}.onnx" for name in ("small", "large")}
+    notes: list[tuple[float, str]] = []
+    result = bench(
+        networks, "cpu-1thread", settings=QUICK, progress=lambda done, note: notes.append((done, note))
+    )
+    latencies = {name: result.networks[name].runtimes["onnxruntime-cpu"] for name in networks}
+    for statistic in ("low_ms", "median_ms", "minimum_ms"):
+        assert getattr(latencies["large"].latency, statistic) > getattr(latencies["small"].latency, statistic)
+    for entry in latencies.values():
+        assert entry.prediction_error is None
+        assert [item.batch for item in entry.throughput] == [1, 4]
+        for item in entry.throughput:
+            assert item.images_per_second == pytest.approx(1000 * item.batch / item.latency_ms)
+        # Modules of the network and nothing lost to unknown origins.
+        names = [layer.name for layer in entry.layers]
+        assert any(name.startswith("stem.0") for name in names)
+        assert "(other)" not in names
+    shares = [done for done, _ in notes]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_the_result_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
+    result = bench({"small": folder / "small.onnx"}, "cpu-1thread", settings=QUICK)
+    result.save(tmp_path / "bench.json")
+    data = json.loads((tmp_path / "bench.json").read_text())
+    assert data["settings"] | {"threads": 1, "warmup": 1, "rounds": 2, "runs": 4} == data["settings"]
+    assert data["machine"]["runtime"] == "onnxruntime"
+    assert data["machine"]["runtime_version"]
+    assert {"cpu_model", "governor", "clock_mhz_before", "clock_mhz_after"} <= set(data["machine"])
+    measured = set(data["networks"]["small"]["runtimes"])
+    assert measured | set(data["absent"]) == {"onnxruntime-cpu", "onnxruntime-cuda", "tensorrt"}
+    assert measured.isdisjoint(data["absent"])
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"runs": 0}, {"warmup": -1}, {"batches": (0,)}])
+def test_settings_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match="give"):
+        BenchSettings(**options)
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no network to measure"):
+        bench({}, "cpu-1thread")
+    with pytest.raises(ExportError, match="no ONNX file at"):
+        bench({"x": tmp_path / "x.onnx"}, "cpu-1thread")
+    (tmp_path / "x.onnx").write_bytes(b"\xff\xff\xff")
+    with pytest.raises(ExportError, match="is not an ONNX file"):
+        bench({"x": tmp_path / "x.onnx"}, "cpu-1thread")
+
+
+def test_a_network_that_the_runtime_refuses_is_one_line(tmp_path: Path) -> None:
+    from tests.export.test_parity import _model
+
+    (tmp_path / "x.onnx").write_bytes(_model("Nonsense", domain="own.domain"))
+    with pytest.raises(EngineError) as caught:
+        bench({"x": tmp_path / "x.onnx"}, load_device("cpu-1thread"), settings=QUICK)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_measures_against_the_runs_table(tmp_path: Path) -> None:
+    """Full, uniform and found of a run that was searched, against an estimated table."""
+    run = searched(tmp_path)
+    runner = CliRunner()
+    options = ["--rounds", "2", "--runs", "4", "--batches", "1"]
+    first = runner.invoke(cli, ["bench", "--run-dir", str(run.path), *options])
+    assert first.exit_code == 0, first.output
+    assert "nothing is predicted" in first.output
+    table = ["profile", "--run-dir", str(run.path), "--device", "cpu-1thread", "--estimate", "--quiet"]
+    made = runner.invoke(cli, table)
+    assert made.exit_code == 0, made.output
+    result = runner.invoke(cli, ["bench", "--run-dir", str(run.path), *options, "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data == json.loads(run.bench.read_text())
+    assert set(data["networks"]) == {"full", "uniform", "found"}
+    from bcnet_deploy.lut import LatencyTable
+
+    loaded = LatencyTable.load(run.latency_table("cpu-1thread"))
+    for network in data["networks"].values():
+        widths = [network["widths"][variable.name] for variable in loaded.network.variables]
+        prediction = network["prediction"]
+        assert prediction["source"] == "estimated"
+        assert prediction["milliseconds"] == pytest.approx(float(loaded.predict(widths)[0]))
+        entry = network["runtimes"]["onnxruntime-cpu"]
+        low = entry["latency"]["low_ms"]
+        assert entry["prediction_error"] == pytest.approx(low / prediction["milliseconds"] - 1)
+        predicted = [layer["predicted_ms"] for layer in entry["layers"]]
+        assert None not in predicted
+        assert [layer["name"] for layer in entry["layers"]] == [layer.name for layer in loaded.network.layers]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batches", "1,x"], "cannot read batch sizes '1,x'"),
+        (["--rounds", "0"], "rounds is 0"),
+        (["--threads", "0"], "0 threads"),
+        (["--device", "t5"], "did you mean 't4'"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    run = searched(tmp_path)
+    result = CliRunner().invoke(cli, ["bench", "--run-dir", str(run.path), *arguments])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_without_networks_names_the_steps(tmp_path: Path) -> None:
+    from bcnet_deploy.rundir import RunConfig, RunDir
+    from tests.export.test_job import REF
+
+    run = RunDir(tmp_path)
+    run.save(RunConfig(REF, device="cpu-1thread"))
+    result = CliRunner().invoke(cli, ["bench", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "'bcnet-deploy search' and 'bcnet-deploy export' first" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_here_is_said(folder: Path) -> None:
+    result = bench({"small": folder / "small.onnx"}, "t4", settings=QUICK)
+    assert any("T4" in note and "is not here (no GPU)" in note for note in result.notes)
+    assert list(result.networks["small"].runtimes) == ["onnxruntime-cpu"]
+
+
+def test_the_file_of_the_devices_precision_is_measured(tmp_path: Path) -> None:
+    from bcnet_deploy.bench.runs import _exported
+
+    run = searched(tmp_path)
+    device = load_device("t4")  # FP16
+    assert _exported(run, "found", device) is None
+    run.export.mkdir()
+    for name in ("found-int8.onnx", "found.onnx", "found-fp16.onnx"):
+        (run.export / name).write_bytes(b"")
+        found = _exported(run, "found", device)
+        assert found is not None
+        assert found.name == name
+    assert _exported(run, "found", load_device("cpu")) == run.export / "found.onnx"

@@ -1,0 +1,199 @@
+"""The export command on run directories: chaining, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from bcnet_deploy import files
+from bcnet_deploy.cli.main import cli
+from bcnet_deploy.export import metadata as meta
+from bcnet_deploy.export.source import build, load_source
+from bcnet_deploy.nn import save_subnet
+from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+
+REF = ModelRef("demo", num_classes=10, input_size=(1, 8, 8), levels=4)
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
+
+
+def searched(path: Path) -> RunDir:
+    """A run directory after a search, with nothing trained."""
+    run = RunDir(path)
+    run.save(RunConfig(REF, device="cpu-1thread"))
+    _, space = build(REF)
+    widths = space.random(1, np.random.default_rng(0))[0]
+    named = {v.name: int(width) for v, width in zip(space.variables, widths, strict=True)}
+    half = {v.name: int(width) for v, width in zip(space.variables, space.uniform(0.5), strict=True)}
+    files.write_yaml(run.widths, {"widths": named, "compared_with": {"uniform": {"widths": half}}})
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return searched(tmp_path_factory.mktemp("run"))
+
+
+def export(run: RunDir, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["export", "--run-dir", str(run.path), *arguments])
+
+
+def test_found_widths_are_exported_and_said_to_be_untrained(run: RunDir) -> None:
+    result = export(run, "--json", "--force")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert "nothing was trained" in data["origin"]
+    parity = data["onnx"]["parity"]
+    assert parity["passed"]
+    assert parity["inputs"] > 100
+    assert parity["max_relative_error"] <= 1e-4
+    described = meta.read(onnx.load(run.export / "found.onnx"))
+    widths = files.read_yaml(run.widths, ValueError, "widths")["widths"]  # type: ignore[arg-type]
+    assert described.widths == widths
+    assert described.class_names == tuple("0123456789")
+    assert described.preprocessing["channels"] == "grey"
+    assert len(described.preprocessing["mean"]) == 1
+    # The file's shapes are the widths: the oracle is the graph, not the metadata.
+    shapes = {t.name: list(t.dims) for t in onnx.load(run.export / "found.onnx").graph.initializer}
+    assert shapes["stem.0.weight"][0] == widths["stem.0"]
+    listed = json.loads((run.export / "export.json").read_text())["exports"]
+    assert listed["found.onnx"]["onnx"]["sha256"] == meta.sha256(run.export / "found.onnx")
+
+
+def test_an_existing_file_is_kept_unless_forced(run: RunDir) -> None:
+    export(run, "--force")
+    before = (run.export / "found.onnx").read_bytes()
+    result = export(run)
+    assert result.exit_code == 1
+    assert "exists already and is kept; give --force" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert (run.export / "found.onnx").read_bytes() == before
+
+
+def test_retrained_weights_win(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    model, space = build(REF)
+    widths = space.uniform(0.25)
+    net = space.extract(model, widths)
+    with torch.no_grad():
+        next(net.parameters()).fill_(0.5)
+    extra = {"mean": [0.1], "std": [0.2], "classes": list("abcdefghij")}
+    save_subnet(run.retrained("uniform"), net, widths, space, REF, extra)
+    source = load_source(run, "uniform")
+    assert "retrained" in source.origin
+    assert float(next(source.module.parameters()).mean()) == 0.5
+    result = export(run, "--which", "uniform", "--json")
+    assert result.exit_code == 0, result.output
+    described = meta.read(onnx.load(run.export / "uniform.onnx"))
+    assert described.class_names == tuple("abcdefghij")
+    assert described.preprocessing["mean"] == [0.1]
+    assert list(described.widths.values()) == widths.tolist()
+
+
+def test_the_supernets_slice_is_taken_and_recalibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcnet_deploy.nn import Supernet
+    from bcnet_deploy.train import supernet as trained
+
+    def load(run: RunDir, supernet: Supernet) -> Supernet:
+        with torch.no_grad():
+            for parameter in supernet.parameters():
+                parameter.add_(torch.arange(len(parameter)).reshape(-1, *[1] * (parameter.dim() - 1)) * 0.01)
+        return supernet
+
+    monkeypatch.setattr(trained, "load_supernet", load)
+    run = searched(tmp_path)
+    source = load_source(run, "found")
+    assert source.shared
+    assert "not retrained" in source.origin
+    result = export(run, "--json")
+    assert result.exit_code == 0, result.output
+    assert "recalibrated" in json.loads(result.stdout)["origin"]
+
+
+def test_onnx_runtimes_own_format_computes_the_same(run: RunDir) -> None:
+    import onnxruntime
+
+    result = export(run, "--engine", "ort", "--dynamic-batch", "--force")
+    assert result.exit_code == 0, result.output
+    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    outputs = [
+        onnxruntime.InferenceSession(run.export / name, providers=["CPUExecutionProvider"]).run(
+            None, {"input": images}
+        )[0]
+        for name in ("found-dynamic.onnx", "found-dynamic.ort")
+    ]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6)
+
+
+@needs_rtx
+def test_an_engine_for_a_t4_on_any_machine(run: RunDir) -> None:
+    result = export(run, "--engine", "trt", "--device", "t4", "--force", "--json")
+    assert result.exit_code == 0, result.output
+    engine = json.loads(result.stdout)["engine"]
+    assert (engine["capability"], engine["precision"], engine["device"]) == ("7.5", "fp16", "t4")
+    sidecar = json.loads((run.export / "found-t4-fp16.engine.json").read_text())
+    assert sidecar["network"]["widths"] == meta.read(onnx.load(run.export / "found-t4-fp16.onnx")).widths
+    assert sidecar["onnx_sha256"] == meta.sha256(run.export / "found-t4-fp16.onnx")
+    refused = export(run, "--engine", "trt", "--device", "t4", "--precision", "fp32")
+    assert refused.exit_code == 1
+    assert "no FP32" in refused.stderr
+    assert "--precision fp16" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "tvm"], "unknown engine 'tvm'; allowed are onnx, ort, trt"),
+        (["--which", "best"], "unknown network 'best'; allowed are found, uniform, full"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--opset", "9"], "opset 9 is out of range"),
+        (["--engine", "trt"], "is no GPU, which TensorRT needs; name one with --device"),
+        (["--engine", "trt", "--device", "t44"], "did you mean 't4'"),
+    ],
+)
+def test_bad_input_is_one_line(run: RunDir, arguments: list[str], message: str) -> None:
+    result = export(run, *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcnet_deploy.export import engine
+    from bcnet_deploy.runtime import trt_build
+
+    monkeypatch.setattr(trt_build, "installed_flavours", lambda: ())
+    monkeypatch.setattr(engine, "installed_flavours", lambda: ())
+    result = export(run, "--engine", "trt", "--device", "t4")
+    assert result.exit_code == 1
+    assert "pip install tensorrt-rtx" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_missing_steps_name_their_command(tmp_path: Path) -> None:
+    empty = RunDir(tmp_path / "none")
+    assert "bcnet-deploy run" in export(empty).stderr
+    run = RunDir(tmp_path / "begun")
+    run.save(RunConfig(REF))
+    assert "run 'bcnet-deploy search' first" in export(run).stderr
+    assert export(run, "--which", "full", "--quiet").exit_code == 0
+
+
+def test_widths_of_another_model_are_refused(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    files.write_yaml(run.widths, {"widths": {"other": 3}})
+    assert "of another model" in export(run).stderr
+    files.write_yaml(run.widths, {"widths": {"stem.0": "many"}})
+    assert "run the search again" in export(run).stderr
+    files.write_yaml(run.widths, [1, 2])
+    assert "run the search again" in export(run).stderr
