@@ -22,6 +22,8 @@ from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInf
 from bcnet_deploy.runtime.engine_file import EngineInfo, read_engine
 from bcnet_deploy.runtime.trt_build import Flavour, _logger, _reason, find_flavour, gpu
 
+_DEVICE = "cuda"
+
 
 class TrtRunner(Runner):
     """An engine that ``bcnet-deploy export --engine trt`` wrote, on the first CUDA GPU.
@@ -143,10 +145,10 @@ class TrtRunner(Runner):
                     f"{self.name} does not take {tuple(value.shape)} for {name!r}; "
                     f"its batch sizes are {self.info.batch if self.info else 'fixed'}"
                 )
-            buffers[name] = torch.from_numpy(np.ascontiguousarray(value)).cuda()
+            buffers[name] = torch.from_numpy(np.array(value, order="C")).to(_DEVICE)
         for info in self._outputs():
             shape = tuple(context.get_tensor_shape(info.name))
-            buffers[info.name] = torch.empty(shape, dtype=getattr(torch, info.dtype), device="cuda")
+            buffers[info.name] = torch.empty(shape, dtype=getattr(torch, info.dtype), device=_DEVICE)
         for name, buffer in buffers.items():
             context.set_tensor_address(name, buffer.data_ptr())
         torch.cuda.synchronize()

@@ -20,6 +20,7 @@ from bcnet_deploy.errors import EngineError
 from bcnet_deploy.runtime import trt_build
 from bcnet_deploy.runtime.base import Runner
 from bcnet_deploy.runtime.engine_file import EngineInfo, read_head, write_engine
+from bcnet_deploy.runtime.layer_names import origin
 from bcnet_deploy.runtime.trt import TrtRunner, collect_times, parse_layers
 from bcnet_deploy.runtime.trt_build import (
     Flavour,
@@ -30,7 +31,8 @@ from bcnet_deploy.runtime.trt_build import (
     installed_flavours,
     is_malformed,
 )
-from tests.runtime.conformance import MakeRunner, RunnerConformance, reference_onnx
+from tests.runtime import fake_tensorrt
+from tests.runtime.conformance import MakeRunner, RunnerConformance, reference_onnx, reference_weights
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -208,3 +210,89 @@ class TestTensorRT(RunnerConformance):
         graph = [node.name for node in onnx.load_from_string(reference_onnx()).graph.node]
         totals = module_times(nodes, graph, described)
         assert sum(value for name, value in totals.items() if name != "(other)") > 0
+
+
+class TestOnStandIn(RunnerConformance):
+    """The runner's own code on a stand-in for TensorRT; what a GPU does is the gpu tests' affair."""
+
+    @pytest.fixture
+    def make_runner(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRunner:
+        from bcnet_deploy.runtime import trt
+
+        flavour = Flavour("tensorrt", fake_tensorrt.VERSION, fake_tensorrt)
+        monkeypatch.setattr(trt, "find_flavour", lambda name: flavour)
+        monkeypatch.setattr(trt, "gpu", lambda: ("Stand-in 1", "8.9"))
+        monkeypatch.setattr(trt, "_DEVICE", "cpu")
+        monkeypatch.setattr(torch.cuda, "Stream", fake_tensorrt.Stream)
+        monkeypatch.setattr(torch.cuda, "Event", fake_tensorrt.Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        plan = fake_tensorrt.pack(*reference_weights())
+
+        def make(**options: Any) -> Runner:
+            data = options.pop("model", plan)
+            options.pop("profiling", None)
+            changes = {key: options.pop(key) for key in ("capability", "version") if key in options}
+            return TrtRunner(write(tmp_path / "n.engine", data, **changes), **options)
+
+        return make
+
+    def test_fused_and_compiled_layers_map_back(
+        self, make_runner: MakeRunner, feeds: dict[str, np.ndarray]
+    ) -> None:
+        runner = make_runner()
+        assert isinstance(runner, TrtRunner)
+        with runner:
+            nodes = runner.node_times(feeds, runs=3)
+            described = runner.metadata()
+        assert [(node.op, node.durations_us) for node in nodes] == [
+            ("", (250.0,) * 3), ("gemm", (500.0,) * 3), ("kgen", (125.0,) * 3),
+        ]  # fmt: skip
+        graph = [node.name for node in onnx.load_from_string(reference_onnx()).graph.node]
+        found = [origin(node.name, graph, described.get(node.name, "")) for node in nodes]
+        assert [item.kind for item in found] == ["reformat", "layer", "layer"]
+        assert [item.nodes for item in found[1:]] == [("layer.matmul", "layer.add"), ("layer.relu",)]
+
+    def test_the_runtime_cache_grows_on_disk(self, make_runner: MakeRunner, tmp_path: Path) -> None:
+        for expected in (b"+", b"++"):
+            with make_runner():
+                pass
+            assert (tmp_path / "n.engine.Stand-in-1.cache").read_bytes() == expected
+        with make_runner(runtime_cache=tmp_path / "own.cache"):
+            pass
+        assert (tmp_path / "own.cache").read_bytes() == b"+"
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"capability": "7.5"}, r"built for compute capability 7\.5; Stand-in 1 here has 8\.9"),
+            ({"version": "10.8.0"}, r"built by tensorrt 10\.8\.0, installed is 10\.9\.0"),
+            ({"model": b"no engine"}, "refuses .*Error Code 4"),
+        ],
+    )
+    def test_engines_of_elsewhere_are_refused(
+        self, make_runner: MakeRunner, changes: dict[str, Any], message: str
+    ) -> None:
+        runner = make_runner(**changes)
+        with pytest.raises(EngineError, match=message):
+            runner.activate()
+        assert not runner.is_active
+
+
+@needs_rtx
+def test_the_stand_in_has_no_name_that_the_package_lacks() -> None:
+    module = find_flavour("tensorrt_rtx").module
+    for name, value in vars(fake_tensorrt).items():
+        if (
+            isinstance(value, type)
+            and value.__module__ == fake_tensorrt.__name__
+            and hasattr(torch.cuda, name)
+        ):
+            real: Any = getattr(torch.cuda, name)
+        elif isinstance(value, type) and value.__module__ == fake_tensorrt.__name__:
+            real = getattr(module, name)
+        else:
+            continue
+        own = {"weight", "bias", "shapes", "cache", "at", "entries"}
+        members = {member for member in vars(value) if not member.startswith("_")} - own
+        assert members <= set(dir(real)), f"{name}: {members - set(dir(real))}"
+    assert callable(module.nptype)
