@@ -20,7 +20,7 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError, RunDirError
 from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInfo
 from bcnet_deploy.runtime.engine_file import EngineInfo, read_engine
-from bcnet_deploy.runtime.trt_build import Flavour, _logger, _reason, find_flavour, gpu
+from bcnet_deploy.runtime.trt_build import Flavour, find_flavour, gpu, logger_of, reason_of
 
 _DEVICE = "cuda"
 
@@ -75,11 +75,11 @@ class TrtRunner(Runner):
             )
         import torch
 
-        trt, logger = flavour.module, _logger(flavour)
+        trt, logger = flavour.module, logger_of(flavour)
         logger.messages.clear()
         engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"{flavour} refuses {self.path}: {_reason(logger)}")
+            raise EngineError(f"{flavour} refuses {self.path}: {reason_of(logger)}")
         self.info, self._flavour, self._engine = info, flavour, engine
         try:
             self._context = self._new_context(present[0])
@@ -107,7 +107,9 @@ class TrtRunner(Runner):
             else self._engine.create_execution_context()
         )
         if context is None:
-            raise EngineError(f"{self._flavour} cannot run {self.path}: {_reason(_logger(self._flavour))}")
+            raise EngineError(
+                f"{self._flavour} cannot run {self.path}: {reason_of(logger_of(self._flavour))}"
+            )
         return context
 
     def _deactivate(self) -> None:
@@ -157,7 +159,7 @@ class TrtRunner(Runner):
     def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream.cuda_stream):
             assert self._flavour is not None
-            raise EngineError(f"{self.name} failed: {_reason(_logger(self._flavour))}")
+            raise EngineError(f"{self.name} failed: {reason_of(logger_of(self._flavour))}")
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self._bind(self._context, feeds)
@@ -186,7 +188,7 @@ class TrtRunner(Runner):
         assert self._flavour is not None
         context = self._engine.create_execution_context()
         if context is None:
-            raise EngineError(f"{self.name} cannot be profiled: {_reason(_logger(self._flavour))}")
+            raise EngineError(f"{self.name} cannot be profiled: {reason_of(logger_of(self._flavour))}")
         profiler = _profiler(self._flavour)
         self._bind(context, feeds)
         for _ in range(warmup):

@@ -152,13 +152,13 @@ def build_plan(
         EngineError: an operator is not supported, or the build fails; with TensorRT's own reason.
     """
     trt = flavour.module
-    logger = _logger(flavour)
+    logger = logger_of(flavour)
     logger.messages.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # flags that newer versions always set
         builder = trt.Builder(logger)
         if builder is None:
-            raise EngineError(f"{flavour} cannot start a builder: {_reason(logger)}")
+            raise EngineError(f"{flavour} cannot start a builder: {reason_of(logger)}")
         flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
@@ -175,7 +175,7 @@ def build_plan(
         config.num_compute_capabilities = 1
         member = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""))
         if not config.set_compute_capability(member, 0):
-            raise EngineError(f"{flavour} refuses compute capability {capability}: {_reason(logger)}")
+            raise EngineError(f"{flavour} refuses compute capability {capability}: {reason_of(logger)}")
         timing_cache = None
     if timing_cache is not None:
         known = timing_cache.read_bytes() if timing_cache.exists() else b""
@@ -183,7 +183,7 @@ def build_plan(
         config.set_timing_cache(cache, ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"{flavour} cannot build for compute capability {capability}: {_reason(logger)}")
+        raise EngineError(f"{flavour} cannot build for compute capability {capability}: {reason_of(logger)}")
     if timing_cache is not None:
         try:
             files.write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
@@ -197,13 +197,13 @@ def is_malformed(plan: bytes, flavour: Flavour) -> bool:
     trt = flavour.module
     if not hasattr(trt, "EngineInvalidityDiagnostics"):
         return False
-    runtime = trt.Runtime(_logger(flavour))
+    runtime = trt.Runtime(logger_of(flavour))
     _, diagnostics = runtime.get_engine_validity(plan)
     return bool(int(diagnostics) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE))
 
 
 @cache
-def _logger(flavour: Flavour) -> Any:
+def logger_of(flavour: Flavour) -> Any:
     """The logger of a flavour. One a process: TensorRT keeps the first it is given for good."""
     trt = flavour.module
 
@@ -219,7 +219,7 @@ def _logger(flavour: Flavour) -> Any:
     return Collector()
 
 
-def _reason(logger: Any) -> str:
+def reason_of(logger: Any) -> str:
     """TensorRT's own first error in one line."""
     # On a machine without a driver every step also complains of that; it is not the reason.
     real = [text for text in logger.messages if "cudaError 35" not in text] or logger.messages
@@ -228,7 +228,7 @@ def _reason(logger: Any) -> str:
 
 def _parser_message(flavour: Flavour, parser: Any, logger: Any) -> str:
     if parser.num_errors == 0:
-        return f"{flavour} cannot read the ONNX model: {_reason(logger)}"
+        return f"{flavour} cannot read the ONNX model: {reason_of(logger)}"
     first = parser.get_error(0)
     operator = first.node_operator() if hasattr(first, "node_operator") else ""
     if not operator:
