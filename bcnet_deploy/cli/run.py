@@ -59,7 +59,8 @@ def command(
     )
     data = {
         "networks": [asdict(network) for network in result.content.networks],
-        "budget_ms": result.budget_ms, "estimated": result.content.estimated, "steps_run": result.ran,
+        "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
+        "measured_share": result.content.measured_share, "estimated": result.content.estimated, "steps_run": result.ran,
         "seconds": round(result.seconds, 1), "report": str(result.report),
     }  # fmt: skip
     emit(data, as_json=as_json, show=lambda: show(result))
@@ -98,7 +99,12 @@ def verdict(result: FlowResult) -> str:
         gap = 100 * (found.test_top1 - uniform.test_top1)
         word = "more" if gap >= 0 else "fewer"
         parts.append(f"Found: {abs(gap):.2f} points {word} than uniform scaling within the same budget")
-    if found and found.measured_ms is not None and result.budget_ms is not None:
+    content = result.content
+    if content.budget_share is not None and content.measured_share is not None:
+        parts.append(
+            f"measured {content.measured_share:.3f}x of the full network (budget {content.budget_share:g}x)"
+        )
+    elif found and found.measured_ms is not None and result.budget_ms is not None:
         share = found.measured_ms / result.budget_ms - 1
         parts.append(f"measured {abs(share):.1%} {'over' if share > 0 else 'below'} the budget")
     return "; ".join(parts) + ("." if parts else "")

@@ -53,9 +53,8 @@ def run_flow(
         BCNetError: whatever a step raises; the steps before it are kept.
     """
     started = time.monotonic()
+    plan = Steps(run, config).all()
     open_run(run, config, force=force)
-    steps = Steps(run, config)
-    plan = steps.all()
     display = FlowDisplay(plan, console, quiet=quiet)
     with display:
         ran = run_steps(plan, run / "flow", display)

@@ -90,6 +90,18 @@ def build(ref: ModelRef, seed: int) -> tuple[nn.Module, WidthSpace]:
     return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
 
 
+def check_data(reference: str, ref: ModelRef) -> None:
+    """Refuse data that does not exist before anything is done; reading a large folder is left to training.
+
+    Raises:
+        DataError: the reference names nothing, or a function that does not give data.
+    """
+    from bcnet_deploy.data import load_data
+
+    if not Path(reference.removeprefix("folder:")).expanduser().exists():
+        load_data(reference, ref.input_size, num_classes=ref.num_classes)
+
+
 def train_settings(overrides: Mapping[str, Any], data: str) -> Any:
     """The recipe under ``recipe`` (the digits' for them by default) with the other keys over it.
 
@@ -116,6 +128,7 @@ class Steps:
         self.ref = model_reference(config)
         self.supernet_settings = train_settings(config.train, config.data)
         self.final_settings = train_settings(config.retrain, config.data)
+        check_data(config.data, self.ref)
         # Checked here, so that a mistake in a later step's settings does not cost the steps before it.
         self.search_settings = _checked(
             "search",

@@ -98,7 +98,11 @@ class Generation:
 
 @dataclass
 class Content:
-    """Everything on the page; an empty field becomes a line naming the command that fills it."""
+    """Everything on the page; an empty field becomes a line naming the command that fills it.
+
+    ``budget_ms`` is the latency budget, ``budget_share`` the same as given where that was a share of the
+    full network's latency (0.5x).
+    """
 
     title: str
     model: str
@@ -107,6 +111,7 @@ class Content:
     estimated: bool = False
     budget: str = ""
     budget_ms: float | None = None
+    budget_share: float | None = None
     noise_floor: float | None = None
     networks: list[Network] = field(default_factory=list)
     widths: list[LayerWidth] = field(default_factory=list)
@@ -116,6 +121,14 @@ class Content:
     curves: list[Curve] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
     provenance: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def measured_share(self) -> float | None:
+        """Measured latency of the network found over the full network's."""
+        found, full = self.network("found"), self.network("full")
+        if found is None or full is None or not found.measured_ms or not full.measured_ms:
+            return None
+        return found.measured_ms / full.measured_ms
 
     def network(self, name: str) -> Network | None:
         """The summary line called ``name``, or None."""

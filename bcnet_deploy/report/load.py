@@ -28,7 +28,7 @@ from bcnet_deploy.report.content import (
     Pair,
 )
 from bcnet_deploy.rundir import RunConfig, RunDir
-from bcnet_deploy.units import format_milliseconds
+from bcnet_deploy.units import format_milliseconds, parse_latency
 
 NETWORKS = ("full", "uniform", "found")
 _REACH = NormalDist().inv_cdf(0.975)
@@ -207,7 +207,10 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
     key = next((b["key"] for b in budgets if b["key"].startswith("latency_ms")), "macs")
     name, unit = ("predicted latency", "ms") if key.startswith("latency_ms") else ("MACs", "")
     if unit == "ms":
-        content.budget_ms = next(b["limit"] for b in budgets if b["key"] == key)
+        budget = next(b for b in budgets if b["key"] == key)
+        content.budget_ms = budget["limit"]
+        given = parse_latency(budget["given"]) if budget.get("given") else None
+        content.budget_share = given.value if given is not None and given.relative else None
     content.budget = "; ".join(_budget(budget) for budget in budgets)
 
     def candidate(record: Mapping[str, Any]) -> Candidate:
