@@ -148,13 +148,15 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
                 "bytes": path.stat().st_size,
             }
         )
+    result["widths"] = widths.tolist()
+    result["rounds_ms"] = np.round(rounds, 5).tolist()
     result["predict_per_s"] = predict_rate(tables[0], space)
     if arguments.naive:
         result["naive"] = naive(
             device, maker, space, widths[: arguments.naive], image, rounds[: arguments.naive]
         )
         print("naive isolated sum:", result["naive"])
-    files.write_json(arguments.out, json.loads(json.dumps(result, default=float)))
+    files.write_json(arguments.out, json.loads(json.dumps(result, default=float)), indent=None)
 
 
 def measure_rounds(

@@ -49,7 +49,7 @@ Int64 = npt.NDArray[np.int64]
 _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
-_ONE_NETWORK_S = 0.06  # what the timed runs of one network should take, more or less
+_ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
 _DISTURBED = 0.12
 
 
@@ -226,8 +226,9 @@ class Profiler:
         if len(journal.records) < 4:
             return Timing(warmup=2, profiled=5, plain=5)
         typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
-        runs = int(np.clip(round(_ONE_NETWORK_S / 2 / typical), 4, 40))
-        return Timing(warmup=2, profiled=runs, plain=runs)
+        runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, 20))
+        # Each node has its own fastest run, a whole network needs one without any disturbance: more of those.
+        return Timing(warmup=2, profiled=runs, plain=2 * runs)
 
     def _choose_held(
         self, journal: Journal, left: float, trained: set[tuple[int, ...]], rng: np.random.Generator
