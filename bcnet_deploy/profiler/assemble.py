@@ -87,10 +87,10 @@ def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Netw
     row = 1 / (_SUM_ERROR * latency)
     solution = np.zeros(design.shape[1])
     for _ in range(6):
-        # Re-weighted: a network that the machine disturbed is slow, never fast, and must not bend the rest.
-        above = (target - design @ solution) * row
-        weighted = design * (row / np.maximum(1.0, above))[:, None]
-        right = weighted.T @ (target * (row / np.maximum(1.0, above)))
+        # Huber's weights: a network that the machine disturbed must not bend the rest.
+        weight = row / np.maximum(1.0, np.abs(target - design @ solution) * row)
+        weighted = design * weight[:, None]
+        right = weighted.T @ (target * weight)
         solution = np.linalg.solve(weighted.T @ weighted + np.diag(prior), right)
     scales = np.clip(1 + solution[1] + solution[2:], 0.5, 2.0)
     return replace(network, overhead_us=float(solution[0]), scales=tuple(float(scale) for scale in scales))
