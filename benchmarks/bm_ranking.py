@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,19 @@ RECIPE = {
     "augment": "crop-flip", "epochs": 1.0, "warmup_epochs": 0.05,
     "checkpoint_every": 100, "log_every": 25, "workers": 0,
 }  # fmt: skip
-RECALIBRATION_IMAGES, HELD_OUT_IMAGES, EVALUATION_BATCH = 256, 1000, 128
+EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every run of an invocation has in common."""
+
+    cost: float
+    size: int
+    recalibration_images: int
+    held_out_images: int
+    data: Path
+    work: Path
 
 
 def shared_data(argument: str | None) -> Path:
@@ -73,13 +86,14 @@ def run_name(rule: str, seed: int, cost: float, size: int) -> str:
     return f"{rule}_seed{seed}_cost{cost:.0f}_size{size}"
 
 
-def run_one(rule: str, seed: int, cost: float, size: int, splits: DataSplits, data: Path, work: Path) -> None:
+def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     """Train one supernet and score the vectors; does nothing where the result is there already."""
+    cost, size = plan.cost, plan.size
     name = run_name(rule, seed, cost, size)
     result = RESULTS / "runs" / f"{name}.json"
     if result.exists():
         return
-    folder = work / name
+    folder = plan.work / name
     torch.manual_seed(seed)
     model = bd.build_model(MODEL, num_classes=10)
     space = bd.WidthSpace.from_model(model, (3, size, size), levels=LEVELS, min_level=MIN_LEVEL.get(rule, 0))
@@ -110,10 +124,10 @@ def run_one(rule: str, seed: int, cost: float, size: int, splits: DataSplits, da
     print(f"{name}: trained, {outcome}", flush=True)
     sides = ("left", "right") if rule.startswith("bilateral") else ("left",)
     device = torch.device("cpu")
-    train = PlainBatches(splits.train, splits, EVALUATION_BATCH, device, limit=RECALIBRATION_IMAGES)
-    val = PlainBatches(splits.val, splits, EVALUATION_BATCH, device, limit=HELD_OUT_IMAGES)
+    train = PlainBatches(splits.train, splits, EVALUATION_BATCH, device, limit=plan.recalibration_images)
+    val = PlainBatches(splits.val, splits, EVALUATION_BATCH, device, limit=plan.held_out_images)
     evaluator = SupernetEvaluator(supernet, train, val, sides=sides, amp="bf16")
-    rows = score(evaluator, vectors(data), folder / "scores.jsonl", name)
+    rows = score(evaluator, vectors(plan.data), folder / "scores.jsonl", name)
     files.write_json(
         result,
         {
@@ -121,7 +135,7 @@ def run_one(rule: str, seed: int, cost: float, size: int, splits: DataSplits, da
             "cost_spent": outcome.cost, "train_seconds": round(outcome.seconds, 1),
             "train_loss": outcome.loss, "config": config.to_dict(),
             "min_level": MIN_LEVEL.get(rule, 0), "sides": list(sides),
-            "recalibration_images": RECALIBRATION_IMAGES, "held_out_images": HELD_OUT_IMAGES,
+            "recalibration_images": plan.recalibration_images, "held_out_images": plan.held_out_images,
             "held_out_loss": float(np.mean([row["loss"] for row in rows])),
             "held_out_accuracy": float(np.mean([row["score"] for row in rows])),
             "torch": torch.__version__, "scores": rows,
@@ -169,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cost", type=float, default=600_000.0, help="full-width image passes of each run")
     parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--recalibration", type=int, default=512, help="images for batch-norm statistics")
+    parser.add_argument("--held-out", type=int, default=2000, help="held-out images of each score")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     data = shared_data(options.data)
@@ -182,9 +198,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     work = Path(options.work) if options.work else cache_folder() / "ranking"
     splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
+    plan = Plan(options.cost, options.size, options.recalibration, options.held_out, data, work)
     for seed in map(int, options.seeds.split(",")):
         for rule in options.rules.split(","):
-            run_one(rule, seed, options.cost, options.size, splits, data, work)
+            run_one(rule, seed, plan, splits)
     return 0
 
 
