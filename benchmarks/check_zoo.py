@@ -107,12 +107,12 @@ def markdown(data: dict[str, Any]) -> str:
     for name in sorted(rows):
         row = rows[name]
         if row["status"] == "ok":
-            lines.append(
-                f"| {name} | {'x'.join(map(str, row['input_size']))} | {row['variables']} "
-                f"| {row['macs_full']:,} | {row['params_full']:,} | {len(row['frozen'])} | {row['space_s']} | "
-                + " | ".join(f"{row[key]:.0e}" for key in ("eval", "train", "statistics", "gradients"))
-                + " |"
-            )
+            cells = [
+                name, "x".join(map(str, row["input_size"])), str(row["variables"]), f"{row['macs_full']:,}",
+                f"{row['params_full']:,}", str(len(row["frozen"])), str(row["space_s"]),
+                *(f"{row[key]:.0e}" for key in ("eval", "train", "statistics", "gradients")),
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     for status in ("refused", "failed"):
         lines += ["", f"## {status.capitalize()}", ""]
         lines += [
@@ -120,12 +120,18 @@ def markdown(data: dict[str, Any]) -> str:
             for name, row in sorted(rows.items())
             if row["status"] == status
         ] or ["None."]
-    lines += ["", "## Frozen parts", ""]
+    lines += ["", "## Not checked yet", "", ", ".join(n for n in data["known"] if n not in rows) or "None."]
     lines += [
-        f"- {name}: {len(row['frozen'])} parts; {reason}: "
-        + ", ".join(f"`{n}`" for n, r in row["frozen"] if r == reason)
+        "",
+        "## Frozen parts",
+        "",
+        "All names and reasons are in zoo.json; the first of each model:",
+        "",
+    ]
+    lines += [
+        f"- {name}, {len(row['frozen'])} parts: `{row['frozen'][0][0]}`: {row['frozen'][0][1]}"
         for name, row in sorted(rows.items())
-        for reason in sorted({r for _, r in row.get("frozen", [])})
+        if row.get("frozen")
     ] or ["None."]
     return "\n".join(lines) + "\n"
 
@@ -147,7 +153,7 @@ def main() -> None:
     data: dict[str, Any] = {"models": {}}
     if arguments.out.exists():
         data = json.loads(arguments.out.read_text())
-    data |= {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    data |= {"torch": torch.__version__, "torchvision": torchvision.__version__, "known": model_names()}
     for name in arguments.models or sorted(model_names(), key=smallest_first):
         if not arguments.redo and data["models"].get(name, {}).get("status") in ("ok", "refused"):
             continue
