@@ -60,8 +60,8 @@ def command(
     data = {
         "networks": [asdict(network) for network in result.content.networks],
         "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
-        "measured_share": result.content.measured_share, "estimated": result.content.estimated, "steps_run": result.ran,
-        "seconds": round(result.seconds, 1), "report": str(result.report),
+        "measured_share": result.content.measured_share, "estimated": result.content.estimated,
+        "steps_run": result.ran, "seconds": round(result.seconds, 1), "report": str(result.report),
     }  # fmt: skip
     emit(data, as_json=as_json, show=lambda: show(result))
 
