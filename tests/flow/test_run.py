@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +112,32 @@ def test_the_summary_agrees_with_each_steps_own_file(place: Path, done: dict[str
     full, _, found = done["networks"]
     assert done["budget_ms"] == pytest.approx(0.8 * full["predicted_ms"])
     assert found["predicted_ms"] <= done["budget_ms"] < full["predicted_ms"]
+
+
+def test_the_reports_marks_are_the_numbers_in_the_files(place: Path, done: dict[str, Any]) -> None:
+    run = place / "whole"
+    page = (run / "report.html").read_text()
+
+    def values(figure: str) -> list[list[float | None]]:
+        body = page.split(f'<figure id="{figure}">')[1].split("</figure>")[0].split('<svg class="narrow"')[0]
+        return [json.loads(html.unescape(text)) for text in re.findall(r'data-values="([^"]*)"', body)]
+
+    explained = yaml.safe_load((run / "search" / "widths.yaml").read_text())
+    others = explained["compared_with"]
+    assert values("plot-widths") == [
+        [others["full"]["widths"][name], width, others["uniform"]["widths"][name]]
+        for name, width in explained["widths"].items()
+    ]
+    measured = {(pair[0], pair[1]) for pair in values("plot-pairs")}
+    assert measured == {(n["measured_ms"], n["predicted_ms"]) for n in done["networks"]}
+    search = json.loads((run / "search" / "search.json").read_text())
+    chosen = values("plot-front")[-1]
+    assert chosen[0] == search["costs"]["latency_ms"] and chosen[1] == pytest.approx(search["accuracy"])
+    curve = [json.loads(line) for line in (run / "train" / "curves.jsonl").read_text().splitlines()]
+    losses = [pair[1] for pair in values("plot-curve-training-loss")]
+    assert losses[: len(curve)] == [row["loss"] for row in curve if "loss" in row]
+    layers = sum(pair[0] or 0 for pair in values("plot-layers"))
+    assert layers == pytest.approx(sum(n["predicted_ms"] for n in done["networks"]))
 
 
 def test_uniform_keeps_the_budget_and_is_the_widest_that_does(place: Path, done: dict[str, Any]) -> None:
