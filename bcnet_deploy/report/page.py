@@ -17,7 +17,7 @@ from bcnet_deploy.report.charts import (
     xy_chart,
 )
 from bcnet_deploy.report.content import Candidate, Content, LayerLatency, Network
-from bcnet_deploy.units import format_count
+from bcnet_deploy.units import format_count, format_milliseconds
 
 _COLOUR = {"found": "c0", "uniform": "c1", "full": "c2", "supernet": "c3"}
 _NAMED_LAYERS = 8
@@ -46,7 +46,7 @@ def _missing(what: str, command: str) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g} ms"
+    return "–" if value is None else format_milliseconds(value)
 
 
 def _percent(value: float | None) -> str:
@@ -64,7 +64,12 @@ def _estimated(content: Content) -> str:
 def _predicted(network: Network, content: Content) -> str:
     text = _ms(network.predicted_ms)
     if network.predicted_low_ms is not None and network.predicted_high_ms is not None:
-        text += f" ({network.predicted_low_ms:.4g}–{network.predicted_high_ms:.4g})"
+        low, high = (format_milliseconds(v) for v in (network.predicted_low_ms, network.predicted_high_ms))
+        # The unit stands once where both ends and the value share it.
+        unit = text.split()[-1]
+        if low.endswith(unit) and high.endswith(unit):
+            low, high = low.removesuffix(unit).strip(), high.removesuffix(unit).strip()
+        text += f" ({low}–{high})"
     return escape(text) + (_estimated(content) if network.predicted_ms is not None else "")
 
 
