@@ -26,7 +26,8 @@ NETWORKS = ("full", "uniform", "found")
 
 
 _INTRODUCTION = """`bcnet-deploy run --seed N`, each seed with its own latency table, supernet, search and
-trainings. 450 test images: one is 0.22 points. Latencies: mean of the faster quarter of 300 runs, one thread."""
+trainings. 450 test images: one is 0.22 points. Latencies: mean of the faster quarter of 300 runs, one
+thread."""
 
 
 def _row(cells: list[str]) -> str:
@@ -105,7 +106,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "- Within 5% of the budget in milliseconds, which is half of the *predicted* full latency: "
         f"{int((over <= 0.05).sum())} of {len(rows)}.",
         f"- Measured against predicted, all {len(errors)} networks: mean absolute error "
-        f"{np.abs(errors).mean():.1%}, within 5%: {int((np.abs(errors) <= 0.05).sum())}, largest {np.abs(errors).max():.1%}.",
+        f"{np.abs(errors).mean():.1%}, within 5%: {int((np.abs(errors) <= 0.05).sum())}, "
+        f"largest {np.abs(errors).max():.1%}.",
     ]
     return "\n".join(lines) + "\n"
 
