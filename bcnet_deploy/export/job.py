@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,9 +117,10 @@ def run_export(
     folder = job.out or run.export
     stem = _stem(job, precision, device)
     path = folder / f"{stem}{ {'onnx': '.onnx', 'ort': '.ort', 'trt': '.engine'}[job.engine] }"
-    if path.exists() and not job.force:
+    kept = next((file for file in (path, folder / f"{stem}.onnx") if file.exists()), None)
+    if kept is not None and not job.force:
         raise ExportError(
-            f"{path} exists already and is kept; give --force to replace it, or --out another folder"
+            f"{kept} exists already and is kept; give --force to replace it, or --out another folder"
         )
 
     from bcnet_deploy.data import load_data
@@ -134,7 +136,7 @@ def run_export(
         calibration_inputs=images(splits, splits.train, CALIBRATION_IMAGES) if precision == "int8" else None,
         batch=None if job.dynamic_batch else 1, opset=job.opset,
         target="trt" if job.engine == "trt" else "ort",
-        metadata=describe(source, splits),
+        metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
     )  # fmt: skip
     engine = None
     if job.engine == "ort":

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from bcnet_deploy.search.constraints import Budget, Constraints
-from bcnet_deploy.search.grid import Grid, Int64
+from bcnet_deploy.search.grid import Grid, Int64, uniform_ladder
 from bcnet_deploy.search.result import FORMAT, SearchResult
-from bcnet_deploy.search.strategies import uniform_ladder
 
 INTERVAL = 0.95
 """Two-sided probability of the latency intervals that are shown."""

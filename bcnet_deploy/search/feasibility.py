@@ -17,10 +17,11 @@ import numpy as np
 from bcnet_deploy.errors import ConstraintError, InfeasibleError
 from bcnet_deploy.search.constraints import Budget, Constraints
 from bcnet_deploy.search.grid import Float, Grid, Int64
-from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs
+from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs, readable
 
 _RESTARTS = 4
 _SWEEPS = 12
+_MOST_CALLS = 1500
 
 
 class BudgetInfeasibleError(InfeasibleError):
@@ -92,7 +93,7 @@ def _least(grid: Grid, constraints: Constraints, index: int, rng: np.random.Gene
         return _Least(value, narrowest, True, "the narrowest network")
     form = _form(grid, constraints, budget, rng)
     starts = [narrowest]
-    found = form.minimum() if form.exact else None
+    found = form.minimum() if form is not None and form.exact else None
     if found is not None:
         starts.append(found[1])
         bound = float(np.asarray(budget.bound(grid.widths(found[1][None])))[0])
@@ -105,9 +106,11 @@ def _least(grid: Grid, constraints: Constraints, index: int, rng: np.random.Gene
     return _Least(value, best, proven, "the fastest network found")
 
 
-def _form(grid: Grid, constraints: Constraints, budget: Budget, rng: np.random.Generator) -> PairwiseCost:
+def _form(
+    grid: Grid, constraints: Constraints, budget: Budget, rng: np.random.Generator
+) -> PairwiseCost | None:
     pairs = interacting_pairs(constraints.space, grid.length)
-    return decompose(budget.cost, grid, pairs, rng)
+    return None if not readable(grid, pairs) else decompose(budget.cost, grid, pairs, rng)
 
 
 def _descend(
@@ -130,7 +133,10 @@ def _descend(
     best, best_excess = starts[0], math.inf
     low = np.minimum(grid.top, np.maximum(grid.counts // 4, 1))
     extra = [rng.integers(0, low + 1) for _ in range(_RESTARTS)]
+    calls = 0
     for start in (*starts, *extra):
+        if calls > _MOST_CALLS:
+            break
         current = start.copy()
         value = float(excess(current[None])[0])
         for _ in range(_SWEEPS):
@@ -138,11 +144,11 @@ def _descend(
             for column in rng.permutation(grid.length):
                 trial = np.repeat(current[None], grid.counts[column], axis=0)
                 trial[:, column] = np.arange(grid.counts[column])
-                values = excess(trial)
+                values, calls = excess(trial), calls + 1
                 choice = int(values.argmin())
                 if values[choice] < value:
                     current, value = trial[choice], float(values[choice])
-            if value >= before:
+            if value >= before or calls > _MOST_CALLS:
                 break
         if value < best_excess:
             best, best_excess = current, value
@@ -213,11 +219,11 @@ def _proof_of_conflict(
     grid: Grid, constraints: Constraints, a: Budget, b: Budget, rng: np.random.Generator
 ) -> bool:
     """Lagrangian bound: a weighted sum of the costs that exceeds that of the limits in every network."""
-    forms = [_form(grid, constraints, budget, rng) for budget in (a, b)]
-    if not all(form.exact for form in forms):
+    first, second = (_form(grid, constraints, budget, rng) for budget in (a, b))
+    if first is None or second is None or not (first.exact and second.exact):
         return False
     for weight in np.linspace(0.05, 0.95, 19):
-        joint = forms[0].combined(float(weight / a.limit), forms[1], float((1 - weight) / b.limit))
+        joint = first.combined(float(weight / a.limit), second, float((1 - weight) / b.limit))
         least = joint.minimum()
         if least is None:
             return False

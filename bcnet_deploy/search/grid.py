@@ -108,3 +108,11 @@ class Grid:
 def keys(vectors: npt.ArrayLike) -> list[bytes]:
     """One hashable key for each row of an integer array."""
     return [row.tobytes() for row in np.ascontiguousarray(vectors, dtype=np.int64)]
+
+
+def uniform_ladder(grid: Grid) -> Int64:
+    """(n, L) the distinct uniformly scaled vectors, narrowest first."""
+    full = np.array([c[-1] for c in grid.choices], dtype=np.float64)
+    shares = np.unique(np.concatenate([c / c[-1] for c in grid.choices]))
+    vectors = grid.nearest(shares[:, None] * full[None])
+    return np.unique(vectors, axis=0)

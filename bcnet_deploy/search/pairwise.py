@@ -19,6 +19,7 @@ from bcnet_deploy.search.constraints import CostFunction
 from bcnet_deploy.search.grid import Float, Grid, Int64, Space
 
 Pair = tuple[int, int]
+_MOST_EVALUATIONS = 250_000
 _LARGEST_TABLE = 400_000
 """Entries of one table during elimination; beyond it the exact minimum is given up."""
 
@@ -43,6 +44,11 @@ def interacting_pairs(space: Space, length: int) -> tuple[Pair, ...]:
         held = sorted({s.variable for dim in dims for s in dim if s.variable >= 0})
         pairs.update(combinations(held, 2))
     return tuple(sorted(pairs))
+
+
+def readable(grid: Grid, pairs: Sequence[Pair]) -> bool:
+    """Whether a cost can be read off in seconds; not where concatenations make thousands of pairs."""
+    return sum(int(grid.counts[a] * grid.counts[b]) for a, b in pairs) <= _MOST_EVALUATIONS
 
 
 @dataclass(frozen=True)

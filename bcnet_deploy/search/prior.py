@@ -27,9 +27,9 @@ import numpy as np
 from bcnet_deploy import files
 from bcnet_deploy.errors import DataError
 from bcnet_deploy.search.constraints import Constraints
-from bcnet_deploy.search.grid import Float, Grid, Int64, keys
+from bcnet_deploy.search.grid import Float, Grid, Int64, keys, uniform_ladder
 from bcnet_deploy.search.operators import Feasible
-from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs
+from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs, readable
 from bcnet_deploy.search.prior_solver import solve
 
 _LOWEST_SHARE = 0.8
@@ -148,10 +148,17 @@ def pairwise_costs(
     constraints: Constraints, grid: Grid, rng: np.random.Generator
 ) -> tuple[PairwiseCost, ...]:
     """What is held against each budget, as terms of one and two variables, relative to its limit."""
-    pairs = interacting_pairs(constraints.space, grid.length)
+    pairs: Sequence[tuple[int, int]] = interacting_pairs(constraints.space, grid.length)
+    known = readable(grid, pairs)
+    ladder = uniform_ladder(grid)
     forms = []
     for budget in constraints.budgets:
-        form = decompose(budget.bound, grid, pairs, rng)
+        anchor = None
+        if not known:
+            # Too many pairs: terms of one variable around the uniformly scaled network at the budget.
+            distance = np.abs(np.asarray(budget.bound(grid.widths(ladder))) - budget.limit)
+            pairs, anchor = (), ladder[int(distance.argmin())]
+        form = decompose(budget.bound, grid, pairs, rng, anchor)
         zero = PairwiseCost(0.0, tuple(np.zeros(c) for c in grid.counts), {}, 0.0)
         forms.append(form.combined(1 / budget.limit, zero, 0.0))
     return tuple(forms)

@@ -11,7 +11,7 @@ import numpy as np
 from bcnet_deploy.errors import ConfigError
 from bcnet_deploy.search.constraints import Constraints
 from bcnet_deploy.search.evaluation import Evaluator
-from bcnet_deploy.search.grid import Float, Grid, Int64
+from bcnet_deploy.search.grid import Float, Grid, Int64, uniform_ladder
 from bcnet_deploy.search.operators import Feasible
 
 ENUMERABLE = 1 << 17
@@ -121,14 +121,6 @@ def uniform_scaling(context: Context) -> str:
     context.evaluate(feasible if len(feasible) else context.feasible.anchor[None])
     context.record(len(feasible) / len(ladder))
     return "every uniformly scaled network evaluated"
-
-
-def uniform_ladder(grid: Grid) -> Int64:
-    """(n, L) the distinct uniformly scaled vectors, narrowest first."""
-    full = np.array([c[-1] for c in grid.choices], dtype=np.float64)
-    shares = np.unique(np.concatenate([c / c[-1] for c in grid.choices]))
-    vectors = grid.nearest(shares[:, None] * full[None])
-    return np.unique(vectors, axis=0)
 
 
 def greedy(context: Context) -> str:

@@ -16,6 +16,8 @@ from threadpoolctl import ThreadpoolController
 from bcnet_deploy.search.grid import Float
 
 _ITERATIONS = 25
+_ALL_PAIRS = 27
+"""Variables up to which all products of two are terms; beyond, only those of near variables."""
 _BLOCK = 4096
 _REFIT = 1.3
 """Prior scales are set again when the data have grown by this factor; weights at every fit."""
@@ -30,7 +32,12 @@ class Surrogate:
     """
 
     def __init__(self, length: int, *, wide: bool | None = None) -> None:
-        self._upper = np.triu_indices(length, 1)
+        if length <= _ALL_PAIRS:
+            self._upper = np.triu_indices(length, 1)
+        else:
+            # Neighbours in execution order: the matrices grow with the square of the number of terms.
+            near = [(i, i + d) for d in (1, 2) for i in range(length - d)]
+            self._upper = (np.array([a for a, _ in near]), np.array([b for _, b in near]))
         self._off = ~np.eye(length, dtype=np.bool_).ravel()
         self._wide = length <= 12 if wide is None else wide
         self._mean = 0.0

@@ -12,8 +12,9 @@ from bcnet_deploy.errors import BCNetError, UnsupportedModelError
 from bcnet_deploy.space.axes import Axis, Layout, freeze, resolve
 from bcnet_deploy.space.capture import TRACE_BATCH, Call, Trace, Value, capture
 from bcnet_deploy.space.extent import Extent, Segment, Segments, constant, extent_of
+from bcnet_deploy.space.layouts import Layouts
 from bcnet_deploy.space.ops import FrozenPart, Op, TensorSpec
-from bcnet_deploy.space.rules import Layouts, rule_for
+from bcnet_deploy.space.rules import rule_for
 
 _EXPECTED = ("the image", "model output", "kernel size")
 """Reasons that every network has and nobody needs to be told."""

@@ -107,9 +107,9 @@ def test_two_devices_that_want_opposite_networks_conflict():
 
 def test_refusals_are_fast_on_a_large_space():
     space = FakeSpace((tuple(range(10, 201, 10)),) * 30)
-    started = time.monotonic()
+    started = time.process_time()
     refuse(space, {"latency_ms": (Staircase(16, dip=0.05), 0.2), "macs": 10})
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_start_is_within_the_budgets_where_the_narrowest_network_is_not():

@@ -14,9 +14,8 @@ from sklearn.linear_model import BayesianRidge
 from bcnet_deploy.search.constraints import build_constraints
 from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.front import nondominated
-from bcnet_deploy.search.grid import Grid
+from bcnet_deploy.search.grid import Grid, uniform_ladder
 from bcnet_deploy.search.operators import Feasible, IntegerPolynomialMutation
-from bcnet_deploy.search.strategies import uniform_ladder
 from bcnet_deploy.search.surrogate import Surrogate
 from tests.search.fakes import FakeSpace, Staircase, brute_front
 

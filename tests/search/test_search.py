@@ -254,7 +254,7 @@ def test_several_devices_are_all_kept_and_reported():
 def test_tight_budgets_take_no_longer_than_wide_ones():
     space = FakeSpace((tuple(range(1, 33)),) * 20)
     narrowest = float(space.macs([[1] * 20])[0])
-    started = time.monotonic()
+    started = time.process_time()
     result = bd.search(space, smooth(space), {"macs": narrowest + 4}, evaluations=400)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert (space.macs(result.evaluated) <= narrowest + 4).all()

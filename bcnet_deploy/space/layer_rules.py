@@ -1,0 +1,218 @@
+"""Layout rules of layers: convolution, normalisation, matrix products, pooling."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, in_granules, joined, scaled, unify
+from bcnet_deploy.space.capture import Call, Value
+from bcnet_deploy.space.layouts import Dims, Layouts, freeze_value, meet, where
+
+
+def convolution(layouts: Layouts, call: Call) -> None:
+    x, weight, bias = call.args[0], call.args[1], call.args[2]
+    transposed, groups = bool(call.args[6]), int(call.args[8])
+    reason = where(call)
+    kernel = layouts.of(weight)
+    for layout in kernel[2:]:
+        if layout is not None:
+            freeze(layout, "kernel size")
+    w_in, w_out = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
+    channels = layouts.of(x)[1]
+    for layout in layouts.of(x)[2:]:
+        if layout is not None:
+            freeze(layout, f"{reason} slides over it")
+    out_channels = call.outputs[0].shape[1]
+    if groups == 1:
+        meet(layouts, channels, w_in, "the image" if channels is None else reason)
+        out = w_out
+    else:
+        out = _grouped(layouts, call, channels, w_in, w_out, groups, transposed, out_channels)
+    if bias is not None:
+        meet(layouts, layouts.of(bias)[0], out, reason)
+    if layouts.is_a(call, nn.modules.conv._ConvNd):
+        layouts.attribute(call, "in_channels", channels)
+        layouts.attribute(call, "out_channels", out)
+    layouts.set(call.outputs[0], [None, out] + [None] * (len(call.outputs[0].shape) - 2))
+
+
+def _grouped(
+    layouts: Layouts,
+    call: Call,
+    channels: Layout | None,
+    w_in: Layout | None,
+    w_out: Layout | None,
+    groups: int,
+    transposed: bool,
+    out_channels: int,
+) -> Layout | None:
+    """Whole groups are kept: input and output move together, by channels per group."""
+    reason = where(call)
+    if channels is None:
+        for layout in (w_in, w_out):
+            if layout is not None:
+                freeze(layout, f"{reason} groups fixed channels")
+        return w_out
+    per_group = fresh(1)
+    if transposed:
+        # weight: (in, out / groups, ...)
+        unify(w_in or per_group, channels, reason)
+        if w_out is not None:
+            freeze(w_out, f"{reason} keeps whole groups")
+    else:
+        # weight: (out, in / groups, ...)
+        if w_in is not None:
+            freeze(w_in, f"{reason} keeps whole groups")
+    kept = in_granules(channels, groups, reason)
+    out = scaled(kept, out_channels // groups)
+    if not transposed and w_out is not None:
+        unify(w_out, out, reason)
+    if layouts.is_a(call, nn.modules.conv._ConvNd):
+        layouts.attribute(call, "groups", kept)
+    return out
+
+
+def batch_norm(layouts: Layouts, call: Call) -> None:
+    x = call.inputs[0]
+    channels = layouts.of(x)[1]
+    for argument in call.args[1:5]:
+        if isinstance(argument, Value):
+            meet(layouts, layouts.of(argument)[0], channels, where(call))
+    if layouts.is_a(call, nn.modules.batchnorm._NormBase):
+        layouts.attribute(call, "num_features", channels)
+    for output in call.outputs:
+        if output.shape == x.shape:
+            layouts.set(output, list(layouts.of(x)))
+        elif len(output.shape) == 1 and output.shape[0] == x.shape[1]:
+            layouts.set(output, [channels])
+
+
+def layer_norm(layouts: Layouts, call: Call) -> None:
+    x, normalized = call.args[0], len(call.args[1])
+    dims = layouts.of(x)
+    for argument in call.args[2:4]:
+        if isinstance(argument, Value):
+            for own, layout in zip(layouts.of(argument), dims[-normalized:], strict=True):
+                meet(layouts, layout, own, where(call))
+    if layouts.is_a(call, nn.LayerNorm):
+        layouts.normalized_shapes[call.module] = tuple(
+            size if layout is None else layout
+            for layout, size in zip(dims[-normalized:], call.args[1], strict=True)
+        )
+    layouts.set(call.outputs[0], list(dims))
+    for output in call.outputs[1:]:
+        layouts.set(
+            output, [layout if size > 1 else None for layout, size in zip(dims, output.shape, strict=False)]
+        )
+
+
+def group_norm(layouts: Layouts, call: Call) -> None:
+    x, weight, bias, groups = call.args[0], call.args[1], call.args[2], int(call.args[6])
+    channels = layouts.of(x)[1]
+    if channels is not None and not layouts.is_a(call, nn.GroupNorm):
+        freeze(channels, f"{where(call)} is a function call with a fixed number of groups")
+    elif channels is not None:
+        if groups > 1:
+            layouts.attribute(call, "num_groups", in_granules(channels, groups, where(call)))
+        layouts.attribute(call, "num_channels", channels)
+    for argument in (weight, bias):
+        if isinstance(argument, Value):
+            meet(layouts, channels, layouts.of(argument)[0], where(call))
+    layouts.set(call.outputs[0], list(layouts.of(x)))
+
+
+def matmul(layouts: Layouts, call: Call) -> None:
+    """Products with a weight: (..., m, k) x (..., k, n); the weight's leading dimensions are broadcast."""
+    left, right = (call.args[1], call.args[2]) if call.op in ("addmm", "baddbmm") else call.args[:2]
+    a, b = layouts.of(left), layouts.of(right)
+    reason = where(call)
+    meet(layouts, a[-1], b[-2], "the image" if a[-1] is None else reason)
+    out: Dims = [*a[:-1], b[-1]]
+    if call.op in ("addmm", "baddbmm"):
+        bias = call.args[0]
+        own = layouts.of(bias)
+        for layout, size, target, full in zip(
+            reversed(own), reversed(bias.shape), reversed(out), reversed(call.outputs[0].shape), strict=False
+        ):
+            if size == full and size > 1:
+                meet(layouts, target, layout, reason)
+    _linear_attributes(layouts, call, a[-1], b[-1])
+    layouts.set(call.outputs[0], out)
+
+
+def batched_matmul(layouts: Layouts, call: Call) -> None:
+    """Products of two activations (attention): the code around them fixes the sizes of heads."""
+    right = call.args[2] if call.op == "baddbmm" else call.args[1]
+    if (right.base or right).parameter is not None:
+        matmul(layouts, call)
+        return
+    for value in call.inputs:
+        freeze_value(layouts, value, f"{where(call)} multiplies activations with one another (attention)")
+    layouts.set(call.outputs[0], [None] * len(call.outputs[0].shape))
+
+
+def linear(layouts: Layouts, call: Call) -> None:
+    x, weight, bias = call.args[0], call.args[1], call.args[2]
+    out, inside = layouts.of(weight)
+    dims = layouts.of(x)
+    meet(layouts, dims[-1], inside, "the image" if dims[-1] is None else where(call))
+    if isinstance(bias, Value):
+        meet(layouts, out, layouts.of(bias)[0], where(call))
+    _linear_attributes(layouts, call, dims[-1], out)
+    layouts.set(call.outputs[0], [*dims[:-1], out])
+
+
+def _linear_attributes(layouts: Layouts, call: Call, inside: Layout | None, out: Layout | None) -> None:
+    if layouts.is_a(call, nn.Linear):
+        layouts.attribute(call, "in_features", inside)
+        layouts.attribute(call, "out_features", out)
+
+
+def spatial(layouts: Layouts, call: Call) -> None:
+    """Pooling, resizing, padding of height and width: the leading dimensions stay."""
+    x = call.inputs[0]
+    dims = layouts.of(x)
+    for output in call.outputs:
+        kept: Dims = []
+        for i, layout in enumerate(dims):
+            if i >= len(dims) - 2 or x.shape[i] != output.shape[i]:
+                if layout is not None:
+                    freeze(layout, f"{where(call)} works across it")
+                layout = None
+            kept.append(layout)
+        layouts.set(output, kept)
+
+
+def constant_pad(layouts: Layouts, call: Call) -> None:
+    x, pads = call.args[0], call.args[1]
+    dims = list(layouts.of(x))
+    for i, layout in enumerate(dims):
+        k = 2 * (len(dims) - 1 - i)
+        if layout is not None and k < len(pads) and (pads[k] or pads[k + 1]):
+            before, after = int(pads[k]), int(pads[k + 1])
+            reason = f"{where(call)} pads channels"
+            if min(before, after) < 0:
+                freeze(layout, reason)
+                dims[i] = fixed(call.outputs[0].shape[i], reason)
+                continue
+            sides = [fixed(before, reason)] if before else []
+            tail = [fixed(after, reason)] if after else []
+            dims[i] = joined([*sides, layout, *tail])
+    layouts.set(call.outputs[0], dims)
+
+
+def pixel_shuffle(layouts: Layouts, call: Call) -> None:
+    x, output = call.args[0], call.outputs[0]
+    dims = list(layouts.of(x))
+    channels = dims[1]
+    if channels is not None:
+        dims[1] = in_granules(channels, output.shape[1], where(call))
+    layouts.set(output, dims)
+
+
+def pixel_unshuffle(layouts: Layouts, call: Call) -> None:
+    x, output = call.args[0], call.outputs[0]
+    dims = list(layouts.of(x))
+    if dims[1] is not None:
+        dims[1] = scaled(dims[1], output.shape[1] // x.shape[1])
+    layouts.set(output, dims)

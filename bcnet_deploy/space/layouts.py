@@ -1,0 +1,75 @@
+"""The channel layouts of all values of a model's traces, and what happens where two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bcnet_deploy.space.axes import Layout, freeze, fresh, unify
+from bcnet_deploy.space.capture import Call, Value
+
+Dims = list[Layout | None]
+"""One entry a dimension; None where it can never depend on widths (batch, height, width)."""
+
+
+class Layouts:
+    """The layout of every dimension of every value of a trace."""
+
+    def __init__(self, module_type: Callable[[str], type]) -> None:
+        self._of: dict[int, Dims] = {}
+        self._parameters: dict[str, Dims] = {}
+        self._module_type = module_type
+        self.attributes: dict[tuple[str, str], Layout] = {}
+        """Integer attributes of modules that follow widths: (module path, name) -> layout."""
+        self.normalized_shapes: dict[str, tuple[Layout | int, ...]] = {}
+        """The shape attribute of layer norms, by module path."""
+
+    def of(self, value: Value) -> Dims:
+        if value.parameter is not None:
+            return self.parameter(value.parameter, value.shape)
+        return self._of.setdefault(id(value), [None] * len(value.shape))
+
+    def set(self, value: Value, dims: Dims) -> None:
+        assert len(dims) == len(value.shape), (dims, value.shape)
+        if value.parameter is None:
+            self._of[id(value)] = dims
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Dims:
+        """Shared by all traces of a model, so that train and eval mode agree on one slicing."""
+        return self._parameters.setdefault(name, [fresh(size) for size in shape])
+
+    def is_a(self, call: Call, kind: type) -> bool:
+        """Whether the innermost module that makes this call is a ``kind``."""
+        return issubclass(self._module_type(call.module), kind)
+
+    def attribute(self, call: Call, name: str, layout: Layout | None) -> None:
+        if layout is not None:
+            self.attributes[call.module, name] = layout
+
+
+def where(call: Call) -> str:
+    return f"{call.op} in {call.module or 'the model'}"
+
+
+def meet(layouts: Layouts, first: Layout | None, second: Layout | None, reason: str) -> Layout | None:
+    """The layout of a dimension in which two operands are combined element by element."""
+    if first is None or second is None:
+        for layout in (first, second):
+            if layout is not None:
+                freeze(layout, reason)
+        return first or second
+    unify(first, second, reason)
+    return first
+
+
+def freeze_value(layouts: Layouts, value: Value, reason: str) -> None:
+    for layout in layouts.of(value):
+        if layout is not None:
+            freeze(layout, reason)
+
+
+def unknown(layouts: Layouts, call: Call) -> None:
+    reason = f"no rule for operator {call.op} (in {call.module or 'the model'})"
+    for value in call.inputs:
+        freeze_value(layouts, value, reason)
+    for output in call.outputs:
+        layouts.set(output, [None] * len(output.shape))
