@@ -27,7 +27,7 @@ NETWORKS = ("full", "uniform", "found")
 
 
 _INTRODUCTION = """`bcnet-deploy run --seed N`, each seed with its own latency table, supernet, search and
-trainings. 450 test images: one is 0.22 points. Latencies: mean of the faster quarter of 300 runs, one
+trainings. 450 test images: one is 0.22 points. Latencies: the fastest of 300 runs, one
 thread."""
 
 

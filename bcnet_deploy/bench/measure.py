@@ -115,7 +115,7 @@ def bench(
         raise ExportError("there is no network to measure; export one with 'bcnet-deploy export'")
     settings = settings or BenchSettings()
     profile = load_device(device) if isinstance(device, str) else device
-    threads = check_threads(settings.threads or profile.threads or 1)
+    threads = check_threads(profile.threads or 1 if settings.threads is None else settings.threads)
     subjects = {name: _open(Path(path)) for name, path in networks.items()}
     factories, absent = _runtimes(subjects, engines or {}, threads)
     rng = np.random.default_rng(settings.seed)

@@ -1,8 +1,8 @@
 """What is said of a set of timed runs.
 
 Runs come in rounds, between which other networks ran, so that a drift of the machine touches all alike.
-``low`` is the profiler's estimate of the undisturbed time (mean of the faster quarter), which latency
-tables predict; median and p90 are what users see.
+``low`` is the profiler's estimate of the undisturbed time (the fastest run), which latency tables
+predict; median and p90 are what users see.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class LatencyStats:
 
     Attributes:
         runs: timed runs, ``rounds`` of equally many.
-        low_ms: mean of the faster quarter; what is compared with predictions.
-        median_ms, p90_ms, minimum_ms: of all runs.
+        low_ms: the fastest run; what is compared with predictions.
+        median_ms, p90_ms: of all runs.
         spread: (p90 - p10) / median.
         noise_floor: how far ``low_ms`` of one half of the rounds is from that of the other, relative:
             root mean square over random halves. No prediction can be judged finer than this.
@@ -38,7 +38,6 @@ class LatencyStats:
     low_ms: float
     median_ms: float
     p90_ms: float
-    minimum_ms: float
     spread: float
     noise_floor: float | None
     round_medians_ms: tuple[float, ...]
@@ -54,7 +53,7 @@ def summarise(times: Floats, rng: np.random.Generator) -> LatencyStats:
     p10, median, p90 = (float(value) for value in np.quantile(flat, [0.1, 0.5, 0.9]))
     return LatencyStats(
         runs=flat.size, rounds=len(times), low_ms=float(low(flat)), median_ms=median, p90_ms=p90,
-        minimum_ms=float(flat.min()), spread=(p90 - p10) / median, noise_floor=noise_floor(times, rng),
+        spread=(p90 - p10) / median, noise_floor=noise_floor(times, rng),
         round_medians_ms=tuple(np.median(times, axis=1).tolist()),
     )  # fmt: skip
 

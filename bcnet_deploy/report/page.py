@@ -115,7 +115,7 @@ def _summary(content: Content) -> str:
     if content.budget:
         notes.append(f"Budget: {content.budget}.")
     notes.append(
-        "Measured: mean of the faster quarter of all runs, the undisturbed time that the table predicts; "
+        "Measured: the fastest of all runs, the undisturbed time that the table predicts; "
         "median and p90: of all runs. A multiply-accumulate counts as one."
     )
     text += f'<p class="note">{escape(" ".join(notes))}</p>'

@@ -21,6 +21,7 @@ Kind = Literal["layer", "reformat", "unknown"]
 _SEPARATORS = re.compile(r"\s\+\s|\s\|\|\s|[\s\[\](){},\x1e\x1f]+")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FOREIGN = re.compile(r"ForeignNode\[(.+?)\.\.\.(.+?)\]")
+_SUFFIX = re.compile(r"(?:_output_\d+|_(?:nchwc|fused|token_\d+|quant)|:\d+|_clone_\d+)$")
 _REFORMAT = re.compile(r"^(?:Reformatting CopyNode|Reformat)\b|^__mye?l?_?Reformat|^Reorder(?:In|Out)put")
 
 
@@ -78,13 +79,30 @@ def origin(name: str, graph: Sequence[str], metadata: str = "") -> Origin:
 
 def _known(token: str, order: Mapping[str, int]) -> str | None:
     """The ONNX node that ``token`` names, suffixes that runtimes append taken off."""
-    if token in order:
-        return token
-    for pattern in (r"(_output_\d+)$", r"_(?:nchwc|fused|token_\d+|quant)$", r":\d+$", r"_clone_\d+$"):
-        shorter = re.sub(pattern, "", token)
-        if shorter != token and shorter in order:
-            return shorter
-    return None
+    while token not in order:
+        shorter = _SUFFIX.sub("", token)
+        if shorter == token:
+            return None
+        token = shorter
+    return token
+
+
+def _started(node: NodeTime, source: Origin, graph: Sequence[str]) -> Origin:
+    """``source`` with the node that a fused chain begins with.
+
+    ONNX Runtime names a convolution with a fused activation after the activation's output alone.
+    """
+    if len(source.nodes) != 1 or _operator(source.nodes[0]) == node.op:
+        return source
+    for name in reversed(graph[: graph.index(source.nodes[0])]):
+        if _operator(name) == node.op:
+            return Origin(source.kind, (name, *source.nodes), (module_of(name), *source.modules))
+    return source
+
+
+def _operator(node_name: str) -> str:
+    """The operator in the name of an ONNX node: the last scope, without a counter."""
+    return re.sub(r"_\d+$", "", node_name.rsplit("/", 1)[-1])
 
 
 def module_times(
@@ -99,7 +117,7 @@ def module_times(
 
     totals: dict[str, float] = {}
     for node in times:
-        source = origin(node.name, graph, (metadata or {}).get(node.name, ""))
+        source = _started(node, origin(node.name, graph, (metadata or {}).get(node.name, "")), graph)
         if source.kind == "reformat":
             key = "(reformat)"
         elif source.kind == "unknown":

@@ -81,6 +81,11 @@ def test_inspector_metadata_win_over_the_name() -> None:
     assert found.modules == ("features.1.conv.0.0", "features.1")
 
 
+def test_a_convolution_named_after_its_fused_activation_is_both() -> None:
+    times = [NodeTime(f"{B}_output_0_nchwc", "Conv", (), (), (1000.0,))]
+    assert module_times(times, GRAPH) == {"features.0.0 + features.0.2": 1.0}
+
+
 def test_module_times_lose_nothing() -> None:
     names = [f"{A} + {B}", "Reformatting CopyNode for Input Tensor 0 to " + C, C, D, "__myl_x", E]
     times = [
