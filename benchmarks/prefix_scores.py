@@ -1,0 +1,116 @@
+"""Scores many sub-networks of a sequential supernet, computing what they begin with alike once.
+
+The same numbers as :class:`bcnet_deploy.train.evaluate.SupernetEvaluator` (tests/test_prefix_scores.py
+holds them together): batch-norm statistics of a layer depend on the layers before it alone, so networks that
+agree in their first stages share those stages' activations, of recalibration and of held-out images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bcnet_deploy as bd
+from bcnet_deploy.nn import recalibrate
+
+_CHUNK = 64
+"""Held-out images at once: larger parts leave the cache."""
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Activations behind a stage, and the widths that they depend on."""
+
+    key: tuple[int, ...]
+    calibration: torch.Tensor
+    held_out: torch.Tensor
+
+
+class PrefixScorer:
+    """Top-1 in percent and cross-entropy by side, for vectors in any order; fastest in sorted order.
+
+    Args:
+        supernet: its model a sequence of stages.
+        calibration: (B, C, H, W) training images, one batch.
+        images, labels: held out.
+        sides: the slices to score.
+    """
+
+    def __init__(
+        self, supernet: bd.Supernet, calibration: torch.Tensor, images: torch.Tensor, labels: torch.Tensor,
+        sides: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.supernet, self.labels, self.sides = supernet, labels, tuple(sides)
+        self._start = _Reached(
+            (),
+            calibration.contiguous(memory_format=torch.channels_last),
+            images.contiguous(memory_format=torch.channels_last),
+        )
+        self._stages: list[tuple[nn.Module, tuple[int, ...]]] = []
+        needed: set[int] = set()
+        for path, stage in _stages(supernet.model):
+            needed |= {
+                segment.variable
+                for name, dims in supernet.space.slices.items() if name.startswith(f"{path}.")
+                for segments in dims for segment in segments if segment.variable >= 0
+            }  # fmt: skip
+            self._stages.append((stage, tuple(sorted(needed))))
+        self._reached: dict[str, list[_Reached]] = {side: [self._start] for side in self.sides}
+
+    @torch.no_grad()
+    def __call__(self, widths: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
+        """(L,) widths -> accuracy and loss of each side."""
+        accuracy, loss = [], []
+        for side in self.sides:
+            logits = self._logits(widths, side)
+            accuracy.append(100.0 * float((logits.argmax(1) == self.labels).double().mean()))
+            loss.append(float(F.cross_entropy(logits, self.labels)))
+        return accuracy, loss
+
+    def _logits(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
+        reached = self._reached[side]
+        keys = [tuple(int(widths[v]) for v in needed) for _, needed in self._stages]
+        common = 0
+        while common + 1 < len(reached) and reached[common + 1].key == keys[common]:
+            common += 1
+        del reached[common + 1 :]
+        self.supernet.set_active(widths, side)
+        self.supernet.eval()
+        with self.supernet.sliced():
+            for (stage, _), key in zip(self._stages[common:], keys[common:], strict=True):
+                reached.append(_advance(stage, reached[-1], key))
+        return reached[-1].held_out.float()
+
+
+def _advance(stage: nn.Module, before: _Reached, key: tuple[int, ...]) -> _Reached:
+    outputs: list[torch.Tensor] = []
+    handle = stage.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        # A stage may work in place: what other networks go on from is not given away.
+        recalibrate(stage, [before.calibration.clone()])
+        if not outputs:  # nothing to calibrate
+            outputs.append(stage(before.calibration.clone()))
+        calibrated = outputs[0]
+    finally:
+        handle.remove()
+    held_out = torch.cat([stage(part.clone()) for part in before.held_out.split(_CHUNK)])
+    return _Reached(key, calibrated, held_out)
+
+
+def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a sequence, sequences of blocks taken apart."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, part in model.named_children():
+        if isinstance(part, nn.Sequential) and all(
+            isinstance(child, nn.Module) and list(child.children()) for child in part
+        ):
+            found.extend((f"{name}.{index}", child) for index, child in part.named_children())
+        else:
+            found.append((name, part))
+    return found
