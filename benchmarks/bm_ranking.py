@@ -6,6 +6,7 @@ true accuracy of a vector, scores and truth are compared by rank. Nothing is fit
 ``run`` never opens that table, only ``report`` does. Everything resumes after a kill.
 
     python benchmarks/bm_ranking.py run --rules bilateral-complementary,unilateral --seeds 0,1,2 --cost 600000
+    python benchmarks/bm_ranking.py pilot --cost 10000
     python benchmarks/bm_ranking.py report
 
 Cost 1 is one image through the full width, forward and backward. On one free core of the machine that
@@ -34,7 +35,7 @@ from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatche
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.records import JsonLines, read_lines
 from bcnet_deploy.train.samplers import WidthGrid, make_sampler
-from bcnet_deploy.train.trainer import Trainer
+from bcnet_deploy.train.trainer import Trainer, TrainOutcome
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "ranking"
@@ -57,6 +58,13 @@ RECIPE = {
     "augment": "none", "epochs": 1.0, "warmup_epochs": 0.05,
     "checkpoint_every": 100, "log_every": 25, "workers": 0,
 }  # fmt: skip
+PILOTS: tuple[dict[str, Any], ...] = (
+    {"batch_size": 128, "learning_rate": 0.1, "augment": "crop-flip"},
+    {"batch_size": 64, "learning_rate": 0.1, "augment": "crop-flip"},
+    {"batch_size": 64, "learning_rate": 0.1, "augment": "none"},
+    {"batch_size": 64, "learning_rate": 0.05, "augment": "none"},
+    {"batch_size": 32, "learning_rate": 0.05, "augment": "none"},
+)
 
 
 @dataclass(frozen=True)
@@ -86,19 +94,16 @@ def run_name(rule: str, seed: int, cost: float, size: int) -> str:
     return f"{rule}_seed{seed}_cost{cost:.0f}_size{size}"
 
 
-def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
-    """Train one supernet and score the vectors; does nothing where the result is there already."""
-    cost, size = plan.cost, plan.size
-    name = run_name(rule, seed, cost, size)
-    result = RESULTS / "runs" / f"{name}.json"
-    if result.exists():
-        return
-    folder = plan.work / name
+def trained(
+    rule: str, seed: int, cost: float, recipe: dict[str, Any], splits: DataSplits, folder: Path
+) -> tuple[bd.Supernet, TrainConfig, TrainOutcome]:
+    """A supernet trained by a rule and a recipe; resumed where ``folder`` has a checkpoint."""
     torch.manual_seed(seed)
+    size = splits.input_size
     model = bd.build_model(MODEL, num_classes=10)
-    space = bd.WidthSpace.from_model(model, (3, size, size), levels=LEVELS, min_level=MIN_LEVEL.get(rule, 0))
+    space = bd.WidthSpace.from_model(model, size, levels=LEVELS, min_level=MIN_LEVEL.get(rule, 0))
     supernet = bd.Supernet(model, space, generator=torch.Generator().manual_seed(seed))
-    config = TrainConfig.from_dict({**RECIPE, **RULES[rule], "cost": cost})
+    config = TrainConfig.from_dict({**recipe, **RULES[rule], "cost": cost})
     grid = WidthGrid.create([v.choices for v in space.variables], supernet.max_channels)
     sampler = make_sampler(
         config.rule, grid, np.random.default_rng([seed, 1]), complementary=config.complementary,
@@ -114,20 +119,33 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
         nonlocal said
         if time.monotonic() - said > 30:
             said = time.monotonic()
-            print(f"{name}: {share:.1%} {note}", flush=True)
+            print(f"{folder.name}: {share:.1%} {note}", flush=True)
 
     trainer = Trainer(
         supernet, loader, config, folder, sampler=sampler, seed=seed, progress=progress,
         identity={"space": space.fingerprint, "rule": rule, "seed": seed},
     )  # fmt: skip
     outcome = trainer.run()
-    print(f"{name}: trained, {outcome}", flush=True)
-    sides = ("left", "right") if rule.startswith("bilateral") else ("left",)
-    device = torch.device("cpu")
-    calibration, _ = _joined(splits.train, splits, plan.recalibration_images, device)
-    scorer = PrefixScorer(
-        supernet, calibration, *_joined(splits.val, splits, plan.held_out_images, device), sides
-    )
+    print(f"{folder.name}: trained, {outcome}", flush=True)
+    return supernet, config, outcome
+
+
+def sides_of(rule: str) -> tuple[str, ...]:
+    return ("left", "right") if rule.startswith("bilateral") else ("left",)
+
+
+def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
+    """Train one supernet and score the vectors; does nothing where the result is there already."""
+    cost, size = plan.cost, plan.size
+    name = run_name(rule, seed, cost, size)
+    result = RESULTS / "runs" / f"{name}.json"
+    if result.exists():
+        return
+    folder = plan.work / name
+    supernet, config, outcome = trained(rule, seed, cost, RECIPE, splits, folder)
+    sides = sides_of(rule)
+    calibration, _ = _joined(splits.train, splits, plan.recalibration_images)
+    scorer = PrefixScorer(supernet, calibration, *_joined(splits.val, splits, plan.held_out_images), sides)
     rows = score(scorer, vectors(plan.data), folder / "scores.jsonl", name)
     files.write_json(
         result,
@@ -145,10 +163,28 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     print(f"{name}: scored", flush=True)
 
 
-def _joined(
-    images: Any, splits: DataSplits, count: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = PlainBatches(images, splits, 128, device, limit=count)
+def pilot(plan: Plan, splits: DataSplits) -> None:
+    """Short trainings by other recipes: the lowest held-out loss of both rules chooses :data:`RECIPE`."""
+    rows = []
+    for rule in ("bilateral-complementary", "unilateral"):
+        for change in PILOTS:
+            recipe = {**RECIPE, **change}
+            name = "-".join(["pilot", rule, *map(str, change.values())])
+            supernet, _, outcome = trained(rule, 0, plan.cost, recipe, splits, plan.work / name)
+            widths = np.random.default_rng(9).integers(1, LEVELS + 1, (16, 7)) * supernet.space.full // LEVELS
+            calibration, _ = _joined(splits.train, splits, 256)
+            scorer = PrefixScorer(supernet, calibration, *_joined(splits.val, splits, 1000), sides_of(rule))
+            loss = float(np.mean([scorer(vector)[1] for vector in widths]))
+            rows.append({
+                "rule": rule, **change, "cost": plan.cost, "steps": outcome.steps,
+                "held_out_loss": round(loss, 4),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    files.write_json(RESULTS / "pilots.json", rows)
+
+
+def _joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = PlainBatches(images, splits, 128, torch.device("cpu"), limit=count)
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 
@@ -183,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("action", choices=["run", "pilot", "report"])
     parser.add_argument("--data", help="folder with CIFAR-10 and the tables; default $BCNET_SHARED_DATA")
     parser.add_argument(
         "--work", default=None, help="folder for checkpoints; default beside the unpacked data"
@@ -208,6 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     work = Path(options.work) if options.work else cache_folder() / "ranking"
     splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
     plan = Plan(options.cost, options.size, options.recalibration, options.held_out, data, work)
+    if options.action == "pilot":
+        pilot(plan, splits)
+        return 0
     for seed in map(int, options.seeds.split(",")):
         for rule in options.rules.split(","):
             run_one(rule, seed, plan, splits)
