@@ -39,13 +39,14 @@ MobileNet's networks, each trained three times on CIFAR-10. Supernets trained by
 cost score 640 of its vectors; how well does the order agree?
 
 **Set-up.** CIFAR-10 at {size}x{size} pixels (the truth: 32x32), SGD with Nesterov momentum, cosine, weight
-decay 5e-4, batch {batch_size}, learning rate {learning_rate:g}, augmentation {augment}: the best of five recipes
-by the *held-out loss* of short trainings (`bm_ranking.py pilot`, `pilots.json`), the same for every rule. The
-published accuracies chose nothing. Cost 1 is one image, forward and backward, through the full width; narrower passes count by their
-MACs, and teachers and both sides count. Scores are top-1 on {held_out_images} images held out of the training
-data, after batch-norm recalibration on {recalibration_images} training images; for rules with two sides the
-mean of both. The test images are not used. `-min` is a smallest level m = 1 with K + m stored levels; a
-larger m would leave level 1, which most of the vectors have, untrained."""
+decay 5e-4, batch {batch_size}, learning rate {learning_rate:g}, augmentation {augment}: the best of five
+recipes by the *held-out loss* of short trainings (`bm_ranking.py pilot`, `pilots.json`), the same for every
+rule. The published accuracies chose nothing. Cost 1 is one image, forward and backward, through the full
+width; narrower passes count by their MACs, and teachers and both sides count. Scores are top-1 on
+{held_out_images} images held out of the training data, after batch-norm recalibration on
+{recalibration_images} training images; for rules with two sides the mean of both. The test images are not
+used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m would leave level 1, which most of
+the vectors have, untrained."""
 
 Floats = npt.NDArray[np.float64]
 
