@@ -58,6 +58,7 @@ def main() -> None:
     evaluate.add_argument("--rounds", type=int, default=8)
     evaluate.add_argument("--runs", type=int, default=25, help="timed runs of a network in each round")
     evaluate.add_argument("--naive", type=int, default=12, help="networks whose layers are timed alone")
+    evaluate.add_argument("--seed", type=int, default=SEED, help="of the held-out networks")
     evaluate.set_defaults(run=run_evaluate)
     report = commands.add_parser("report")
     report.add_argument("document", type=Path)
@@ -102,7 +103,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     model, space = _network(arguments.model)
     tables = [bd.LatencyTable.load(path).for_space(space) for path in arguments.tables]
     maker = NetworkMaker(model, space)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(arguments.seed)
     widths = np.unique(space.random(arguments.networks, rng), axis=0)
     rng.shuffle(widths)
     image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
@@ -118,7 +119,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         "networks": len(widths),
         "rounds": arguments.rounds,
         "runs": arguments.runs,
-        "seed": SEED,
+        "seed": arguments.seed,
         "measure_s": round(time.perf_counter() - start, 1),
         "machine": describe_machine(device.runtime),
         "latency_ms": {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Int64 = npt.NDArray[np.int64]
 
+_ACCURACY = ("networks", "rounds", "mape", "within_5", "within_10", "kendall", "noise_floor")
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -154,8 +156,18 @@ class Network:
             overhead_us=float(finite(data["overhead_us"], f"{where}.overhead_us")[0]),
             scales=tuple(float(scale) for scale in scales),
             relative_error=float(non_negative(data["relative_error"], f"{where}.relative_error")[0]),
-            accuracy=dict(data["accuracy"]),
+            accuracy=_accuracy(data["accuracy"], f"{where}.accuracy"),
         )
+
+
+def _accuracy(data: Any, where: str) -> dict[str, Any]:
+    """The figures of a validation, or an empty mapping."""
+    if data == {}:
+        return {}
+    require_keys(data, _ACCURACY, where)
+    for name, value in data.items():
+        finite(value, f"{where}.{name}")
+    return dict(data)
 
 
 def layer_dims(layer: Layer, widths: Int64) -> Int64:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +16,16 @@ import numpy.typing as npt
 from bcnet_deploy import files
 from bcnet_deploy.errors import MissingEntryError, TableError
 from bcnet_deploy.lut.compiled import CompiledSum, Term
-from bcnet_deploy.lut.entries import Entries, require_keys
+from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Fit, Granularity
 from bcnet_deploy.lut.machine import describe_machine, differences
 from bcnet_deploy.lut.network import Network, dims_text, layer_dims
+from bcnet_deploy.lut.reading import FORMAT, KIND, one_line, read_fields
 from bcnet_deploy.lut.roofline import Roofline
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
 
-FORMAT = 1
 Floats = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Source = Literal["measured", "estimated"]
@@ -237,7 +236,7 @@ class LatencyTable:
     def save(self, path: str | Path) -> None:
         """Write atomically. Raises :class:`RunDirError`; the former file then stays."""
         data = self.to_dict()
-        lines = [f"{json.dumps(key)}: {_one_line(value)}" for key, value in data.items()]
+        lines = [f"{json.dumps(key)}: {one_line(value)}" for key, value in data.items()]
         files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
@@ -264,7 +263,7 @@ class LatencyTable:
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "kind": "bcnet-deploy latency table",
+            "kind": KIND,
             "device": self.device,
             "source": self.source,
             "complete": self.complete,
@@ -280,58 +279,7 @@ class LatencyTable:
     @classmethod
     def from_dict(cls, data: Any, where: str = "latency table") -> Self:
         """Raises :class:`TableError` naming ``where`` and the key at fault."""
-        require_keys(data, ("format", "kind"), where)
-        if data["kind"] != "bcnet-deploy latency table":
-            raise TableError(f"{where} is no latency table: its kind is {data['kind']!r}")
-        if data["format"] != FORMAT:
-            raise TableError(
-                f"{where} has format {data['format']!r}, this version reads {FORMAT}; "
-                "use the version of bcnet-deploy that wrote it, or make the table again"
-            )
-        require_keys(
-            data,
-            ("device", "source", "complete", "precision", "batch", "granularity", "provenance", "networks",
-             "entries", "models"),
-            where,
-        )  # fmt: skip
-        if data["source"] not in ("measured", "estimated"):
-            raise TableError(f"{where}: source must be 'measured' or 'estimated'; given {data['source']!r}")
-        for name in ("provenance", "entries", "models", "granularity"):
-            require_keys(data[name], ("block", "align") if name == "granularity" else (), f"{where}: {name}")
-        granularity = Granularity(
-            *(
-                _positive(data["granularity"][name], f"{where}: granularity.{name}")
-                for name in ("block", "align")
-            )
-        )
-        entries = {
-            str(key): Entries.from_dict(value, f"{where}: entries[{key!r}]")
-            for key, value in data["entries"].items()
-        }
-        networks = tuple(
-            Network.from_dict(value, f"{where}: networks[{index}]")
-            for index, value in enumerate(data["networks"])
-        )
-        models = {
-            str(key): _model(value, granularity, f"{where}: models[{key!r}]")
-            for key, value in data["models"].items()
-        }
-        for network in networks:
-            for layer in network.layers:
-                if layer.key not in models or (data["source"] == "measured" and layer.key not in entries):
-                    raise TableError(f"{where} lacks the entry of layer {layer.name} ({layer.key!r})")
-        return cls(
-            device=str(data["device"]),
-            source=data["source"],
-            precision=str(data["precision"]),
-            batch=_positive(data["batch"], f"{where}: batch"),
-            granularity=granularity,
-            provenance=dict(data["provenance"]),
-            entries=entries,
-            models=models,
-            networks=networks,
-            complete=bool(data["complete"]),
-        )
+        return cls(**read_fields(data, where))
 
     def merged(self, other: LatencyTable) -> LatencyTable:
         """This table with the entries and networks of ``other``; a network of both stays this one's.
@@ -368,31 +316,3 @@ class LatencyTable:
         known = {network.fingerprint for network in self.networks}
         networks = (*self.networks, *(n for n in other.networks if n.fingerprint not in known))
         return replace(self, entries=entries, models=models, networks=networks)
-
-
-def _model(data: Any, granularity: Granularity, where: str) -> Fit | Roofline:
-    require_keys(data, ("form",), where)
-    try:
-        if data["form"] == "roofline":
-            return Roofline.from_dict(data)
-        if data["form"] == "fit":
-            return Fit.from_dict(data, granularity)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TableError(f"{where} is damaged ({error!r})") from error
-    raise TableError(f"{where}: form must be 'fit' or 'roofline'; given {data['form']!r}")
-
-
-def _positive(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TableError(f"{where} must be a whole number of 1 or more; given {value!r}")
-    return value
-
-
-def _one_line(value: Any) -> str:
-    """JSON with one line an entry: short enough to read, and to compare with diff."""
-    if isinstance(value, dict) and value:
-        lines = (f" {json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
-        return "{\n" + ",\n".join(lines) + "\n}"
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        return "[\n" + ",\n".join(f" {json.dumps(item, allow_nan=False)}" for item in value) + "\n]"
-    return json.dumps(value, allow_nan=False)
