@@ -3,12 +3,14 @@
     cd benchmarks
     python bm_lut_accuracy.py build --model mobilenet_v2 --device cpu-1thread --budget 120 --out t120.json
     python bm_lut_accuracy.py evaluate --model mobilenet_v2 --device cpu-1thread --out result.json t120.json
-    python bm_lut_accuracy.py report ../docs/lut_accuracy.md results/lut_*.json
+    python bm_lut_accuracy.py add --result result.json t30.json t60.json
+    python bm_lut_accuracy.py report ../docs/lut_accuracy.md results/lut/*.json
 
 ``build`` makes a table from nothing and reports the wall time of everything: model, width space, export,
 measurements, fits. ``evaluate`` draws networks with a seed of its own, measures each in interleaved rounds
 (new session each time, fastest of the runs, median of the rounds), and compares; two halves of the rounds
 give the noise floor, and a reference network how fast the machine is now and was when the table was made.
+``add`` judges more tables by the same measurements.
 For some of the networks every layer is timed as a model of its own, too: the naive
 sum. Timing wants the machine alone: nothing else running, and where allowed a real-time priority
 (``chrt -f 10``).
@@ -60,6 +62,10 @@ def main() -> None:
     evaluate.add_argument("--naive", type=int, default=12, help="networks whose layers are timed alone")
     evaluate.add_argument("--seed", type=int, default=SEED, help="of the held-out networks")
     evaluate.set_defaults(run=run_evaluate)
+    add = commands.add_parser("add")
+    add.add_argument("tables", type=Path, nargs="+")
+    add.add_argument("--result", type=Path, required=True, help="of evaluate; the tables are added to it")
+    add.set_defaults(run=run_add)
     report = commands.add_parser("report")
     report.add_argument("document", type=Path)
     report.add_argument("results", type=Path, nargs="+")
@@ -129,35 +135,61 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         },
         "tables": [],
     }
-    for path, table in zip(arguments.tables, tables, strict=True):
-        predicted = table.predict(widths)
-        # The same network, timed while the table was made and now: how much faster the machine was then.
-        speed = float(np.median(references)) / float(table.provenance["reference_ms"])
-        raw, even = validate(predicted, rounds), validate(predicted, rounds / speed)
-        built = files.read_json(path.with_suffix(".build.json"), bd.TableError, "build record")
-        print(f"{path}\n  as measured: {raw.summary()}, bias {raw.bias:+.2%}")
-        print(f"  machine's speed now / then {speed:.3f}")
-        print(f"  at even speed: {even.summary()}, bias {even.bias:+.2%}")
-        result["tables"].append(
-            {
-                **built,
-                **raw.to_dict(),
-                "speed": round(speed, 4),
-                "even_speed": even.to_dict(),
-                "entries": sum(map(len, table.entries.values())),
-                "measurements": table.provenance.get("measurements"),
-                "bytes": path.stat().st_size,
-            }
-        )
+    result["reference_ms"] = round(float(np.median(references)), 5)
     result["widths"] = widths.tolist()
     result["rounds_ms"] = np.round(rounds, 5).tolist()
+    result["tables"] = [
+        judge(path, table, widths, rounds, result["reference_ms"])
+        for path, table in zip(arguments.tables, tables, strict=True)
+    ]
     result["predict_per_s"] = predict_rate(tables[0], space)
     if arguments.naive:
         result["naive"] = naive(
             device, maker, space, widths[: arguments.naive], image, rounds[: arguments.naive]
         )
         print("naive isolated sum:", result["naive"])
-    files.write_json(arguments.out, json.loads(json.dumps(result, default=float)), indent=None)
+    write(arguments.out, result)
+
+
+def run_add(arguments: argparse.Namespace) -> None:
+    result = files.read_json(arguments.result, bd.TableError, "benchmark result")
+    _, space = _network(result["model"])
+    widths, rounds = np.array(result["widths"]), np.array(result["rounds_ms"])
+    for path in arguments.tables:
+        table = bd.LatencyTable.load(path).for_space(space)
+        result["tables"].append(judge(path, table, widths, rounds, result["reference_ms"]))
+    result["tables"].sort(key=lambda judged: judged["budget_s"])
+    write(arguments.result, result)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    files.write_json(path, json.loads(json.dumps(result, default=float)), indent=None)
+
+
+def judge(
+    path: Path,
+    table: bd.LatencyTable,
+    widths: npt.NDArray[np.int64],
+    rounds: npt.NDArray[np.float64],
+    reference_ms: float,
+) -> dict[str, Any]:
+    """The figures of one table on (N, R) measurements, as measured and with the machine's drift taken out."""
+    predicted = table.predict(widths)
+    # The same network, timed while the table was made and now: how much faster the machine was then.
+    speed = reference_ms / float(table.provenance["reference_ms"])
+    raw, even = validate(predicted, rounds), validate(predicted, rounds / speed)
+    print(f"{path}\n  as measured: {raw.summary()}, bias {raw.bias:+.2%}")
+    print(f"  machine's speed now / then {speed:.3f}")
+    print(f"  at even speed: {even.summary()}, bias {even.bias:+.2%}", flush=True)
+    return {
+        **files.read_json(path.with_suffix(".build.json"), bd.TableError, "build record"),
+        **raw.to_dict(),
+        "speed": round(speed, 4),
+        "even_speed": even.to_dict(),
+        "entries": sum(map(len, table.entries.values())),
+        "measurements": table.provenance.get("measurements"),
+        "bytes": path.stat().st_size,
+    }
 
 
 def measure_rounds(

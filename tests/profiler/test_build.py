@@ -20,7 +20,7 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.profiler.assemble import validate
-from bcnet_deploy.profiler.build import Profiler
+from bcnet_deploy.profiler.build import Profiler, granularity_of
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
@@ -68,6 +68,22 @@ def test_predicts_a_known_device(tmp_path: Path, noise: float) -> None:
     assert table.source == "measured"
     assert table.provenance["threads"] == 1
     assert table.provenance["runtime_version"]
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "expected"),
+    [
+        ("cpu-1thread", ["avx2", "fma", "avx512f"], (16, 4)),
+        ("cpu-1thread", ["avx2", "fma"], (8, 4)),
+        ("cpu", ["asimd"], (16, 4)),
+        ("t4", ["avx2"], (8, 8)),
+    ],
+)
+def test_blocks_are_as_wide_as_the_vectors(
+    device: str, features: list[str], expected: tuple[int, int]
+) -> None:
+    found = granularity_of(load_device(device), features)
+    assert (found.block, found.align) == expected
 
 
 def test_the_file_is_the_table(tmp_path: Path) -> None:
