@@ -64,6 +64,8 @@ def command(
     config = run_dir.load() if run_dir.exists() else None
     names = [name.strip() for name in (devices or device or (config.device if config else "cpu")).split(",")]
     profiles = [load_device(name) for name in names if name]
+    if not profiles:
+        raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     reference = _reference(run_dir, config, model, size, num_classes, levels)
 
     from bcnet_deploy.cli.run_space import keep_space
@@ -75,7 +77,7 @@ def command(
     if not estimate:
         for profile in profiles:
             if profile.kind == "gpu":
-                check_gpu(profile)  # before minutes of work for another device
+                check_gpu(profile, reference.name)  # before minutes of work for another device
             else:
                 _warn_of_threads(profile.threads or 1)
     network = build_model(reference.name, num_classes=reference.num_classes).eval()

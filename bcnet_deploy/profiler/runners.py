@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bcnet_deploy.devices import DeviceProfile
+from bcnet_deploy.devices import DeviceProfile, known_devices
 from bcnet_deploy.errors import DeviceError
 from bcnet_deploy.lut.machine import gpu_name
 from bcnet_deploy.profiler.measure import MakeRunner
@@ -32,17 +32,19 @@ def make_runner_of(device: DeviceProfile, *, image_seed: int = 0) -> MakeRunner:
     return partial(_tensorrt, device=device, image_seed=image_seed)
 
 
-def check_gpu(device: DeviceProfile) -> None:
-    """Raises :class:`DeviceError` unless the GPU of this machine is ``device``."""
+def check_gpu(device: DeviceProfile, model: str | None = None) -> None:
+    """Raises :class:`DeviceError` unless the GPU of this machine is ``device``; it names the commands that help,
+    for ``model`` if given."""
     found = gpu_name()
     if found is not None and device.matches_gpu(found):
         return
     here = "no GPU" if found is None else f"the GPU of this machine is {found}"
+    given = device.name if known_devices().get(device.name) == device.path else str(device.path)
+    command = f"bcnet-deploy profile --device {given}" + (f" --model {model}" if model else "")
     raise DeviceError(
-        f"{device.description} is not here ({here}); either run 'bcnet-deploy profile --device "
-        f"{device.name}' on its host and copy latency/{device.name}.json back into the run directory, or "
-        "estimate it from "
-        f"data sheets with 'bcnet-deploy profile --device {device.name} --estimate'"
+        f"{device.description} is not here ({here}); either run '{command}' on its host and copy "
+        f"latency/{device.name}.json back into the run directory, or estimate it from data sheets with "
+        f"'{command} --estimate'"
     )
 
 

@@ -75,10 +75,16 @@ def test_a_device_that_is_not_here_offers_both_ways(tmp_path: Path) -> None:
     result = call("profile", "--device", "t4", "--model", "demo", "--run-dir", tmp_path / "run")
     assert result.exit_code == 1
     assert "no GPU" in result.output
-    assert "'bcnet-deploy profile --device t4' on its host" in result.output
-    assert "'bcnet-deploy profile --device t4 --estimate'" in result.output
+    assert "'bcnet-deploy profile --device t4 --model demo' on its host" in result.output
+    assert "'bcnet-deploy profile --device t4 --model demo --estimate'" in result.output
     assert result.output.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_no_device_at_all(tmp_path: Path) -> None:
+    result = call("profile", "--devices", ",", "--model", "demo", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "give the name of a device" in result.output
 
 
 def test_another_gpu_is_named_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
