@@ -33,8 +33,8 @@ def make_runner_of(device: DeviceProfile, *, image_seed: int = 0) -> MakeRunner:
 
 
 def check_gpu(device: DeviceProfile, model: str | None = None) -> None:
-    """Raises :class:`DeviceError` unless the GPU of this machine is ``device``; it names the commands that help,
-    for ``model`` if given."""
+    """Raises :class:`DeviceError`, with the commands that help, unless the GPU of this machine is ``device``:
+    for ``model`` if that is given."""
     found = gpu_name()
     if found is not None and device.matches_gpu(found):
         return
