@@ -12,7 +12,6 @@ at every width; their ratio is given for comparison.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
+from bcnet_deploy.lut.machine import describe_machine
 
 
 def one_pass(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
@@ -93,9 +93,9 @@ def main() -> None:
         print({key: value for key, value in result.items() if key != "rounds"}, flush=True)
         if arguments.out:
             about = {
+                "machine": describe_machine("torch"),
                 "torch": torch.__version__,
                 "threads": arguments.threads,
-                "machine": platform.processor(),
             }
             files.write_json(arguments.out, {**about, "results": results})
 

@@ -5,7 +5,8 @@
 
 ``step``: a bilateral step at the uniform half width (left and right, one update) against two steps of
 the extracted network (the same two image passes, two updates), both with loading and augmentation,
-taken in turns; the ratio of the medians. Results go to ``benchmarks/results/training/``.
+taken in turns; the ratio of the medians. A second copy of the plain network, timed alike, gives the noise
+floor. Results go to ``benchmarks/results/training/``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages
+from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.train import TrainConfig, Trainer, WidthGrid
 from bcnet_deploy.train.checkpoint import load_checkpoint
 from bcnet_deploy.train.samplers import Step, WidthSampler, both_sides
@@ -56,7 +58,7 @@ class Fixed(WidthSampler):
 def trainers(
     name: str, size: tuple[int, int, int], batch: int, levels: int, folder: Path
 ) -> dict[str, Trainer]:
-    """A supernet's and a plain network's trainer on the same random images."""
+    """Trainers of a supernet and of two equal plain networks on the same random images."""
     torch.manual_seed(0)
     model = bd.build_model(name, num_classes=10)
     space = bd.WidthSpace.from_model(model, size, levels=levels)
@@ -78,6 +80,7 @@ def trainers(
     return {
         "supernet": Trainer(supernet, loader(), config, folder / "s", sampler=Fixed(grid, widths)),
         "plain": Trainer(plain, loader(), config, folder / "p"),
+        "again": Trainer(space.extract(model, widths), loader(), config, folder / "a"),
     }
 
 
@@ -86,7 +89,7 @@ def measure_step(rounds: int) -> None:
     for name, size, batch, levels in CASES:
         with tempfile.TemporaryDirectory() as folder:
             both = trainers(name, size, batch, levels, Path(folder))
-            times: dict[str, list[float]] = {"supernet": [], "plain": []}
+            times: dict[str, list[float]] = {kind: [] for kind in both}
             for turn in range(rounds + 2):
                 for kind, trainer in both.items():
                     _wait(trainer.device)
@@ -96,7 +99,7 @@ def measure_step(rounds: int) -> None:
                     _wait(trainer.device)
                     if turn >= 2:
                         times[kind].append(time.perf_counter() - start)
-                    trainer._pending.clear()
+                    trainer.journal.pending.clear()
         middle = {kind: statistics.median(values) for kind, values in times.items()}
         rows.append(
             {
@@ -104,12 +107,15 @@ def measure_step(rounds: int) -> None:
                 "supernet_ms": 1e3 * middle["supernet"], "plain_ms": 1e3 * middle["plain"],
                 "ratio": middle["supernet"] / middle["plain"],
                 "ratio_of_minima": min(times["supernet"]) / min(times["plain"]),
+                "noise_floor": abs(middle["again"] / middle["plain"] - 1),
                 "supernet_image_passes_per_second": 2 * batch / middle["supernet"],
                 "plain_images_per_second": 2 * batch / middle["plain"],
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
-    about = {"threads": torch.get_num_threads(), "torch": torch.__version__, "cores": os.cpu_count()}
+    about = {
+        "machine": describe_machine("torch"), "threads": torch.get_num_threads(), "torch": torch.__version__
+    }  # fmt: skip
     files.write_json(RESULTS / "step.json", {**about, "cases": rows})
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -90,6 +91,15 @@ class WeightAverage:
             kept = live.clone()
             live.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Within it the model has the averaged tensors."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
 
 def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ def gradients(folder: Path) -> dict[str, torch.Tensor]:
             data.train, 32, Augmentation("none", data.mean, data.std), CPU, rank=ranks.rank, world=ranks.world
         )
         trainer = Trainer(supernet, loader, config, folder, sampler=sampler, ranks=ranks)
-        trainer._paths(sampler.next_step(), *loader.next_batch())
+        trainer.run_paths(sampler.next_step(), *loader.next_batch())
         return {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
 
 

@@ -58,7 +58,7 @@ def test_the_gpu_follows_the_cpu(tmp_path: Path) -> None:
     for trainer in (on_gpu, on_cpu):
         for _ in range(4):
             trainer._advance()
-    for one, two in zip(on_gpu._pending, on_cpu._pending, strict=True):
+    for one, two in zip(on_gpu.journal.pending, on_cpu.journal.pending, strict=True):
         torch.testing.assert_close(one.losses.cpu(), two.losses, rtol=2e-2, atol=2e-2)
 
 

@@ -60,7 +60,7 @@ def test_gradients_equal_those_of_extracted_networks(rule: str, min_level: int, 
     supernet.train()
     expected = scattered_gradients(supernet, step.paths, images, labels, smoothing=0.1)
     supernet.zero_grad()
-    trainer._paths(step, images, labels)
+    trainer.run_paths(step, images, labels)
     for name, parameter in supernet.model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradients(tmp_path: Path) -> Non
         config = settings(accumulation=accumulation, distillation=True)
         trainer = make_trainer(supernet, config, tmp_path / str(accumulation))
         assert trainer.sampler is not None
-        trainer._paths(trainer.sampler.next_step(), *trainer.loader.next_batch())
+        trainer.run_paths(trainer.sampler.next_step(), *trainer.loader.next_batch())
         gradients.append([parameter.grad.clone() for parameter in supernet.parameters()])
     for one, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(one, parts, rtol=1e-4, atol=1e-6)
@@ -83,7 +83,7 @@ def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Pa
     supernet = make_supernet()
     trainer = make_trainer(supernet, settings(epochs=1), tmp_path)
     seen = []
-    before = trainer._paths
+    before = trainer.run_paths
 
     def spied(step, images, labels):  # type: ignore[no-untyped-def]
         losses = [
@@ -92,7 +92,7 @@ def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Pa
         seen.append((step.paths[0].widths.tolist(), float(torch.stack(losses).mean().detach())))
         return before(step, images, labels)
 
-    trainer._paths = spied  # type: ignore[method-assign]
+    trainer.run_paths = spied  # type: ignore[method-assign]
     trainer.run()
     rows = read_lines(tmp_path / "records.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["widths"] for row in rows] == [
@@ -165,7 +165,7 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     def full(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    trainer._paths = full  # type: ignore[method-assign,assignment]
+    trainer.run_paths = full  # type: ignore[method-assign,assignment]
     with pytest.raises(TrainingError, match=r"accumulation: 2 .* parts of 16, or lower batch_size"):
         trainer.run()
 
@@ -176,7 +176,7 @@ def test_other_failures_keep_their_traceback(tmp_path: Path) -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("shape mismatch")
 
-    trainer._paths = broken  # type: ignore[method-assign,assignment]
+    trainer.run_paths = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(RuntimeError, match="shape mismatch"):
         trainer.run()
 

@@ -1,0 +1,91 @@
+"""Forward and backward of a step's paths, one after another: only one path's activations are alive."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from bcnet_deploy.nn import Supernet
+from bcnet_deploy.train.config import TrainConfig
+from bcnet_deploy.train.optim import soft_cross_entropy
+from bcnet_deploy.train.samplers import Path, Step
+
+
+class PathRunner:
+    """Adds the gradients of a step's paths to the weights.
+
+    Args:
+        runs: what is called on images: the network, compiled or wrapped for several processes or not.
+        supernet: whose slices the paths are; None for a plain network, which has one path.
+        config: accumulation, smoothing, temperature and precision.
+        device: of network and images.
+        scaler: of fp16 losses; disabled otherwise.
+        teacher: network in evaluation mode whose outputs half of a plain network's loss follows.
+    """
+
+    def __init__(
+        self,
+        runs: nn.Module,
+        supernet: Supernet | None,
+        config: TrainConfig,
+        device: torch.device,
+        scaler: torch.amp.GradScaler,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.runs, self.supernet, self.teacher = runs, supernet, teacher
+        self.config, self.device, self.scaler = config, device, scaler
+
+    def __call__(self, drawn: Step | None, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Backward of every path and part of the batch; returns each path's label loss, on the device."""
+        image_parts = images.chunk(self.config.accumulation)
+        label_parts = labels.chunk(self.config.accumulation)
+        paths: tuple[Path | None, ...] = drawn.paths if drawn is not None else (None,)
+        taught: dict[int, list[torch.Tensor]] = {}
+        losses = []
+        for index, path in enumerate(paths):
+            if path is not None and self.supernet is not None:
+                self.supernet.set_active(path.widths, path.side)
+            parts = []
+            for part, (x, y) in enumerate(zip(image_parts, label_parts, strict=True)):
+                last = index == len(paths) - 1 and part == len(image_parts) - 1
+                share = len(x) / len(images)
+                with self._synchronised(last):
+                    with self._autocast():
+                        logits = self.runs(x)
+                    logits = logits.float()
+                    smoothed = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+                    loss = smoothed
+                    if path is not None and path.role == "teacher":
+                        taught.setdefault(index, []).append(logits.detach())
+                    elif path is not None and path.role == "pupil":
+                        loss = soft_cross_entropy(logits, taught[path.teacher_index][part])
+                    elif self.teacher is not None:
+                        loss = 0.5 * smoothed + 0.5 * self._towards_teacher(logits, x)
+                    weight = share * (path.weight if path is not None else 1.0)
+                    self.scaler.scale(loss * weight).backward()
+                parts.append(smoothed.detach() * share)
+            losses.append(torch.stack(parts).sum())
+        return torch.stack(losses)
+
+    def _towards_teacher(self, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), self._autocast():
+            guide = self.teacher(images)
+        return soft_cross_entropy(logits, guide, self.config.temperature)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.amp == "off":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once, in the step's last backward, when all paths have added theirs."""
+        if isinstance(self.runs, DistributedDataParallel) and not last:
+            return self.runs.no_sync()
+        return nullcontext()
