@@ -32,7 +32,8 @@ from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.train import TrainConfig, Trainer, WidthGrid
 from bcnet_deploy.train.checkpoint import load_checkpoint
-from bcnet_deploy.train.samplers import Step, WidthSampler, both_sides
+from bcnet_deploy.train.grid import Step, both_sides
+from bcnet_deploy.train.samplers import WidthSampler
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "training"

@@ -1,7 +1,9 @@
 """Data sets by reference: ``digits``, a folder or tar archive of images, ``module:function``."""
 
+from bcnet_deploy.data.augment import Augmentation
 from bcnet_deploy.data.load import load_data
-from bcnet_deploy.data.loader import Augmentation, BatchLoader, PlainBatches
+from bcnet_deploy.data.loader import BatchLoader
+from bcnet_deploy.data.plain import PlainBatches
 from bcnet_deploy.data.splits import DataSplits, ImageSet, MemoryImages
 
 __all__ = [

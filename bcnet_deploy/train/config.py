@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from bcnet_deploy import files
-from bcnet_deploy.data.loader import AUGMENTATIONS
+from bcnet_deploy.data.augment import AUGMENTATIONS
 from bcnet_deploy.errors import ConfigError, nearest
 from bcnet_deploy.resources import shipped
 from bcnet_deploy.train.samplers import RULES

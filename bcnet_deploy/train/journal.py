@@ -15,8 +15,8 @@ import torch
 
 from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.train.distributed import Ranks
+from bcnet_deploy.train.grid import Path as SlicePath
 from bcnet_deploy.train.records import JsonLines
-from bcnet_deploy.train.samplers import Path as SlicePath
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0..1, and a note for people."""

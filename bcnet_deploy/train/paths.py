@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train.config import TrainConfig
+from bcnet_deploy.train.grid import Path, Step
 from bcnet_deploy.train.optim import soft_cross_entropy
-from bcnet_deploy.train.samplers import Path, Step
 
 
 class PathRunner:

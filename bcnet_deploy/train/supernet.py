@@ -21,7 +21,8 @@ from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
 from bcnet_deploy.train.evaluate import SupernetEvaluator
-from bcnet_deploy.train.samplers import SIDES, WidthGrid, make_sampler
+from bcnet_deploy.train.grid import SIDES, WidthGrid
+from bcnet_deploy.train.samplers import make_sampler
 from bcnet_deploy.train.trainer import Progress, Trainer
 
 FORMAT = 1

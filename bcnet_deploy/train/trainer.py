@@ -24,11 +24,12 @@ from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
+from bcnet_deploy.train.grid import Step
 from bcnet_deploy.train.journal import Journal, Now, Pending, Progress
 from bcnet_deploy.train.memory import memory_advice
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
-from bcnet_deploy.train.samplers import Step, WidthSampler
+from bcnet_deploy.train.samplers import WidthSampler
 from bcnet_deploy.train.signals import StopRequest
 from bcnet_deploy.train.state import TrainState
 

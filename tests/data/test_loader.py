@@ -144,7 +144,7 @@ def test_an_image_that_cannot_be_read_is_one_line(workers: int, tmp_path: Path) 
 @pytest.mark.parametrize("held", [True, False])
 def test_plain_batches_are_the_images_in_order(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not held:
-        monkeypatch.setattr("bcnet_deploy.data.loader.HELD_BYTES", 0)
+        monkeypatch.setattr("bcnet_deploy.data.plain.HELD_BYTES", 0)
     data = splits()
     batches = PlainBatches(data.val, data, 24, CPU)
     assert [len(labels) for _, labels in batches] == [24, 24, 16] and batches.image_count == 64

@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
 from bcnet_deploy.space.widths import level_choices
-from bcnet_deploy.train.samplers import (
-    RULES,
-    Bilateral,
-    Path,
-    Sandwich,
-    Unilateral,
-    WidthGrid,
-    both_sides,
-    channel_counts,
-    make_sampler,
-)
+from bcnet_deploy.train.grid import Path, WidthGrid, both_sides, channel_counts
+from bcnet_deploy.train.samplers import RULES, Bilateral, Sandwich, Unilateral, make_sampler
 
 
 def levels_grid(levels: int, group: int = 1, minimum: int = 0, variables: int = 1) -> WidthGrid:

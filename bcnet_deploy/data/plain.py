@@ -1,0 +1,85 @@
+"""Batches for evaluation: in order, unaugmented, kept on the device where they fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from bcnet_deploy.data.augment import Augmentation
+from bcnet_deploy.data.splits import DataSplits, ImageSet
+
+HELD_BYTES = 2**29
+"""Evaluation batches up to this size are made once and kept on the device; larger sets are read each time."""
+
+
+class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
+    """Unaugmented, normalised batches on a device, for recalibration and evaluation.
+
+    Args:
+        images: in order; all of them unless ``limit``.
+        splits: whose mean and deviation to use.
+        batch_size: images a batch; the last batch may be smaller.
+        device: where the batches end up.
+        limit: take this many images, drawn once over the whole set (which may be sorted by class).
+        channels_last: memory order of the images.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        splits: DataSplits,
+        batch_size: int,
+        device: torch.device,
+        *,
+        limit: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        self._images, self._device, self._batch_size = images, device, batch_size
+        self._normalise = Augmentation("none", splits.mean, splits.std).normalise
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._chosen = np.arange(len(images))
+        if limit is not None and limit < len(images):
+            self._chosen = np.random.default_rng(0).permutation(len(images))[:limit]
+        count = len(self._chosen) * int(np.prod(splits.input_size)) * 4
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None
+
+    def __len__(self) -> int:
+        return -(-len(self._chosen) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self._held is None:
+            return self._read(index)
+        if index not in self._held:
+            self._held[index] = self._read(index)
+        return self._held[index]
+
+    @property
+    def image_count(self) -> int:
+        """Images over all the batches."""
+        return len(self._chosen)
+
+    def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        part = torch.from_numpy(self._chosen[index * self._batch_size : (index + 1) * self._batch_size])
+        memory = self._images.memory
+        if memory is not None:
+            raw = memory[part]
+        else:
+            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                raw = torch.stack(list(pool.map(lambda i: self._images.read(int(i), None), part)))
+        batch = self._normalise(raw.to(self._device)).contiguous(memory_format=self._layout)
+        return batch, self._images.labels[part].to(self._device)
