@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
+import shutil
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -259,6 +263,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BCNET_CACHE") or default)
 
 
+def _unpack_into(archive: Path, target: Path) -> None:
+    """Unpack beside ``target`` and move it there whole: several processes (torchrun's) may do so at once."""
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent) as folder:
+        fresh = Path(folder) / "files"
+        with tarfile.open(archive) as tar:
+            tar.extractall(fresh, filter="data")
+        (fresh / ".complete").touch()
+        try:
+            fresh.rename(target)
+        except OSError:
+            if (target / ".complete").exists():
+                return  # another process was quicker
+            shutil.rmtree(target, ignore_errors=True)  # what a killed older version left
+            fresh.rename(target)
+
+
 def unpack(archive: Path) -> Path:
     """The folder with ``train/`` in it, from a tar archive; unpacked once into :func:`cache_folder`.
 
@@ -268,19 +288,16 @@ def unpack(archive: Path) -> Path:
     stat = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
     target = cache_folder() / f"{archive.name.split('.')[0]}-{key}"
-    done = target / ".complete"
-    if not done.exists():
+    if not (target / ".complete").exists():
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter="data")
-        except (tarfile.TarError, EOFError) as error:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _unpack_into(archive, target)
+        except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"{archive} is not a readable tar archive of an image folder: {error}") from error
         except OSError as error:
             raise DataError(
                 f"cannot unpack {archive} into {target}: {error}; set BCNET_CACHE to a folder with space"
             ) from error
-        done.touch()
     for candidate in (target, *sorted(p for p in target.iterdir() if p.is_dir())):
         if (candidate / "train").is_dir():
             return candidate

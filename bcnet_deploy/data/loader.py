@@ -7,6 +7,7 @@ workers read ahead.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -41,6 +42,13 @@ class _Reader(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, seed = key
         return self.images.read(index, None if seed < 0 else seed), int(self.images.labels[index])
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group: a worker that dies of one takes the
+    step with it that the trainer wants to finish and save. Workers end with the trainer in any case."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class BatchLoader:
@@ -165,6 +173,7 @@ class BatchLoader:
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         return iter(loader)
 

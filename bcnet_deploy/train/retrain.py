@@ -113,9 +113,11 @@ def retrain(
     with process_group(device) as ranks:
         trainer = Trainer(
             network, make_loader(splits, config, device, seed, ranks), config, folder, identity=identity,
-            seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out if ranks.first else None,
-            progress=progress, resume=not fresh,
+            seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out, progress=progress, resume=not fresh,
         )  # fmt: skip
+        if ranks.first:
+            # Of other settings, or to be made anew: it must not be taken for this one's after a kill.
+            (folder / RESULT).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
             if config.ema_decay:

@@ -88,6 +88,9 @@ def train_supernet(
             identity={"space": space.fingerprint, "min_level": space.min_level, "levels": space.levels},
             seed=seed, ranks=ranks, progress=progress, resume=not fresh,
         )  # fmt: skip
+        if fresh and ranks.first:
+            # After a kill the former weights must not be taken for the new ones.
+            (folder / DESCRIPTION).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
             evaluator = make_evaluator(supernet, splits, config, device=device, ranks=ranks, limit=2000)

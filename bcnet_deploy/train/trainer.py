@@ -63,8 +63,9 @@ class Trainer:
         identity: what a checkpoint must be of (space fingerprint, widths); JSON-able.
         seed: of dropout and the like; loader and sampler have their own.
         teacher: network in evaluation mode whose outputs half of a plain network's loss follows.
-        evaluate: called with the network every ``evaluate_every`` epochs; its figures join the curves.
-        resume: False starts anew even where there is a checkpoint.
+        evaluate: called with the network every ``evaluate_every`` epochs, on all ranks alike (the others
+            would wait for the first one anyway); the first rank's figures join the curves.
+        resume: False starts anew even where there is a checkpoint, which :meth:`run` removes first.
 
     Raises:
         CheckpointError: the checkpoint in ``folder`` is damaged, or of another network or settings.
@@ -91,7 +92,7 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.config, self.folder, self.seed = config, folder, seed
         self.loader, self.sampler = loader, sampler
-        self._evaluate = evaluate
+        self._evaluate, self._resume = evaluate, resume
         self.supernet = network if isinstance(network, Supernet) else None
         self._check()
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -160,6 +161,9 @@ class Trainer:
         """
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         state, config = self.state, self.config
+        if not self._resume and self.ranks.first:
+            # The logs are begun anew: a former checkpoint would not fit them after a kill.
+            self.checkpoint_path.unlink(missing_ok=True)
         try:
             self.journal.open(
                 state.lengths, self._now(), supernet=self.supernet is not None, tensorboard=config.tensorboard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bcnet_deploy.data import load_data
-from bcnet_deploy.data.folders import FileImages, decode, load_folder
+from bcnet_deploy.data.folders import FileImages, decode, load_folder, unpack
 from bcnet_deploy.data.splits import channel_statistics, stratified_split
 from bcnet_deploy.errors import DataError
 
@@ -126,6 +127,23 @@ def test_archives_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "broken.tar").write_bytes(b"no archive")
     with pytest.raises(DataError, match="not a readable tar archive"):
         load_data(str(tmp_path / "broken.tar"), (3, 8, 8))
+
+
+def test_an_archive_may_be_unpacked_by_several_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes second finds all files whole, and what a killed unpacking left does not count."""
+    source = write_images(tmp_path / "source", {"train/a": 20, "train/b": 20})
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(source, "set")
+    monkeypatch.setenv("BCNET_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(4) as pool:
+        (found,) = set(pool.map(unpack, [tmp_path / "set.tar"] * 8))
+    assert [*(tmp_path / "cache").iterdir()] == [found.parent]
+    (found.parent / ".complete").unlink()
+    (found / "train" / "a" / "0003.png").write_bytes(b"half a pict")
+    assert unpack(tmp_path / "set.tar") == found
+    assert load_folder(found, (3, 8, 8), 0.1).notes == ()
 
 
 def test_archives_cannot_write_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

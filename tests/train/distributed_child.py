@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from bcnet_deploy.data import Augmentation, BatchLoader, PlainBatches
-from bcnet_deploy.train import SupernetEvaluator, Trainer, WidthGrid, make_sampler, train_supernet
+from bcnet_deploy.train import SupernetEvaluator, Trainer, WidthGrid, make_sampler, retrain, train_supernet
 from bcnet_deploy.train.distributed import process_group
-from tests.train.helpers import make_supernet, settings, splits
+from tests.train.helpers import make_supernet, settings, splits, tiny
 
 CPU = torch.device("cpu")
 
@@ -39,6 +39,10 @@ def main(folder: Path) -> None:
         train_supernet(
             supernet, data, settings(epochs=2, checkpoint_every=3), folder / f"run-{ranks.rank}", device=CPU
         )
+        retrain(
+            tiny(), supernet.space, [4, 9], data, settings(epochs=2, evaluate_every=0.75, log_every=4),
+            folder / f"retrain-{ranks.rank}", model_ref={}, device=CPU,
+        )  # fmt: skip
         weights = {name: p.detach().clone() for name, p in supernet.named_parameters()}
         save_file(weights, str(folder / f"weights-{ranks.rank}.safetensors"))
         lone = make_supernet(seed=4)

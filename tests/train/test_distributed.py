@@ -64,6 +64,15 @@ def test_ranks_keep_the_same_weights_and_one_of_them_writes(two_ranks: Path) -> 
     assert [row["step"] for row in records] == list(range(1, 9))
 
 
+def test_evaluations_between_logs_keep_the_ranks_in_step(two_ranks: Path) -> None:
+    """An evaluation fetches losses, which all ranks must do alike: every 3 of 4 steps here, logs every 4."""
+    rows = read_lines(two_ranks / "retrain-0" / "curves.jsonl")
+    assert [row["step"] for row in rows if "val_top1" in row] == [3, 6, 8]
+    assert [row["step"] for row in rows if "loss" in row] == [3, 4, 6, 8]
+    assert (two_ranks / "retrain-0" / "result.json").exists()
+    assert not (two_ranks / "retrain-1").exists()
+
+
 def test_evaluation_is_split_and_gathered(two_ranks: Path) -> None:
     supernet, data = make_supernet(seed=4), splits()
     evaluator = SupernetEvaluator(

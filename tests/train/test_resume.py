@@ -83,6 +83,22 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
+def test_starting_anew_forgets_the_former_run_before_it_writes(tmp_path: Path) -> None:
+    """A kill after --fresh, before the first checkpoint: the next run begins, and trips over no old file."""
+    config = settings(epochs=1)
+    make_trainer(make_supernet(), config, tmp_path).run()
+    anew = make_trainer(make_supernet(), config, tmp_path, resume=False)
+
+    def killed() -> None:
+        raise Killed
+
+    anew._advance = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        anew.run()
+    assert make_trainer(make_supernet(), config, tmp_path).step == 0
+    assert make_trainer(make_supernet(), config, tmp_path).run().steps == 4
+
+
 CHILD = """
 import sys
 from pathlib import Path

@@ -60,6 +60,25 @@ def test_retraining_looks_at_the_test_images_once_and_last(tmp_path: Path) -> No
     assert info["extra"]["mean"] == [0.3] and sum(p.numel() for p in net.parameters()) == result.params
 
 
+def test_starting_anew_takes_no_former_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, run, config = make_supernet(), RunDir(tmp_path), settings(epochs=1)
+    folder = run.retrained("found")
+    train_supernet(supernet, splits(), config, run.train)
+    retrain(tiny(), supernet.space, [4, 9], splits(), config, folder, model_ref=REF)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bcnet_deploy.train.trainer.Trainer._advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_supernet(make_supernet(), splits(), config, run.train, fresh=True)
+    with pytest.raises(MissingStepError, match="bcnet-deploy train"):
+        load_supernet(run, supernet)
+    for fresh in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            retrain(tiny(), supernet.space, [4, 9], splits(), config, folder, model_ref=REF, fresh=fresh)
+
+
 def test_inherited_weights_start_from_the_left_slice(tmp_path: Path) -> None:
     supernet = make_supernet(min_level=1)
     config = settings(epochs=1, learning_rate=1e-9, weight_decay=0.0)

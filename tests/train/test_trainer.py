@@ -106,6 +106,15 @@ def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Pa
         assert (np.array(complement["widths"])[~full] == rest[~full]).all()
 
 
+def test_teachers_leave_no_records(tmp_path: Path) -> None:
+    """Else the full width of every step would be the prior's best hundred."""
+    supernet = make_supernet()
+    make_trainer(supernet, settings(distillation=True, complementary=False), tmp_path).run()
+    rows = read_lines(tmp_path / "records.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert len({tuple(row["widths"]) for row in rows}) > 6
+
+
 def test_cost_weighs_image_passes_by_macs_and_ends_training(tmp_path: Path) -> None:
     supernet = make_supernet()
     trainer = make_trainer(supernet, settings(rule="sandwich", random_paths=0, cost=500.0), tmp_path)
