@@ -1,14 +1,20 @@
 """What the search finds and what it costs beyond evaluation.
 
-    python benchmarks/bm_search.py regret [--strategies nsga2,random,greedy] [--seeds 10]
+    python benchmarks/bm_search.py regret [--strategies nsga2,random,greedy,uniform] [--redraw SEED]
+    python benchmarks/bm_search.py prior --records RUN/train/records.jsonl
     python benchmarks/bm_search.py overhead
     python benchmarks/bm_search.py infeasible
+    python benchmarks/bm_search.py budgets --table demo=RUN/latency/cpu-1thread.json
 
 `regret`: Channel-Bench-Macro's MobileNet rows as the accuracy (absent rows are -inf), budgets at the
 deciles of the given rows' FLOPs, 400 evaluations a run, absent ones included. Regret is the best given
-accuracy within the budget less that of the network found, in percentage points. `overhead`: MobileNetV2
-with an accuracy that costs nothing, population 40 by 50 generations, a budget of half the MACs.
-`infeasible`: 20 impossible combinations of budgets, and whether the nearest ones named do work.
+accuracy within the budget less that of the network found, in percentage points. `--redraw` draws every
+accuracy anew, by the standard deviation that its row gives: same networks, another best one.
+`prior`: populations of 40 from a supernet's loss records at these budgets, by their true accuracy against
+the given networks in 0.8-1.0 of the budget. `overhead`: MobileNetV2 with an accuracy that costs nothing,
+population 40 by 50 generations, a budget of half the MACs. `infeasible`: 20 impossible combinations of
+budgets, latencies on one and two devices among them, and whether the nearest ones named do work.
+`budgets`: results for budgets in milliseconds, measured. Nothing is fitted to the accuracies of the table.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ DATA = Path(os.environ.get("BCNET_SHARED_DATA", Path(__file__).parents[2] / "sha
 class MacroBench:
     """The given rows of Channel-Bench-Macro's MobileNet: a look-up, FLOPs and the oracle."""
 
-    def __init__(self) -> None:
+    def __init__(self, redraw: int | None = None) -> None:
         path = DATA / "channel_bench_macro_mobilenet.csv"
         if not path.exists():
             raise SystemExit(f"{path} is not there; set BCNET_SHARED_DATA")
@@ -40,6 +46,9 @@ class MacroBench:
             rows = list(csv.DictReader(file))
         self.levels = np.array([[int(digit) for digit in row["arch"]] for row in rows])
         self.accuracy = np.array([float(row["acc_mean"]) for row in rows])
+        if redraw is not None:
+            deviation = np.array([float(row["acc_std"]) for row in rows])
+            self.accuracy = np.random.default_rng(redraw).normal(self.accuracy, deviation)
         self.flops = np.array([int(row["flops"]) for row in rows])
         model = bd.build_model("channel_bench_macro_mobilenet", num_classes=10)
         self.space = bd.WidthSpace.from_model(model, input_size=(3, 32, 32), levels=4)
@@ -65,8 +74,11 @@ class MacroBench:
 
 
 def regret(arguments: argparse.Namespace) -> dict[str, Any]:
-    bench = MacroBench()
-    results: dict[str, Any] = {"budgets": [float(b) for b in bench.budgets], "evaluations": 400, "regret": {}}
+    bench = MacroBench(arguments.redraw)
+    results: dict[str, Any] = {
+        "budgets": [float(b) for b in bench.budgets], "evaluations": 400, "seeds": arguments.seeds,
+        "redraw": arguments.redraw, "regret": {},
+    }  # fmt: skip
     for strategy in arguments.strategies.split(","):
         name, _, plain = strategy.partition("-")
         table = np.zeros((len(bench.budgets), arguments.seeds))
@@ -102,6 +114,42 @@ def regret(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def prior(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Populations from loss records against all given networks that use 0.8-1.0 of the budget."""
+    from bcnet_deploy.search.feasibility import require_feasible
+    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.operators import Feasible
+    from bcnet_deploy.search.prior import Records, prior_population
+
+    bench = MacroBench()
+    grid = Grid(bench.space.variables)
+    records = Records.of(arguments.records, grid)
+    rows = []
+    for budget in bench.budgets:
+        limits = bd.search.build_constraints(bench.space, {"macs": float(budget)})
+        band = bench.accuracy[(bench.flops <= budget) & (bench.flops >= 0.8 * budget)]
+        means, given, costs, sampled = [], [], [], []
+        for seed in range(arguments.seeds):
+            rng = np.random.default_rng(seed)
+            feasible = Feasible(grid, limits, require_feasible(grid, limits, rng))
+            vectors, drawn_from = prior_population(records, feasible, 40, rng)
+            accuracy = bench(grid.widths(vectors))
+            assert len(vectors) == 40 and feasible.mask(vectors).all()
+            means.append(float(accuracy[np.isfinite(accuracy)].mean()))
+            given.append(int(np.isfinite(accuracy).sum()))
+            costs.append(float(drawn_from.expected_costs[0] / budget))
+            sampled.append(float(rng.choice(band, 40, replace=False).mean()))
+        rows.append({
+            "budget": float(budget), "prior": float(np.mean(means)), "prior_least": min(means),
+            "given_of_40": float(np.mean(given)), "uniform": float(band.mean()),
+            "uniform_networks": len(band), "uniform_most_of_40": max(sampled),
+            "expected_cost": float(np.mean(costs)),
+            "expected_cost_farthest": max(costs, key=lambda share: abs(share - 1)),
+        })  # fmt: skip
+        print(rows[-1], file=sys.stderr, flush=True)
+    return {"records": len(records), "seeds": arguments.seeds, "budgets": rows}
+
+
 def mobilenet_space() -> Any:
     return bd.WidthSpace.from_model(bd.build_model("mobilenet_v2"), input_size=(3, 224, 224), levels=20)
 
@@ -132,39 +180,88 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def infeasible(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.lut.estimate import estimate_table
+
     space = mobilenet_space()
+    accuracy = smooth_accuracy(space)
     least = {
         "macs": float(space.macs(space.narrowest)[0]),
         "params": float(space.params(space.narrowest)[0]),
         "weight_bytes": 4 * float(space.params(space.narrowest)[0]),
         "peak_activation_bytes": float(space.peak_activation_bytes(space.narrowest)[0]),
     }
-    combinations = [{kind: share * value} for kind, value in least.items() for share in (0.99, 0.5, 0.01)]
-    combinations += [{**dict.fromkeys(least, "0.9x"), kind: 0.9 * value} for kind, value in least.items()]
-    combinations += [{a: 0.9 * least[a], b: 0.9 * least[b]} for a in least for b in least if a < b][:4]
+    tables = {name: estimate_table(space, load_device(name)) for name in ("t4", "l4")}
+    full = {name: float(table.predict(space.full[None])[0]) for name, table in tables.items()}
+
+    def latency(**shares: float) -> dict[str, Any]:
+        return {name: (tables[name], share * full[name]) for name, share in shares.items()}
+
+    # Three of each kind alone or two kinds together; 0.05 of a full latency is below that of any network.
+    combinations: list[dict[str, Any]] = [
+        {kind: share * value} for kind, value in least.items() for share in (0.99, 0.01)
+    ]
+    combinations += [{a: 0.9 * least[a], b: 0.9 * least[b]} for a in least for b in least if a < b][:3]
+    combinations += [{"latency_ms": latency(t4=share)} for share in (0.05, 0.01, 1e-6)]
+    combinations += [{"latency_ms": latency(t4=a, l4=b)} for a, b in ((0.05, 0.9), (0.9, 0.05), (0.01, 0.01))]
+    combinations += [
+        {"latency_ms": latency(t4=0.05), "macs": "0.5x"},
+        {"latency_ms": latency(t4=0.9), "macs": 0.9 * least["macs"]},
+        {"latency_ms": latency(t4=0.05, l4=0.05), "params": 0.9 * least["params"], "macs": "0.3x"},
+    ]
     figures = []
     for constraints in combinations:
         started = time.perf_counter()
         try:
-            bd.search(space, smooth_accuracy(space), constraints, evaluations=400)
+            bd.search(space, accuracy, constraints, evaluations=400, confidence=0.95)
         except bd.InfeasibleError as error:
             seconds = time.perf_counter() - started
-            bd.search(space, smooth_accuracy(space), {**constraints, **error.nearest}, evaluations=1)
-            figures.append({"seconds": seconds, "message": str(error)})
+            bd.search(space, accuracy, _with(constraints, error.nearest), evaluations=1, confidence=0.95)
+            figures.append({"seconds": seconds, "proven": error.proven, "message": str(error)})
     return {"combinations": len(combinations), "refused": len(figures),
             "slowest_seconds": max(f["seconds"] for f in figures), "messages": figures}  # fmt: skip
+
+
+def _with(constraints: dict[str, Any], nearest: dict[str, float]) -> dict[str, Any]:
+    """The constraints with the nearest budgets that an error named."""
+    changed = {**constraints, **{key: value for key, value in nearest.items() if "latency" not in key}}
+    if "latency_ms" in constraints:
+        pairs = dict(constraints["latency_ms"])
+        for device, (table, limit) in pairs.items():
+            key = "latency_ms" if len(pairs) == 1 else f"latency_ms[{device}]"
+            pairs[device] = (table, nearest.get(key, limit))
+        changed["latency_ms"] = pairs
+    return changed
+
+
+def budgets(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bm_search_budgets import measure_results
+
+    named = dict(text.split("=", 1) for text in arguments.table)
+    return {
+        model: measure_results(model, Path(path), smooth_accuracy, arguments.results, arguments.rounds)
+        for model, path in named.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("regret", "overhead", "infeasible"))
+    kinds = {
+        "regret": regret, "prior": prior, "overhead": overhead, "infeasible": infeasible, "budgets": budgets
+    }  # fmt: skip
+    parser.add_argument("what", choices=kinds)
     parser.add_argument("--strategies", default="nsga2,random,greedy,uniform")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--redraw", type=int, help="regret: accuracies drawn anew with this seed")
+    parser.add_argument("--records", type=Path, help="prior: loss records of a supernet")
+    parser.add_argument("--table", action="append", help="budgets: MODEL=PATH, repeatable")
+    parser.add_argument("--results", type=int, default=20, help="budgets: results for each table")
+    parser.add_argument("--rounds", type=int, default=8, help="budgets: rounds of measurements")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON here")
     arguments = parser.parse_args()
-    figures = {"regret": regret, "overhead": overhead, "infeasible": infeasible}[arguments.what](arguments)
+    figures = kinds[arguments.what](arguments)
     text = json.dumps(figures, indent=1)
     print(text)
     if arguments.out:

@@ -15,13 +15,15 @@ from itertools import combinations
 import numpy as np
 
 from bcnet_deploy.errors import ConstraintError, InfeasibleError
-from bcnet_deploy.search.constraints import Budget, Constraints
+from bcnet_deploy.search.constraints import Budget, Constraints, CostFunction
 from bcnet_deploy.search.grid import Float, Grid, Int64
-from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs, readable
+from bcnet_deploy.search.pairwise import EXACT, PairwiseCost, decompose, interacting_pairs, readable
 
 _RESTARTS = 4
 _SWEEPS = 12
 _MOST_CALLS = 1500
+_MARGIN = 10 * EXACT
+"""A proof allows for sums of terms that are off by rounding."""
 
 
 class BudgetInfeasibleError(InfeasibleError):
@@ -91,26 +93,35 @@ def _least(grid: Grid, constraints: Constraints, index: int, rng: np.random.Gene
     value = float(np.asarray(budget.bound(grid.widths(narrowest[None])))[0])
     if budget.kind != "latency_ms":
         return _Least(value, narrowest, True, "the narrowest network")
-    form = _form(grid, constraints, budget, rng)
     starts = [narrowest]
-    found = form.minimum() if form is not None and form.exact else None
+    # Tables whose uncertainty is a share of the prediction have a bound of the same form.
+    found = _exact_minimum(grid, constraints, budget.bound, rng)
+    if found is not None:
+        bound = float(np.asarray(budget.bound(grid.widths(found[1][None])))[0])
+        return _Least(bound, found[1], True, "the fastest of all networks")
+    found = _exact_minimum(grid, constraints, budget.cost, rng)
     if found is not None:
         starts.append(found[1])
-        bound = float(np.asarray(budget.bound(grid.widths(found[1][None])))[0])
-        if bound <= found[0] * (1 + 1e-9):
-            return _Least(bound, found[1], True, "the fastest of all networks")
     best, _ = _descend(grid, constraints, (index,), starts, rng)
     value = float(np.asarray(budget.bound(grid.widths(best[None])))[0])
     # The expected latency never exceeds the bound: if its exact minimum is too slow, so is everything.
-    proven = found is not None and found[0] > budget.limit
+    proven = found is not None and found[0] * (1 - _MARGIN) > budget.limit
     return _Least(value, best, proven, "the fastest network found")
 
 
 def _form(
-    grid: Grid, constraints: Constraints, budget: Budget, rng: np.random.Generator
+    grid: Grid, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
 ) -> PairwiseCost | None:
     pairs = interacting_pairs(constraints.space, grid.length)
-    return None if not readable(grid, pairs) else decompose(budget.cost, grid, pairs, rng)
+    return None if not readable(grid, pairs) else decompose(cost, grid, pairs, rng)
+
+
+def _exact_minimum(
+    grid: Grid, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
+) -> tuple[float, Int64] | None:
+    """The least of a cost and a vector that has it; None where it is no sum of terms, or has too many."""
+    form = _form(grid, constraints, cost, rng)
+    return form.minimum() if form is not None and form.exact else None
 
 
 def _descend(
@@ -219,7 +230,7 @@ def _proof_of_conflict(
     grid: Grid, constraints: Constraints, a: Budget, b: Budget, rng: np.random.Generator
 ) -> bool:
     """Lagrangian bound: a weighted sum of the costs that exceeds that of the limits in every network."""
-    first, second = (_form(grid, constraints, budget, rng) for budget in (a, b))
+    first, second = (_form(grid, constraints, budget.cost, rng) for budget in (a, b))
     if first is None or second is None or not (first.exact and second.exact):
         return False
     for weight in np.linspace(0.05, 0.95, 19):
@@ -227,6 +238,6 @@ def _proof_of_conflict(
         least = joint.minimum()
         if least is None:
             return False
-        if least[0] > 1 + 1e-9:
+        if least[0] > 1 + _MARGIN:
             return True
     return False

@@ -20,6 +20,8 @@ from bcnet_deploy.search.grid import Float, Grid, Int64, Space
 
 Pair = tuple[int, int]
 _MOST_EVALUATIONS = 250_000
+EXACT = 1e-5
+"""Relative residual of a form that is the cost itself: latency tables predict in single precision."""
 _LARGEST_TABLE = 400_000
 """Entries of one table during elimination; beyond it the exact minimum is given up."""
 
@@ -57,7 +59,7 @@ class PairwiseCost:
 
     Attributes:
         residual: the largest relative difference from the cost function at random vectors; about
-            1e-15 where the form is exact.
+            1e-15 where the form is exact, 1e-7 where the cost itself is of single precision.
     """
 
     constant: float
@@ -67,7 +69,7 @@ class PairwiseCost:
 
     @property
     def exact(self) -> bool:
-        return self.residual < 1e-9
+        return self.residual < EXACT
 
     def __call__(self, indices: Int64) -> Float:
         """(N, L) choice indices -> (N,) costs."""

@@ -85,6 +85,26 @@ def test_confidence_raises_the_nearest_budget():
     assert "0.95" in str(error)
 
 
+def test_a_table_of_single_precision_is_proven_too_slow_at_a_confidence():
+    """Real tables predict in float32: their rounding must not cost the proof."""
+    space = FakeSpace(((2, 3, 4), (2, 3), (5, 6, 7)))
+    exact = Terms(space, 4)
+
+    class Single:
+        device = "single"
+
+        def predict(self, widths):
+            return np.float32(exact.predict(widths)).astype(np.float64)
+
+        def uncertainty(self, widths):
+            return 0.1 * self.predict(widths)
+
+    least = 1.1644854 * exact.predict(space.all()).min()
+    error = refuse(space, {"latency_ms": (Single(), 0.999 * least)}, confidence=0.95)
+    assert error.proven and "(proven)" in str(error)
+    assert error.nearest["latency_ms"] == pytest.approx(least, rel=1e-3)
+
+
 def test_two_devices_that_want_opposite_networks_conflict():
     space = FakeSpace((tuple(range(1, 9)),) * 4)
 
