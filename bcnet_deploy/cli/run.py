@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.option("--config", default="demo", show_default=True, help="A YAML file, or a shipped one's name.")
 @click.option("--model", help="Name, or package.module:function.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's usual number.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the data's.")
 @click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")
 @click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take.")
 @click.option("--data", help="'digits', an image folder or its tar archive, or package.module:function.")
@@ -98,7 +98,17 @@ def verdict(result: FlowResult) -> str:
     if found and uniform and found.test_top1 is not None and uniform.test_top1 is not None:
         gap = 100 * (found.test_top1 - uniform.test_top1)
         word = "more" if gap >= 0 else "fewer"
-        parts.append(f"Found: {abs(gap):.2f} points {word} than uniform scaling within the same budget")
+        over = (
+            uniform.predicted_ms is not None
+            and result.budget_ms is not None
+            and uniform.predicted_ms > result.budget_ms
+        )
+        kept = (
+            "the fastest uniform scaling, over the budget"
+            if over
+            else "uniform scaling within the same budget"
+        )
+        parts.append(f"Found: {abs(gap):.2f} points {word} than {kept}")
     content = result.content
     if content.budget_share is not None and content.measured_share is not None:
         parts.append(

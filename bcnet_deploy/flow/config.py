@@ -37,7 +37,7 @@ class FlowConfig:
         search: ``evaluations``, ``population_size``, ``patience``, ``val_images`` (0: all held-out images).
         networks: which of full, uniform and found are trained to the end; found always is.
         engine: of the export: ``onnx``, ``ort`` or ``trt``.
-        precision: of the export.
+        precision: of the export; None: the device's for ``trt``, else ``fp32``.
         bench: ``rounds``, ``runs``, ``batches``, ``layers``.
         seed: of everything random.
     """
@@ -59,7 +59,7 @@ class FlowConfig:
     search: dict[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = NETWORKS
     engine: str = "onnx"
-    precision: str = "fp32"
+    precision: str | None = None
     bench: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -99,7 +99,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "confidence": (int, float), "train": (dict,), "retrain": (dict,), "search": (dict,), "bench": (dict,),
     "networks": (list, tuple), "input_size": (list, tuple, str, int),
 }  # fmt: skip
-_OPTIONAL = ("num_classes", "input_size", "table")
+_OPTIONAL = ("num_classes", "input_size", "table", "precision")
 
 
 def from_dict(data: dict[str, Any], source: str) -> FlowConfig:

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from bcnet_deploy.search.constraints import Constraints
     from bcnet_deploy.space import WidthSpace
 
 UNIFORM = "uniform"
+_NO_UNIFORM = (
+    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', or raise --latency"
+)
 
 
 def run_search(
@@ -33,7 +37,7 @@ def run_search(
     """
     from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.search import search
-    from bcnet_deploy.search.explain import explain, uniform_within
+    from bcnet_deploy.search.explain import costs_of, explain, latency_of
     from bcnet_deploy.train import open_evaluator
 
     evaluator = open_evaluator(run, limit=int(settings["val_images"]) or None)
@@ -56,19 +60,66 @@ def run_search(
         checkpoint=run.search / f"journal-{identity}.jsonl", evaluator_id=identity, batch_size=1,
         progress=generation, answered=lambda count: advance(count / limit, f"{count} networks{best['text']}"),
     )  # fmt: skip
-    networks = {"found": result.widths, UNIFORM: uniform_within(result.constraints), "full": space.full}
+    uniform, margin = comparable_uniform(result.constraints)
+    networks = {"found": result.widths, UNIFORM: uniform, "full": space.full}
     scores = {}
     for name, widths in networks.items():
-        if widths is not None:
-            sides = [float(value) for value in evaluator.sides(widths[None])[0]]
-            scores[name] = {
-                "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
-            }  # fmt: skip
+        sides = [float(value) for value in evaluator.sides(widths[None])[0]]
+        scores[name] = {
+            "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
+        }  # fmt: skip
     supernet = {"supernet": {"id": identity, "images": evaluator.val_count}}
     explained = explain(result, model=run.load().model.to_dict(), scores=scores, provenance=supernet)
+    if margin != "kept":
+        # The search's own page knows uniform networks within the budget only.
+        explained["compared_with"][UNIFORM] = {
+            "widths": {v.name: int(w) for v, w in zip(space.variables, uniform, strict=True)},
+            "scores": scores[UNIFORM], "costs": costs_of(result.constraints, uniform),
+            "latency": [latency_of(budget, uniform, layers=False) for budget in result.constraints.budgets],
+        }  # fmt: skip
+    explained["compared_with"][UNIFORM]["budget"] = margin
     files.write_json(run.search / "search.json", {**result.to_dict(), "scores": scores})
     # Last: it is what later steps look for.
     files.write_yaml(run.widths, explained)
+
+
+def comparable_uniform(constraints: Constraints) -> tuple[npt.NDArray[np.int64], str]:
+    """(L,) widths of the uniformly scaled network to compare with, and how it stands to the budget.
+
+    ``kept``: the widest that keeps it with the confidence asked for. Where there is none, so that there is
+    something to compare with, ``expected``: the widest whose expected latency keeps it; ``exceeded``: the
+    fastest.
+    """
+    import numpy as np
+
+    from bcnet_deploy.search.explain import uniform_within
+    from bcnet_deploy.search.grid import Grid, uniform_ladder
+
+    within = uniform_within(constraints)
+    if within is not None:
+        return within, "kept"
+    grid = Grid(constraints.space.variables)
+    ladder = grid.widths(uniform_ladder(grid))
+    (budget,) = constraints.budgets
+    expected = np.asarray(budget.cost(ladder))
+    inside = np.flatnonzero(expected <= budget.limit)
+    if len(inside):
+        return ladder[inside[-1]], "expected"
+    return ladder[expected.argmin()], "exceeded"
+
+
+def require_budget(space: WidthSpace, table_path: Path, config: FlowConfig) -> None:
+    """Raise :class:`InfeasibleError` where no network that is asked for keeps the budget: before training."""
+    import numpy as np
+
+    from bcnet_deploy.lut import LatencyTable
+    from bcnet_deploy.search.constraints import build_constraints
+    from bcnet_deploy.search.feasibility import require_feasible
+    from bcnet_deploy.search.grid import Grid
+
+    table = LatencyTable.load(table_path).for_space(space)
+    constraints = build_constraints(space, {"latency_ms": (table, config.latency)}, config.confidence)
+    require_feasible(Grid(space.variables), constraints, np.random.default_rng(config.seed))
 
 
 def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int64]:
@@ -87,10 +138,7 @@ def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int6
         if which == UNIFORM:
             uniform = data["compared_with"].get(UNIFORM)
             if uniform is None:
-                raise InfeasibleError(
-                    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', "
-                    "or raise --latency"
-                )
+                raise InfeasibleError(_NO_UNIFORM)
             data = uniform
         by_name = data["widths"]
         return np.array([int(by_name[variable.name]) for variable in space.variables], dtype=np.int64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import ConfigError, RunDirError
+from bcnet_deploy.flow.checks import check_classes, check_export, check_table, classes_of, known_settings
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance, Step
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
@@ -23,13 +24,14 @@ FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "flow")
 
 
 def model_reference(config: FlowConfig) -> ModelRef:
-    """How the run's model is built. Raises :class:`UnknownModelError`."""
+    """How the run's model is built. Raises :class:`UnknownModelError`, :class:`DataError`."""
     from bcnet_deploy.models import default_input_size, default_num_classes
 
+    size = config.input_size or default_input_size(config.model)
     return ModelRef(
         name=config.model,
-        num_classes=config.num_classes or default_num_classes(config.model),
-        input_size=config.input_size or default_input_size(config.model),
+        num_classes=config.num_classes or classes_of(config.data, size) or default_num_classes(config.model),
+        input_size=size,
         levels=config.levels,
         min_level=config.min_level,
     )
@@ -90,18 +92,6 @@ def build(ref: ModelRef, seed: int) -> tuple[nn.Module, WidthSpace]:
     return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
 
 
-def check_data(reference: str, ref: ModelRef) -> None:
-    """Refuse data that does not exist before anything is done; reading a large folder is left to training.
-
-    Raises:
-        DataError: the reference names nothing, or a function that does not give data.
-    """
-    from bcnet_deploy.data import load_data
-
-    if not Path(reference.removeprefix("folder:")).expanduser().exists():
-        load_data(reference, ref.input_size, num_classes=ref.num_classes)
-
-
 def train_settings(overrides: Mapping[str, Any], data: str) -> Any:
     """The recipe under ``recipe`` (the digits' for them by default) with the other keys over it.
 
@@ -128,14 +118,16 @@ class Steps:
         self.ref = model_reference(config)
         self.supernet_settings = train_settings(config.train, config.data)
         self.final_settings = train_settings(config.retrain, config.data)
-        check_data(config.data, self.ref)
+        check_classes(config.data, self.ref.num_classes, self.ref.input_size)
+        self.precision = check_export(config, self.profile)
+        check_table(config.table)
         # Checked here, so that a mistake in a later step's settings does not cost the steps before it.
-        self.search_settings = _checked(
+        self.search_settings = known_settings(
             "search",
             config.search,
             {"evaluations": 200, "population_size": 20, "patience": 15, "val_images": 0},
         )
-        self.bench_settings = _checked(
+        self.bench_settings = known_settings(
             "bench", config.bench, {"rounds": 10, "runs": 30, "batches": [1, 16], "layers": True}
         )
 
@@ -199,11 +191,13 @@ class Steps:
         import torch
 
         from bcnet_deploy.data import load_data
+        from bcnet_deploy.flow.searching import require_budget
         from bcnet_deploy.nn import Supernet
         from bcnet_deploy.train import train_supernet
 
         seed = self.config.seed
         model, space = build(self.ref, seed)
+        require_budget(space, self.table, self.config)
         splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
         supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
         train_supernet(
@@ -263,17 +257,15 @@ class Steps:
         config = self.config
         # Full and uniform are only compared with: they need no engine of their own.
         engine = config.engine if which == "found" else "onnx"
-        settings = {"engine": engine, "precision": config.precision, "device": self.profile.name}
+        settings = {"engine": engine, "precision": self.precision, "device": self.profile.name}
         inputs = [self.run.retrained(which) / name for name in ("weights.safetensors", "subnet.yaml")]
-        outputs = (
-            [self.run.export / f"{which}.onnx"] if engine != "trt" and config.precision == "fp32" else []
-        )
+        outputs = [self.run.export / f"{which}.onnx"] if engine != "trt" and self.precision == "fp32" else []
 
         def go(fresh: bool, advance: Advance) -> None:
             from bcnet_deploy.export.job import ExportJob, run_export
 
             job = ExportJob(
-                which=which, engine=engine, precision=config.precision, device=None, force=True,  # type: ignore[arg-type]
+                which=which, engine=engine, precision=self.precision, device=None, force=True,  # type: ignore[arg-type]
             )  # fmt: skip
             run_export(self.run, job, progress=advance)
 
@@ -283,7 +275,7 @@ class Steps:
         exported = [self.run.export / f"{name}.onnx" for name in self.config.networks]
         inputs = [
             self.table,
-            *(exported if self.config.precision == "fp32" and self.config.engine != "trt" else []),
+            *(exported if self.precision == "fp32" and self.config.engine != "trt" else []),
         ]
 
         def go(fresh: bool, advance: Advance) -> None:
@@ -294,15 +286,3 @@ class Steps:
             bench_run(self.run, settings=BenchSettings(**settings), progress=advance)
 
         return Step("bench", "measuring", 20, self.bench_settings, inputs, [self.run.bench], go)
-
-
-def _checked(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    from bcnet_deploy.errors import nearest
-
-    for key, value in given.items():
-        if key not in defaults:
-            allowed = ", ".join(defaults)
-            raise ConfigError(f"{name}: unknown key {key!r}{nearest(key, defaults)}; allowed: {allowed}")
-        if type(value) is not type(defaults[key]):
-            raise ConfigError(f"{name}: {key} is {value!r}; allowed: {type(defaults[key]).__name__}")
-    return {**defaults, **given}

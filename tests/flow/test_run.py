@@ -204,6 +204,8 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_state(place: Path, done
     process = subprocess.Popen(
         command(place, "stopped"), cwd=place, env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True,
+        # Shells start background jobs, such as a suite under nohup, with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     first = process.stderr.readline()  # the first step is done: the program is well under way
@@ -265,3 +267,84 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("format: 99\nmodel: {name: demo}\n")
     result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path)])
     assert result.exit_code == 1 and "format 99" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "tvm"], ["unknown engine 'tvm'", "onnx, ort, trt"]),
+        (["--engine", "trt"], ["is no GPU", "--device"]),
+        (["--table", "nowhere.json"], ["nowhere.json", "leave --table out"]),
+        (["--num-classes", "5"], ["10 classes", "tells 5 apart", "--num-classes 10"]),
+    ],
+)
+def test_mistakes_in_late_steps_cost_no_work(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), *arguments])
+    assert result.exit_code == 1, result.output
+    assert all(word in result.output for word in words), result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_folder_without_train_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    result = CliRunner().invoke(
+        cli, ["run", "--run-dir", str(tmp_path / "run"), "--data", str(tmp_path / "photos")]
+    )
+    assert result.exit_code == 1 and "no folder 'train'" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_classes_is_the_datas(tmp_path: Path) -> None:
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.flow.steps import model_reference
+
+    for name in ("ann", "bob", "cat"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert model_reference(FlowConfig(model="mobilenet_v2", data=str(tmp_path))).num_classes == 3
+    assert model_reference(FlowConfig(model="mobilenet_v2", num_classes=7, data="digits")).num_classes == 7
+
+
+def test_an_infeasible_budget_is_refused_before_training(place: Path, tmp_path: Path) -> None:
+    refused = call(place, str(tmp_path / "run"), "--latency", "0.001x")
+    assert refused.returncode == 1
+    assert not (tmp_path / "run" / "train").exists()
+    assert "Traceback" not in refused.stderr and "cannot be met" in refused.stderr
+
+
+def test_the_precision_of_an_engine_is_the_devices() -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.flow.checks import check_export
+    from bcnet_deploy.flow.config import FlowConfig
+
+    assert check_export(FlowConfig(engine="trt"), load_device("t4")) == "fp16"
+    assert check_export(FlowConfig(), load_device("t4")) == "fp32"
+    assert check_export(FlowConfig(precision="fp16"), load_device("cpu")) == "fp16"
+
+
+def test_what_uniform_is_compared_where_none_keeps_the_budget() -> None:
+    import numpy as np
+
+    from bcnet_deploy.flow.searching import comparable_uniform
+    from bcnet_deploy.models import build_model
+    from bcnet_deploy.search.constraints import Budget, Constraints
+    from bcnet_deploy.space import WidthSpace
+
+    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 4)
+    rungs = [int(space.uniform(level / 4).sum()) for level in (1, 2, 3, 4)]
+
+    def constraints(limit: float) -> Constraints:
+        # Latency in these units is the number of channels; the bound adds half of it.
+        def cost(rows: np.ndarray) -> np.ndarray:
+            return np.asarray(rows).sum(axis=1).astype(float)
+
+        budget = Budget(
+            "latency_ms", "latency_ms", limit, cost, lambda rows: 1.5 * cost(rows), float(rungs[-1]), "cpu"
+        )
+        return Constraints(space, (budget,))
+
+    for limit, rung, margin in (
+        (1.5 * rungs[1], 2, "kept"), (1.4 * rungs[0], 1, "expected"), (0.5 * rungs[0], 1, "exceeded"),
+    ):  # fmt: skip
+        widths, found = comparable_uniform(constraints(limit))
+        assert (found, widths.tolist()) == (margin, space.uniform(rung / 4).tolist()), limit

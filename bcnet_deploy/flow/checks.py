@@ -1,0 +1,92 @@
+"""What can be refused before any work, so that a mistake in a late step does not cost the steps before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy.devices import DeviceProfile
+from bcnet_deploy.errors import ConfigError, DataError, EngineError, ExportError, TableError, nearest
+
+if TYPE_CHECKING:
+    from bcnet_deploy.flow.config import FlowConfig
+
+
+def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
+    """How many classes the data has; of image folders only the folders' names are read.
+
+    Raises:
+        DataError: the reference names nothing, or what it names is no data.
+    """
+    from bcnet_deploy.data import load_data
+    from bcnet_deploy.data.folders import class_names, unpack
+
+    path = Path(reference.removeprefix("folder:")).expanduser()
+    if reference == "digits" or not path.exists():
+        return load_data(reference, input_size).num_classes
+    root = unpack(path) if path.is_file() else path
+    if not (root / "train").is_dir():
+        raise DataError(
+            f"{root} has no folder 'train'; the layout is train/<class>/<image> and test/<class>/<image>"
+        )
+    return len(class_names(root / "train"))
+
+
+def check_classes(reference: str, num_classes: int, input_size: tuple[int, int, int]) -> None:
+    """Raise :class:`DataError` where the data has more classes than the model tells apart."""
+    count = classes_of(reference, input_size)
+    if count > num_classes:
+        raise DataError(
+            f"{reference} has {count} classes, the model tells {num_classes} apart; "
+            f"give --num-classes {count}, or leave it out to take the data's"
+        )
+
+
+def check_export(config: FlowConfig, device: DeviceProfile) -> str:
+    """The precision of the export; refuses what the export would refuse after the trainings.
+
+    Raises:
+        ExportError, EngineError: unknown, or not to be had for the device here.
+    """
+    from bcnet_deploy.export.job import ENGINES
+    from bcnet_deploy.export.precision import PRECISIONS
+
+    default = device.precision if config.engine == "trt" else "fp32"
+    precision = config.precision or default
+    for name, value, allowed in (
+        ("engine", config.engine, ENGINES), ("precision", precision, PRECISIONS),
+    ):  # fmt: skip
+        if value not in allowed:
+            raise ExportError(f"unknown {name} {value!r}; allowed are {', '.join(allowed)}")
+    if config.engine != "trt":
+        return precision
+    from bcnet_deploy.export.engine import check_device
+
+    if device.compute_capability is None:
+        raise EngineError(
+            f"device {device.name!r} is no GPU, which TensorRT needs; give --device, such as t4, "
+            "or --engine onnx or ort"
+        )
+    check_device(device, precision)
+    return precision
+
+
+def check_table(path: str | None) -> None:
+    """Raise :class:`TableError` where a latency table is named that is not there."""
+    if path is not None and not Path(path).is_file():
+        raise TableError(
+            f"no latency table at {path}; give a file that 'bcnet-deploy profile' wrote, "
+            "or leave --table out to measure one"
+        )
+
+
+def known_settings(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``defaults`` with ``given`` over them. Raises :class:`ConfigError` for unknown keys and other kinds."""
+    for key, value in given.items():
+        if key not in defaults:
+            allowed = ", ".join(defaults)
+            raise ConfigError(f"{name}: unknown key {key!r}{nearest(key, defaults)}; allowed: {allowed}")
+        if type(value) is not type(defaults[key]):
+            raise ConfigError(f"{name}: {key} is {value!r}; allowed: {type(defaults[key]).__name__}")
+    return {**defaults, **given}
