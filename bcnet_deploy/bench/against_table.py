@@ -1,0 +1,100 @@
+"""A measured network beside its latency table: prediction of the whole, and of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bcnet_deploy.bench.result import LayerTime, Prediction
+from bcnet_deploy.bench.runtimes import CPU, CUDA, TRT, Make, Subject
+from bcnet_deploy.devices import DeviceProfile
+from bcnet_deploy.errors import MissingEntryError, TableError, WidthError
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.profiler.measure import low
+from bcnet_deploy.runtime.base import NodeTime
+from bcnet_deploy.runtime.layer_names import module_times
+from bcnet_deploy.runtime.trt import TrtRunner
+
+if TYPE_CHECKING:
+    from bcnet_deploy.space import WidthSpace
+
+
+def _vector(table: LatencyTable, subject: Subject) -> list[int] | None:
+    widths = subject.metadata.widths
+    names = [variable.name for variable in table.network.variables]
+    return [widths[name] for name in names] if set(names) == set(widths) else None
+
+
+def predict(table: LatencyTable | None, subject: Subject, name: str, notes: list[str]) -> Prediction | None:
+    """What ``table`` says of a network; None with a note where it says nothing."""
+    if table is None:
+        return None
+    vector = _vector(table, subject)
+    if vector is None:
+        notes.append(f"{name}: its file names no widths of the table's network, so there is no prediction")
+        return None
+    try:
+        return Prediction(float(table.predict(vector)[0]), float(table.uncertainty(vector)[0]), table.source)
+    except (MissingEntryError, TableError, WidthError) as error:
+        notes.append(f"{name}: no prediction: {error}")
+        return None
+
+
+def comparable(
+    table: LatencyTable | None, subject: Subject, runtime: str, device: DeviceProfile, threads: int
+) -> bool:
+    """Whether the table speaks of this runtime, precision, batch and thread count."""
+    if table is None or table.precision != subject.metadata.precision or table.batch != (subject.batch or 1):
+        return False
+    if device.name != table.device:
+        return False
+    if device.runtime == "tensorrt":
+        return runtime == TRT
+    return runtime == (CPU if device.kind == "cpu" else CUDA) and threads == (device.threads or threads)
+
+
+def layer_times(
+    make: Make,
+    subject: Subject,
+    table: LatencyTable | None,
+    space: WidthSpace | None,
+    *,
+    runs: int,
+    warmup: int,
+    seed: int,
+) -> tuple[LayerTime, ...]:
+    """By the table's layers where ``space`` is of the network, else by module; predicted by ``table``."""
+    with make(True, subject.data) as runner:
+        feeds = runner.random_feeds(np.random.default_rng(seed))
+        nodes = runner.node_times(feeds, runs=runs, warmup=warmup)
+        described = runner.metadata() if isinstance(runner, TrtRunner) else {}
+    by_layer = _table_layers(nodes, subject, space) if space is not None else None
+    if by_layer is None:
+        return tuple(
+            LayerTime(name, value) for name, value in module_times(nodes, subject.nodes, described).items()
+        )
+    predicted: dict[str, float] = {}
+    vector = _vector(table, subject) if table is not None else None
+    if table is not None and vector is not None:
+        parts = table.breakdown(vector)
+        predicted = dict(zip(parts.names, parts.milliseconds[0].tolist(), strict=True))
+    return tuple(LayerTime(name, value, predicted.get(name)) for name, value in by_layer.items())
+
+
+def _table_layers(nodes: Sequence[NodeTime], subject: Subject, space: WidthSpace) -> dict[str, float] | None:
+    """Milliseconds by the latency table's layers, every node accounted for; None: of another model."""
+    import onnx
+
+    from bcnet_deploy.lut.layers import layers_of
+    from bcnet_deploy.profiler.mapping import LayerMap
+
+    if subject.metadata.fingerprint and subject.metadata.fingerprint != space.fingerprint:
+        return None
+    layers = layers_of(space, precision=subject.metadata.precision, batch=subject.batch or 1)
+    try:
+        times = LayerMap(onnx.load_from_string(subject.data), space, layers).layer_times(nodes)
+    except (LookupError, ValueError):
+        return None
+    return dict(zip((layer.name for layer in layers), (low(times) / 1e3).tolist(), strict=True))
