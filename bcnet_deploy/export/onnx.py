@@ -8,12 +8,13 @@ torch.export-based one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,7 +254,11 @@ def _torchscript(module: nn.Module, example: torch.Tensor, *, dynamic: bool, ops
     import torch
 
     axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic else None
-    with tempfile.TemporaryDirectory(prefix="bcnet-export-") as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="bcnet-export-") as folder,
+        warnings.catch_warnings(),
+        _without_graph_dump(),
+    ):
         path = str(Path(folder) / "network.onnx")
         # Deprecated in favour of the other exporter, which is slower and loses the module paths.
         warnings.simplefilter("ignore")
@@ -262,6 +267,19 @@ def _torchscript(module: nn.Module, example: torch.Tensor, *, dynamic: bool, ops
             input_names=[INPUT], output_names=[OUTPUT], dynamic_axes=axes,
         )  # fmt: skip
         return onnx.load(path)
+
+
+@contextlib.contextmanager
+def _without_graph_dump() -> Iterator[None]:
+    """The exporter that fails prints the whole graph on standard output, where ``--json`` writes."""
+    import torch
+
+    enabled = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(enabled)
 
 
 def _dynamo(module: nn.Module, example: torch.Tensor, *, dynamic: bool, opset: int) -> onnx.ModelProto:

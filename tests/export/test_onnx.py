@@ -162,11 +162,12 @@ def test_an_unwritable_folder_is_a_run_directory_error(net: nn.Module, tmp_path:
         export_onnx(net, tmp_path / "file" / "n.onnx", SIZE, parity_inputs=None)
 
 
-def test_what_torchscript_cannot_export_goes_to_the_other_exporter() -> None:
+def test_what_torchscript_cannot_export_goes_to_the_other_exporter(capfd: pytest.CaptureFixture[str]) -> None:
     # Enlarging to 7x7 has no operator in the older exporter: AlexNet and VGG on small images.
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(196, 3)).eval()
     model, exporter = trace(net, (3, 8, 8))
     assert exporter == "dynamo"
+    assert "graph" not in capfd.readouterr().out, "standard output is left to --json"
     images = torch.randn(1, 3, 8, 8)
     (outputs,) = onnx.reference.ReferenceEvaluator(model).run(None, {"input": images.numpy()})
     with torch.inference_mode():
