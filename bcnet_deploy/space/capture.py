@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
-from bcnet_deploy.space.patching import TensorPlace, patched, tensor_places
+from bcnet_deploy.space.patching import ModuleState, TensorPlace, patched, tensor_places
 
 TRACE_BATCH = 2
 """Batch size of the trace: not 1, which many operators treat apart."""
@@ -233,6 +233,7 @@ def run_trace(
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(trace, stack)
     replaced: list[tuple[TensorPlace, torch.Tensor]] = []
+    state = ModuleState(model)
     with fake_mode:
         for name, places in tensor_places(model).items():
             real = places[0].table[places[0].key]
@@ -262,6 +263,7 @@ def run_trace(
         raise CallError(error, trace, recorder.failing) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        state.restore()
     trace.outputs = [recorder.value(t) for t in _tensors(result)]
     return trace
 
@@ -285,21 +287,23 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
         return run_trace(model, input_size, training=training)
     except CallError as failure:
         cause = failure.cause
-        where = user_line(cause)
+        line = user_line(cause)
+        where = f" at {line}" if line else ""
         name = type(model).__name__
-        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)) or (
+            ".numpy()" in str(cause)
+        ):
             raise UnsupportedModelError(
-                f"{name} decides by the values of a tensor, so its layers differ from input to input: "
+                f"{name} decides by the values of a tensor, so its layers differ from input to input"
                 f"{where}; make the decision depend on shapes or on the training flag only"
             ) from cause
         if isinstance(cause, (TypeError, AttributeError, NotImplementedError, KeyError)):
             raise UnsupportedModelError(
-                f"{name} cannot run on one image tensor "
-                f"({type(cause).__name__}: {_first_line(cause)}) at {where}"
+                f"{name} cannot run on one image tensor ({type(cause).__name__}: {_first_line(cause)}){where}"
             ) from cause
         size = "x".join(map(str, input_size))
         raise InputSizeError(
-            f"{name} does not run on inputs of {size} ({_first_line(cause)}) at {where}; "
+            f"{name} does not run on inputs of {size} ({_first_line(cause)}){where}; "
             "give the size it was made for with input_size / --input-size"
         ) from cause
 
@@ -309,7 +313,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def user_line(error: BaseException) -> str:
-    """``file.py:12 'if x.sum() > 0:'``: the innermost line outside PyTorch and this package."""
+    """``file.py:12 'if x.sum() > 0:'``: the innermost line outside PyTorch and this package, or ''."""
     ours = Path(__file__).parent
     torch_root = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
@@ -317,4 +321,4 @@ def user_line(error: BaseException) -> str:
         path = Path(frame.filename)
         if ours not in path.parents and torch_root not in path.parents and path.suffix == ".py":
             return f"{path.name}:{frame.lineno} {frame.line!r}"
-    return "an unknown line"
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,35 +9,15 @@ from torch import nn
 
 from bcnet_deploy.errors import BCNetError, UnsupportedModelError
 from bcnet_deploy.space.axes import Axis, Layout, freeze, resolve
-from bcnet_deploy.space.capture import TRACE_BATCH, Call, Trace, Value, capture
+from bcnet_deploy.space.capture import Call, Trace, Value, capture
 from bcnet_deploy.space.extent import Extent, Segment, Segments, constant, extent_of
 from bcnet_deploy.space.layouts import Layouts
+from bcnet_deploy.space.operators import MATMULS, Operators, activations_of
 from bcnet_deploy.space.ops import FrozenPart, Op, TensorSpec
 from bcnet_deploy.space.rules import rule_for
 
 _EXPECTED = ("the image", "model output", "kernel size")
 """Reasons that every network has and nobody needs to be told."""
-
-_KINDS = {
-    "convolution": "conv",
-    "native_batch_norm": "batch_norm",
-    "_native_batch_norm_legit": "batch_norm",
-    "_native_batch_norm_legit_no_training": "batch_norm",
-    "_batch_norm_no_update": "batch_norm",
-    "native_layer_norm": "layer_norm",
-    "native_group_norm": "group_norm",
-    "max_pool2d_with_indices": "max_pool2d",
-    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
-    "_prelu_kernel": "prelu",
-    "_softmax": "softmax",
-    "_unsafe_view": "view",
-    "_reshape_alias": "view",
-    "reshape": "view",
-    "unsqueeze": "view",
-    "t": "transpose",
-    "split_with_sizes": "split",
-}
-_MATMULS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,7 @@ class Grouper:
         self.trace = capture(model, input_size)
         self.training_trace = self._training_trace()
         for trace in filter(None, (self.trace, self.training_trace)):
+            self.layouts.activations |= activations_of(trace)
             for call in trace.calls:
                 rule_for(call)(self.layouts, call)
             for value in trace.outputs:
@@ -131,7 +111,7 @@ class Grouper:
             RawVariable(v.name, v.units, v.step, tuple(dict.fromkeys(axes_layers[i])))
             for i, v in enumerate(raw)
         ]
-        ops, tensors = self._operators()
+        operators = Operators(self.trace, self.layouts, self.extent)
         return Grouping(
             variables=variables,
             slices={
@@ -151,10 +131,10 @@ class Grouper:
                     for path, shape in self.layouts.normalized_shapes.items()
                 },
             },
-            ops=ops,
-            tensors=tensors,
+            ops=operators.ops,
+            tensors=operators.tensors,
             frozen=frozen,
-            notes=list(self.notes),
+            notes=[*self.notes, *operators.notes],
         )
 
     def _number(self) -> tuple[dict[Axis, int], list[RawVariable], list[list[str]], list[FrozenPart]]:
@@ -164,13 +144,16 @@ class Grouper:
         frozen: dict[str, str] = {}
         names: set[str] = set()
         for name, layout in self._producers(self.trace):
+            if layout is None:
+                frozen.setdefault(name, "its weight is computed in a way that no rule covers")
+                continue
             blocks = resolve(layout)
             for position, block in enumerate(blocks):
                 axis = block.axis
                 if axis.reason is None and axis.size == 1:
-                    axis.reason = "a single channel or group"
+                    axis.reason = "a single channel" if block.repeat == 1 else "its channels form one group"
                 if axis.reason is not None:
-                    if not axis.reason.startswith(_EXPECTED) and axis.size > 1:
+                    if not axis.reason.startswith(_EXPECTED) and block.size > 1:
                         frozen.setdefault(name, axis.reason)
                     continue
                 if axis not in index:
@@ -184,25 +167,25 @@ class Grouper:
                 layers[index[axis]].append(name)
         if self.training_trace is not None:
             for name, layout in self._producers(self.training_trace):
-                for block in resolve(layout):
+                for block in resolve(layout or ()):
                     if block.axis not in index and block.axis.reason is None:
                         block.axis.reason = "used in training mode only"
                         frozen.setdefault(name, block.axis.reason)
         return index, raw, layers, [FrozenPart(name, reason) for name, reason in frozen.items()]
 
-    def _producers(self, trace: Trace) -> Iterable[tuple[str, Layout]]:
+    def _producers(self, trace: Trace) -> Iterable[tuple[str, Layout | None]]:
         """Layers that make channels from weights, with the layout of what they make."""
-        activations = _activations(trace)
+        activations = activations_of(trace)
         for call in trace.calls:
             if call.op == "convolution":
                 weight, layout = call.args[1], self.layouts.of(call.outputs[0])[1]
             elif call.op == "linear":
                 weight, layout = call.args[1], self.layouts.of(call.outputs[0])[-1]
-            elif call.op in _MATMULS and call.args[_MATMULS[call.op] + 1] not in activations:
-                weight, layout = call.args[_MATMULS[call.op] + 1], self.layouts.of(call.outputs[0])[-1]
+            elif call.op in MATMULS and call.args[MATMULS[call.op] + 1] not in activations:
+                weight, layout = call.args[MATMULS[call.op] + 1], self.layouts.of(call.outputs[0])[-1]
             else:
                 continue
-            if layout is not None and call.outputs[0] in activations:
+            if call.outputs[0] in activations:
                 yield self._layer_name(call, weight), layout
 
     def _layer_name(self, call: Call, weight: Value) -> str:
@@ -232,144 +215,9 @@ class Grouper:
     def extent(self, layout: Layout | None, size: int = 0) -> Extent:
         return constant(size) if layout is None else extent_of(self.segments(layout), self._steps)
 
-    # -- operators -----------------------------------------------------------------------------
-
-    def _operators(self) -> tuple[list[Op], list[TensorSpec]]:
-        activations = _activations(self.trace)
-        numbers: dict[Value, int] = {}
-        tensors: list[TensorSpec] = []
-
-        def number(value: Value) -> int:
-            if value not in numbers:
-                numbers[value] = len(tensors)
-                base = value.base
-                alias = number(base) if base is not None and base in activations else None
-                if alias is not None:
-                    numbers[value] = len(tensors)
-                tensors.append(TensorSpec(self._shape(value), alias))
-            return numbers[value]
-
-        for value in self.trace.inputs:
-            number(value)
-        ops: list[Op] = []
-        used: dict[str, int] = {}
-        for call in self.trace.calls:
-            if not call.outputs or call.outputs[0] not in activations:
-                continue
-            inputs = tuple(number(v) for v in dict.fromkeys(call.inputs) if v in activations)
-            ops.append(self._operator(call, inputs, number(call.outputs[0]), activations, used))
-            for value in call.outputs[1:]:
-                if call.op in ("split", "split_with_sizes", "chunk", "unbind"):
-                    number(value)
-        return ops, tensors
-
-    def _shape(self, value: Value) -> tuple[Extent, ...]:
-        """Sizes for a batch of one: the traced batch is divided out of the first dimension that has it."""
-        shape: list[Extent] = []
-        divided = False
-        for layout, size in zip(self.layouts.of(value), value.shape, strict=True):
-            if layout is None and not divided and size % TRACE_BATCH == 0:
-                shape.append(constant(size // TRACE_BATCH))
-                divided = True
-            else:
-                shape.append(self.extent(layout, size))
-        return tuple(shape)
-
-    def _operator(
-        self,
-        call: Call,
-        inputs: tuple[int, ...],
-        output: int,
-        activations: set[Value],
-        used: dict[str, int],
-    ) -> Op:
-        kind = _KINDS.get(call.op, call.op)
-        weight: Value | None = None
-        facts: dict[str, Extent] = {}
-        attrs: dict[str, object] = {}
-        coefficient = 0
-        factors: tuple[Extent, ...] = ()
-        if call.op == "convolution":
-            weight = call.args[1]
-            kind, attrs, facts, coefficient, factors = self._convolution(call)
-        elif call.op in _MATMULS or call.op == "linear":
-            right = call.args[1] if call.op == "linear" else call.args[_MATMULS[call.op] + 1]
-            kind = "matmul" if right in activations else "linear"
-            weight = right
-            facts, coefficient, factors = self._product(call)
-        elif "pool2d" in call.op:
-            kernel = call.args[1]
-            attrs["kernel"] = tuple(kernel)
-            if call.op != "_adaptive_avg_pool2d" and not call.op.startswith("adaptive"):
-                attrs["stride"] = tuple(call.args[2] or kernel)
-                attrs["padding"] = tuple(call.args[3])
-        base = call.module if kind in _OWN_NAME and call.module else f"{call.module}.{kind}".lstrip(".")
-        used[base] = used.get(base, 0) + 1
-        name = base if used[base] == 1 else f"{base}:{used[base]}"
-        source = (weight.base or weight) if weight is not None else None
-        return Op(
-            name=name,
-            kind=kind,
-            module=call.module,
-            inputs=inputs,
-            output=output,
-            attrs=attrs,
-            weight=source.parameter if source is not None else None,
-            mac_coefficient=coefficient,
-            mac_factors=factors,
-            **facts,
-        )
-
-    def _convolution(
-        self, call: Call
-    ) -> tuple[str, dict[str, object], dict[str, Extent], int, tuple[Extent, ...]]:
-        x, weight, out = call.args[0], call.args[1], call.outputs[0]
-        transposed, groups = bool(call.args[6]), int(call.args[8])
-        c_in = self.extent(self.layouts.of(x)[1], x.shape[1])
-        c_out = self.extent(self.layouts.of(out)[1], out.shape[1])
-        layout = self.layouts.attributes.get((call.module, "groups"))
-        kept = self.extent(layout) if groups > 1 and layout is not None else constant(groups)
-        positions = x.shape if transposed else out.shape
-        coefficient = positions[0] // TRACE_BATCH * math.prod(positions[2:]) * math.prod(weight.shape[2:])
-        attrs: dict[str, object] = {
-            "kernel": tuple(weight.shape[2:]),
-            "stride": tuple(call.args[3]),
-            "padding": tuple(call.args[4]),
-            "dilation": tuple(call.args[5]),
-        }
-        if groups == 1:
-            factors: tuple[Extent, ...] = (c_in, c_out)
-        else:
-            # Whole groups are kept, so channels per group are constant on either side.
-            coefficient *= x.shape[1] // groups
-            factors = (c_out,)
-        facts = {"in_channels": c_in, "out_channels": c_out, "groups": kept}
-        return "conv_transpose" if transposed else "conv", attrs, facts, coefficient, factors
-
-    def _product(self, call: Call) -> tuple[dict[str, Extent], int, tuple[Extent, ...]]:
-        """(..., m, k) x (k, n): every output element takes k multiply-accumulates."""
-        left = call.args[0] if call.op == "linear" else call.args[_MATMULS[call.op]]
-        inner = self.extent(self.layouts.of(left)[-1], left.shape[-1])
-        output = call.outputs[0]
-        outer = list(self._shape(output))
-        facts = {"in_channels": inner, "out_channels": outer[-1]}
-        return facts, 1, (*outer, inner)
-
-
-_OWN_NAME = {"conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm"}
-
 
 def axis_is_free(axis: Axis) -> bool:
     return axis.reason is None and axis.size > 1
-
-
-def _activations(trace: Trace) -> set[Value]:
-    """Values that depend on the image."""
-    found = set(trace.inputs)
-    for call in trace.calls:
-        if any(value in found for value in call.inputs):
-            found.update(value for value in call.outputs if value.parameter is None)
-    return found
 
 
 def require_cnn(grouping: Grouping, model: nn.Module) -> None:
@@ -386,8 +234,9 @@ def require_cnn(grouping: Grouping, model: nn.Module) -> None:
     if not convolutions:
         raise UnsupportedModelError(f"{name} has no convolution; bcnet-deploy chooses widths of CNNs")
     reasons = "; ".join(f"{part.name}: {part.reason}" for part in grouping.frozen[:3])
+    attention = any(op.kind == "matmul" or "attention" in op.kind for op in grouping.ops)
     raise UnsupportedModelError(
         f"{name} has no convolution whose width can change"
         + (f" ({reasons})" if reasons else "")
-        + "; transformers and attention networks are not supported"
+        + ("; transformers and attention networks are not supported" if attention else "")
     )

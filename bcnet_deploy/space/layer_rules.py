@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, in_granules, joined, scaled, unify
-from bcnet_deploy.space.capture import Call, Value
+from bcnet_deploy.space.axes import (
+    Layout,
+    fixed,
+    freeze,
+    fresh,
+    in_granules,
+    joined,
+    partition,
+    scaled,
+    unify,
+)
+from bcnet_deploy.space.capture import TRACE_BATCH, Call, Value
 from bcnet_deploy.space.layouts import Dims, Layouts, freeze_value, meet, where
 
 
@@ -54,15 +64,16 @@ def _grouped(
                 freeze(layout, f"{reason} groups fixed channels")
         return w_out
     per_group = fresh(1)
+    reason = f"{reason} keeps whole groups, which other channels do not allow"
     if transposed:
         # weight: (in, out / groups, ...)
         unify(w_in or per_group, channels, reason)
         if w_out is not None:
-            freeze(w_out, f"{reason} keeps whole groups")
+            freeze(w_out, f"{where(call)} keeps whole groups")
     else:
         # weight: (out, in / groups, ...)
         if w_in is not None:
-            freeze(w_in, f"{reason} keeps whole groups")
+            freeze(w_in, f"{where(call)} keeps whole groups")
     kept = in_granules(channels, groups, reason)
     out = scaled(kept, out_channels // groups)
     if not transposed and w_out is not None:
@@ -78,7 +89,11 @@ def batch_norm(layouts: Layouts, call: Call) -> None:
     for argument in call.args[1:5]:
         if isinstance(argument, Value):
             meet(layouts, layouts.of(argument)[0], channels, where(call))
-    if layouts.is_a(call, nn.modules.batchnorm._NormBase):
+    if layouts.is_a(call, nn.modules.instancenorm._InstanceNorm):
+        # PyTorch folds the batch into the channels; each image's channels are decided alike.
+        each = None if channels is None else partition(channels, TRACE_BATCH, where(call))[0]
+        layouts.attribute(call, "num_features", each)
+    elif layouts.is_a(call, nn.modules.batchnorm._NormBase):
         layouts.attribute(call, "num_features", channels)
     for output in call.outputs:
         if output.shape == x.shape:
@@ -109,16 +124,30 @@ def layer_norm(layouts: Layouts, call: Call) -> None:
 def group_norm(layouts: Layouts, call: Call) -> None:
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], int(call.args[6])
     channels = layouts.of(x)[1]
+    kept: Layout | None = None
     if channels is not None and not layouts.is_a(call, nn.GroupNorm):
         freeze(channels, f"{where(call)} is a function call with a fixed number of groups")
     elif channels is not None:
         if groups > 1:
-            layouts.attribute(call, "num_groups", in_granules(channels, groups, where(call)))
+            kept = in_granules(channels, groups, where(call))
+            layouts.attribute(call, "num_groups", kept)
         layouts.attribute(call, "num_channels", channels)
     for argument in (weight, bias):
         if isinstance(argument, Value):
             meet(layouts, channels, layouts.of(argument)[0], where(call))
     layouts.set(call.outputs[0], list(layouts.of(x)))
+    for statistics in call.outputs[1:]:
+        layouts.set(statistics, [None, kept])
+
+
+def weight_norm(layouts: Layouts, call: Call) -> None:
+    """Weight and magnitude: the weight keeps its slices, and the norm runs over what is kept of it."""
+    weight, magnitude, axis = call.args[0], call.args[1], int(call.args[2] or 0)
+    dims, own = layouts.of(weight), layouts.of(magnitude)
+    meet(layouts, dims[axis], own[axis], where(call))
+    layouts.set(call.outputs[0], list(dims))
+    for output in call.outputs[1:]:
+        layouts.set(output, list(own))
 
 
 def matmul(layouts: Layouts, call: Call) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bcnet_deploy.space.axes import Layout, freeze, fresh, unify
+from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, unify
 from bcnet_deploy.space.capture import Call, Value
 
 Dims = list[Layout | None]
@@ -15,6 +15,8 @@ class Layouts:
     """The layout of every dimension of every value of a trace."""
 
     def __init__(self, module_type: Callable[[str], type]) -> None:
+        self.activations: set[Value] = set()
+        """Values that depend on the image, of all traces."""
         self._of: dict[int, Dims] = {}
         self._parameters: dict[str, Dims] = {}
         self._module_type = module_type
@@ -72,4 +74,8 @@ def unknown(layouts: Layouts, call: Call) -> None:
     for value in call.inputs:
         freeze_value(layouts, value, reason)
     for output in call.outputs:
-        layouts.set(output, [None] * len(output.shape))
+        if output in layouts.activations:
+            layouts.set(output, [None] * len(output.shape))
+        else:
+            # Made from weights alone, so without a batch: the reason goes on to the layer that uses it.
+            layouts.set(output, [fixed(size, reason) for size in output.shape])

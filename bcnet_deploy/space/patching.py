@@ -41,6 +41,28 @@ def tensor_places(model: nn.Module) -> dict[str, list[TensorPlace]]:
     return places
 
 
+class ModuleState:
+    """What the modules of a model hold, to undo what their forward pass leaves on them.
+
+    Forward passes keep feature maps, counters or computed weights as attributes; a trace must not leave
+    its fake tensors there. Objects changed in place (a list that grows) are not undone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._former = [
+            (table, dict(table))
+            for module in model.modules()
+            for table in (module.__dict__, module._parameters, module._buffers, module._modules)
+        ]
+
+    def restore(self) -> None:
+        for table, former in self._former:
+            # Only where something changed: most modules leave nothing.
+            if table.keys() != former.keys() or any(table[key] is not former[key] for key in former):
+                table.clear()
+                table.update(former)
+
+
 @contextmanager
 def patched(
     tensors: Iterable[tuple[TensorPlace, torch.Tensor]],

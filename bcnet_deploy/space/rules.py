@@ -30,6 +30,7 @@ _NAMES: dict[Rule, str] = {
         zeros ones empty full rand randn arange scalar_tensor new_zeros new_ones new_empty new_full
         empty_strided new_empty_strided""",
     layer.convolution: "convolution",
+    layer.weight_norm: "_weight_norm_interface",
     layer.batch_norm: """
         native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
         _batch_norm_with_update _batch_norm_no_update cudnn_batch_norm""",

@@ -159,6 +159,11 @@ def _rebuilt(space: WidthSpace, model: nn.Module, units: Sequence[int], new_tens
     for places in tensor_places(model).values():
         tensor = places[0].table[places[0].key]
         memo[id(tensor)] = tensor
+    for module in model.modules():
+        for value in vars(module).values():
+            # What a forward pass left on the module; PyTorch copies no tensor that has a history.
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
     clone: nn.Module = copy.deepcopy(model, memo)
     for name, copies in tensor_places(clone).items():
         tensor = copies[0].table[copies[0].key]

@@ -32,6 +32,7 @@ def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0
     for _ in range(len(grouping.variables) + 2):
         failure = _first_failure(model, grouper, grouping, rounds, np.random.default_rng(seed))
         if failure is None:
+            grouping.notes += _at_one_unit(model, grouper, grouping)
             return grouping
         call, reason, unit_rows = failure
         if not _freeze_at(model, grouper, call, reason) and not _freeze_alone(
@@ -64,6 +65,39 @@ def _first_failure(
     return None
 
 
+def _at_one_unit(model: nn.Module, grouper: Grouper, grouping: Grouping) -> list[str]:
+    """A note if the code fails where every variable is at its least; ``squeeze()`` drops such channels.
+
+    Nothing is frozen for it: two channels already run. Operators may differ here, since memory
+    layouts do, so only the results are compared.
+    """
+    units = np.ones(len(grouping.variables), dtype=np.int64)
+    shapes, attributes = _sliced(model, grouping, units)
+    try:
+        trace = run_trace(model, grouper.input_size, shapes=shapes, attributes=attributes)
+    except CallError as error:
+        where = user_line(error.cause) or "an unknown line"
+    else:
+        predicted = [tuple(_sizes(grouper, value, units)) for value in grouper.trace.outputs]
+        if predicted == [value.shape for value in trace.outputs]:
+            return []
+        where = "its outputs, which then have other shapes"
+    return [f"widths of one channel may not run: the code fails there at {where}"]
+
+
+def _sliced(
+    model: nn.Module, grouping: Grouping, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+) -> tuple[dict[str, tuple[int, ...]], list[tuple[nn.Module, str, object]]]:
+    """Shapes of tensors and integer attributes of modules at these units."""
+    shapes = {
+        name: tuple(kept_positions(segments, units) for segments in dims)
+        for name, dims in grouping.slices.items()
+    }
+    modules = dict(model.named_modules())
+    values = attribute_values(grouping.attributes, units)
+    return shapes, [(modules[path], key, value) for path, key, value in values]
+
+
 def _try(
     model: nn.Module,
     grouper: Grouper,
@@ -71,14 +105,7 @@ def _try(
     expected: Trace,
     units: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
 ) -> Failure | None:
-    shapes = {
-        name: tuple(kept_positions(segments, units) for segments in dims)
-        for name, dims in grouping.slices.items()
-    }
-    modules = dict(model.named_modules())
-    attributes = [
-        (modules[path], key, value) for path, key, value in attribute_values(grouping.attributes, units)
-    ]
+    shapes, attributes = _sliced(model, grouping, units)
     training = expected is grouper.training_trace
     try:
         actual = run_trace(model, grouper.input_size, training=training, shapes=shapes, attributes=attributes)
@@ -90,7 +117,11 @@ def _try(
         if mismatch is not None:
             return mismatch[0], mismatch[1], units.tolist()
         message = (str(error.cause).strip().splitlines() or ["?"])[0]
-        return call, f"the code fixes a size at {user_line(error.cause)} ({message})", units.tolist()
+        return (
+            call,
+            f"the code fixes a size at {user_line(error.cause) or 'an unknown line'} ({message})",
+            units.tolist(),
+        )
     mismatch = _mismatch(grouper, expected, actual, units)
     return None if mismatch is None else (*mismatch, units.tolist())
 

@@ -138,6 +138,17 @@ class Norms(nn.Module):
         return self.b(self.act(self.gn(self.a(x))))
 
 
+class InstanceNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(12, 20, 3, padding=1), nn.Conv2d(20, 12, 1)
+        self.norm = nn.InstanceNorm2d(20, affine=True)
+        self.tracked = nn.InstanceNorm2d(12, affine=True, track_running_stats=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tracked(self.b(F.relu(self.norm(self.a(x)))))
+
+
 class Transposed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -206,11 +217,38 @@ class ChannelPad(nn.Module):
 
 _CASES: tuple[type[nn.Module], ...] = (
     Residual, InPlaceResidual, SqueezeExcitation, Dense, ConcatPlusConv, Gated, Glu, Slices,
-    DepthwiseMultiplier, Grouped, Norms, Transposed, PixelShuffle, CalledTwice, Functional,
+    DepthwiseMultiplier, Grouped, Norms, InstanceNorms, Transposed, PixelShuffle, CalledTwice, Functional,
     ChannelsLast, ChannelPad,
 )  # fmt: skip
 IDENTITY = {case.__name__: case for case in _CASES}
 """Constructions in which a kept channel means the same in the sub-network as in the full one."""
+
+
+class WeightNorms(nn.Module):
+    """Weights computed from others, as parametrizations and by the older hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 20, 3, padding=1))
+        self.b = nn.utils.weight_norm(nn.Conv2d(20, 12, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+class Remembering(nn.Module):
+    """Keeps what it saw as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(12, 12)
+        self.features: torch.Tensor | None = None
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features = self.a(x)
+        self.calls += 1
+        return self.features
 
 
 class Flattened(nn.Module):
@@ -270,3 +308,28 @@ class DataDependent(nn.Module):
         if y.sum() > 0:
             y = y * 2
         return self.head(y.mean((2, 3)))
+
+
+class Detour(DataDependent):
+    """Leaves PyTorch for NumPy."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        largest = float(y.detach().numpy().max())
+        return self.head(y.mean((2, 3)) / largest)
+
+
+class Mixture(nn.Module):
+    """A convolution whose weights depend on the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate = conv(12, 12), nn.Linear(12, 2)
+        self.kernels = nn.Parameter(torch.randn(2, 12, 12, 3, 3) * 0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        gate = self.gate(x.mean((2, 3))).softmax(1)
+        kernels = (gate[:, :, None, None, None, None] * self.kernels).sum(1).reshape(-1, c, 3, 3)
+        y = F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n)
+        return self.a(y.reshape(n, -1, h, w))

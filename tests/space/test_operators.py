@@ -26,7 +26,7 @@ def randomised(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     return model
@@ -51,12 +51,17 @@ def silence_dropped_inputs(
     return model
 
 
+FROZEN = {"ChannelPad": ["body.a.0"]}
+"""Layers that the constructions of ``cases.IDENTITY`` rightly hold at full width."""
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", sorted(cases.IDENTITY))
 def test_sub_network_equals_full_network_without_the_dropped_channels(name: str, side: str) -> None:
     model = network(cases.IDENTITY[name])
     space = bd.WidthSpace.from_model(model, SIZE, levels=6)
     assert space.variables and not space.notes
+    assert [part.name for part in space.frozen] == FROZEN.get(name, [])
     x = torch.randn(2, *SIZE, dtype=torch.float64)
     rng = np.random.default_rng(1)
     for widths in space.random(4, rng):
@@ -85,6 +90,8 @@ EXPECTED = {
     "ConcatPlusConv": {"stem.0": 12, "body.a.0": 5, "body.b.0": 7},
     "Gated": {"stem.0": 12, "body.wide.0[0]": 16, "body.out.0": 12},
     "Grouped": {"stem.0": 12, "body.pre.0": 24, "body.post.0": 12},
+    "Norms": {"stem.0": 12, "body.a": 24, "body.b": 12},
+    "InstanceNorms": {"stem.0": 12, "body.a": 20, "body.b": 12},
     "Transposed": {"stem.0": 12, "body.up": 18, "body.down.0": 12},
     "PixelShuffle": {"stem.0": 12, "body.wide": 40, "body.out.0": 12},
     "CalledTwice": {"stem.0": 12},
@@ -140,6 +147,76 @@ def test_a_size_fixed_in_the_code_freezes_what_reaches_it_and_nothing_else() -> 
 def test_control_flow_on_values_names_the_line() -> None:
     with pytest.raises(bd.UnsupportedModelError, match=r"cases\.py:\d+ 'if y.sum\(\) > 0:'"):
         bd.WidthSpace.from_model(cases.DataDependent(), SIZE)
+
+
+def test_leaving_torch_for_numpy_names_the_line() -> None:
+    with pytest.raises(bd.UnsupportedModelError, match=r"cases\.py:\d+ 'largest = .*numpy"):
+        bd.WidthSpace.from_model(cases.Detour(), SIZE)
+
+
+def test_a_second_input_is_refused_by_its_name() -> None:
+    class Two(cases.DataDependent):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.head((self.a(x) * mask).mean((2, 3)))
+
+    with pytest.raises(bd.UnsupportedModelError, match=r"one image tensor.*'mask'\)$"):
+        bd.WidthSpace.from_model(Two(), SIZE)
+
+
+def test_weights_that_depend_on_the_image_freeze_their_layer_with_a_reason() -> None:
+    space = bd.WidthSpace.from_model(network(cases.Mixture), SIZE)
+    assert [v.name for v in space.variables] == ["body.gate", "body.a.0"]
+    reason = "its channels form one group"
+    assert [(p.name, p.reason) for p in space.frozen] == [("stem.0", reason), ("body", reason)]
+
+
+def test_products_that_are_not_counted_are_noted() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = cases.conv(3, 12), cases.conv(12, 8)
+            self.lstm, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(self.b(self.a(x)).mean(2).transpose(1, 2))[0][:, -1])
+
+    space = bd.WidthSpace.from_model(Recurrent().eval(), SIZE)
+    assert [v.name for v in space.variables] == ["a.0"]
+    assert [part.name for part in space.frozen] == ["b.0"] and "rnn" in space.frozen[0].reason
+    assert len(space.notes) == 1 and "in lstm are not counted" in space.notes[0]
+
+
+def test_weight_norm_runs_over_the_kept_part() -> None:
+    model = network(cases.WeightNorms)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.channels for v in space.variables] == [12, 20, 12] and not space.frozen
+    subnet = space.extract(model, [5, 7, 12], side="right")
+    kept = model.body.a.parametrizations.weight.original1[-7:, -5:]  # type: ignore[union-attr]
+    magnitude = model.body.a.parametrizations.weight.original0[-7:]  # type: ignore[union-attr]
+    expected = magnitude * kept / kept.square().sum((1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(subnet.body.a.weight, expected, rtol=0, atol=1e-12)  # type: ignore[union-attr]
+    assert subnet(torch.randn(2, *SIZE, dtype=torch.float64)).shape == (2, 5)
+
+
+def test_what_a_forward_pass_leaves_on_modules_is_undone_and_does_not_hinder_extraction() -> None:
+    model = network(cases.Remembering)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert model.body.features is None and model.body.calls == 0
+    x = torch.randn(2, *SIZE, dtype=torch.float64)
+    model(x).sum().backward()
+    assert model.body.features.grad_fn is not None  # type: ignore[union-attr]
+    assert space.extract(model, [7, 5])(x).shape == (2, 5)
+    assert model.body.features.grad_fn is not None  # type: ignore[union-attr]
+
+
+def test_what_fails_at_one_channel_is_noted_not_frozen() -> None:
+    class Squeezing(cases.DataDependent):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(nn.functional.adaptive_avg_pool2d(self.a(x), 1).squeeze())
+
+    space = bd.WidthSpace.from_model(Squeezing(), SIZE)
+    assert [v.channels for v in space.variables] == [8] and not space.frozen
+    assert len(space.notes) == 1 and "squeeze()" in space.notes[0]
 
 
 def test_not_a_cnn() -> None:
