@@ -30,7 +30,9 @@ def open_run(
     min_level: int | None,
     data: str | None,
 ) -> RunConfig:
-    """The run file, begun where there is none; what was trained already decides what may still change.
+    """The settings of the run, begun where there is none; what was trained already decides what may change.
+
+    Nothing is written: a wrong option is not to stay in the run after its error.
 
     Raises:
         MissingStepError: there is no run and no model is given.
@@ -53,9 +55,7 @@ def open_run(
                 **given,
             },  # type: ignore[arg-type]
         )
-        config = RunConfig(model=ref, data=data or "digits")
-        run_dir.save(config)
-        return config
+        return RunConfig(model=ref, data=data or "digits")
     config = run_dir.load()
     wanted: dict[str, Any] = {"name": model, "input_size": size, **given}
     for key, value in wanted.items():
@@ -71,7 +71,6 @@ def open_run(
                 "use another --run-dir"
             )
         config.data = data
-        run_dir.save(config)
     return config
 
 
@@ -167,6 +166,8 @@ def command(
         network = build_model(ref.name, num_classes=ref.num_classes)
     space = WidthSpace.from_model(network, ref.input_size, ref.levels, ref.min_level)
     supernet = Supernet(network, space, generator=torch.Generator().manual_seed(used))
+    if not run_dir.exists() or run_dir.load() != run:
+        run_dir.save(run)
     messages = console(stderr=True, quiet=quiet)
     for note in splits.notes:
         messages.print(f"Note: {note}")

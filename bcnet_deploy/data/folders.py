@@ -235,6 +235,8 @@ def _unreadable(paths: Sequence[Path], read: Any) -> dict[int, str]:
     def attempt(index: int) -> str | None:
         try:
             read(paths[index], index)
+        except UnidentifiedImageError:
+            return "not an image"  # Pillow's message repeats the path
         except UNREADABLE as error:
             return str(error) or type(error).__name__
         return None

@@ -62,6 +62,6 @@ def load_data(
         count = splits.num_classes
         raise DataError(
             f"{reference} has {count} classes, labels 0..{count - 1}; the model tells {num_classes} apart; "
-            f"build it with num_classes={count}"
+            f"build it with num_classes={count} (--num-classes {count})"
         )
     return splits

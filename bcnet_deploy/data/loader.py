@@ -7,6 +7,7 @@ workers read ahead.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any, cast
@@ -44,11 +45,16 @@ class _Reader(Dataset[tuple[torch.Tensor, int]]):
         return self.images.read(index, None if seed < 0 else seed), int(self.images.labels[index])
 
 
+GRACE_S = 10
+"""A worker goes on so long after SIGTERM."""
+
+
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group: a worker that dies of one takes the
-    step with it that the trainer wants to finish and save. Workers end with the trainer in any case."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group: a worker that dies of one at once takes
+    the step with it that the trainer wants to finish and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
 
 
 class BatchLoader:
@@ -128,7 +134,8 @@ class BatchLoader:
             if state.get(key) != own[key]:
                 raise CheckpointError(
                     f"the checkpoint was trained with {key} = {state.get(key)}, this run has {own[key]}; "
-                    "resume with the same data, batch size and seed, or start in another folder"
+                    "resume with the same data, batch size and seed, use another folder, or start anew "
+                    "with --fresh"
                 )
         self.position = int(state["position"])
         self._stream = None
@@ -165,6 +172,10 @@ class BatchLoader:
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         return self.augmentation(images, crops, cropped=decoded_crop), labels
+
+    def close(self) -> None:
+        """End the workers; the next batch starts them again."""
+        self._stream = None
 
     def _read_ahead(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         loader: DataLoader[Any] = DataLoader(

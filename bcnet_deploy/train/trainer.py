@@ -196,6 +196,7 @@ class Trainer:
             raise
         finally:
             self.journal.close()
+            self.loader.close()
         rate = self.step * config.batch_size / state.seconds if state.seconds else 0.0
         return TrainOutcome(self.step, state.cost, self.journal.last_loss, state.seconds, rate)
 

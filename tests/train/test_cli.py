@@ -92,6 +92,14 @@ def test_widths_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> No
         assert result.exit_code == 1 and message in result.output
 
 
+def test_a_wrong_option_does_not_stay_in_the_run(tmp_path: Path) -> None:
+    wrong = ["--model", MODEL, "--num-classes", "4", "--input-size", "1x8x8", "--levels", "4"]
+    result = call("train", "--run-dir", str(tmp_path), *wrong, *QUICK)
+    assert result.exit_code == 1 and "build it with num_classes=10 (--num-classes 10)" in result.output
+    assert not (tmp_path / "run.yaml").exists()
+    assert train(tmp_path).exit_code == 0
+
+
 def test_a_run_needs_a_model(tmp_path: Path) -> None:
     result = call("train", "--run-dir", str(tmp_path / "new"))
     assert result.exit_code == 1 and "start one with" in result.output

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bcnet_deploy.train import read_lines
 from bcnet_deploy.train.checkpoint import load_checkpoint
@@ -150,3 +151,40 @@ def test_sigkill_and_sigterm_lose_nothing(tmp_path: Path) -> None:
     last.communicate()
     reference.communicate()
     assert_same_run(whole, broken)
+
+
+FROM_FILES = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from bcnet_deploy.data.folders import load_folder
+from bcnet_deploy.train import train_supernet
+from tests.train.helpers import make_supernet, settings
+data = load_folder(Path(sys.argv[1]), (1, 8, 8), 0.2, memory_bytes=10)
+config = settings(epochs=3000, batch_size=8, workers=2, log_every=5, checkpoint_every=10**6)
+train_supernet(make_supernet(), data, config, Path(sys.argv[2]), device=torch.device("cpu"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_spares_the_step_and_its_workers(number: int, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal, or a scheduler that ends a job: processes that decode get the signal as well."""
+    for name in "ab":
+        (tmp_path / "photos" / "train" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (8, 8), 20 * index).save(tmp_path / "photos" / "train" / name / f"{index}.png")
+    root, folder = Path(__file__).resolve().parents[2], tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", FROM_FILES, str(tmp_path / "photos"), str(folder)], cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "curves.jsonl").exists() or not (folder / "curves.jsonl").stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors and b"DataLoader" not in errors, errors.decode()[-2000:]
+    assert load_checkpoint(folder / "checkpoint.safetensors")[1]["step"] >= 5
