@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError, WidthError
 from bcnet_deploy.space.grouping import Grouper, require_cnn
@@ -19,12 +23,25 @@ def space_of(
         raise UnsupportedModelError(
             f"a width space is made from a torch.nn.Module; given: {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is TorchScript, which cannot be sliced; give the nn.Module behind it"
+        )
+    lazy = next((n for n, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)), None)
+    if lazy is not None:
+        raise UnsupportedModelError(
+            f"{lazy} of {type(model).__name__} has no shape yet; run the model once first"
+        )
     if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
         raise InputSizeError(f"input_size is (channels, height, width), all positive; given: {input_size}")
-    if levels < 1 or not 0 <= min_level <= levels:
+    if (
+        not (isinstance(levels, Integral) and isinstance(min_level, Integral))
+        or levels < 1
+        or not 0 <= min_level <= levels
+    ):
         raise WidthError(
-            f"levels must be at least 1 and min_level within 0..levels; given: levels={levels}, "
-            f"min_level={min_level}"
+            f"levels must be an integer of at least 1 and min_level one of 0..levels; given: "
+            f"levels={levels!r}, min_level={min_level!r}"
         )
     grouping = settle(model, Grouper(model, input_size))
     require_cnn(grouping, model)

@@ -180,6 +180,13 @@ def batched_matmul(layouts: Layouts, call: Call) -> None:
     layouts.set(call.outputs[0], [None] * len(call.outputs[0].shape))
 
 
+def attention(layouts: Layouts, call: Call) -> None:
+    for value in call.inputs:
+        freeze_value(layouts, value, f"{where(call)} is attention")
+    for output in call.outputs:
+        layouts.set(output, [None] * len(output.shape))
+
+
 def linear(layouts: Layouts, call: Call) -> None:
     x, weight, bias = call.args[0], call.args[1], call.args[2]
     out, inside = layouts.of(weight)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bcnet_deploy.space.axes import Layout
 from bcnet_deploy.space.capture import TRACE_BATCH, Call, Trace, Value
 from bcnet_deploy.space.extent import Extent, constant
+from bcnet_deploy.space.layer_rules import attention
 from bcnet_deploy.space.layouts import Layouts, unknown
 from bcnet_deploy.space.ops import Op, TensorSpec
 from bcnet_deploy.space.rules import rule_for
@@ -123,6 +124,11 @@ class Operators:
             if call.op != "_adaptive_avg_pool2d" and not call.op.startswith("adaptive"):
                 attrs["stride"] = tuple(call.args[2] or kernel)
                 attrs["padding"] = tuple(call.args[3])
+        elif rule_for(call) is attention:
+            kind = "attention"
+            # Every query meets every key, then weighs every value; all of them are frozen.
+            query, key, value = (v.shape for v in call.args[:3])
+            coefficient = math.prod(query[:-1]) // TRACE_BATCH * key[-2] * (query[-1] + value[-1])
         elif rule_for(call) is unknown and any(v.parameter and len(v.shape) > 1 for v in call.inputs):
             self.notes.append(
                 f"multiply-accumulates of {call.op} in {call.module or 'the model'} are not counted"

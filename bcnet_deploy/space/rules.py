@@ -38,6 +38,10 @@ _NAMES: dict[Rule, str] = {
     layer.group_norm: "native_group_norm",
     layer.matmul: "mm addmm",
     layer.batched_matmul: "bmm baddbmm",
+    layer.attention: """
+        scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+        _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable""",
     layer.linear: "linear",
     layer.spatial: """
         max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d

@@ -118,6 +118,8 @@ def extract(
     check_model(space, model, stored)
     for name, places in tensor_places(model).items():
         tensor = places[0].table[places[0].key]
+        if tensor.is_meta:  # shapes without values
+            continue
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteWeightError(
                 f"{name} holds values that are not finite; the network is not worth extracting"

@@ -142,17 +142,16 @@ class WidthSpace:
         )
         if not whole:
             raise WidthError(f"widths are whole numbers of channels; given: {array.dtype} {array[:1]}")
-        array = array.astype(np.int64)
         bad = (array < 1) | (array > self.full) | (array % self._steps != 0)
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             variable = self.variables[column]
             grid = f" in steps of {variable.step}" if variable.step > 1 else ""
             raise WidthError(
-                f"width {array[row, column]} of variable {column} ({variable.name}) is out of range; "
+                f"width {array[row, column].item()} of variable {column} ({variable.name}) is out of range; "
                 f"allowed: {variable.step}..{variable.channels}{grid}"
             )
-        return array
+        return array.astype(np.int64)
 
     def units(self, widths: npt.ArrayLike) -> Int64:
         """Checked widths in units of each variable's step. Raises :class:`WidthError`."""

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bcnet_deploy as bd
 from bcnet_deploy.space.slicing import kept_ranges
+from tests import zoo
 from tests.space import cases
 
 SIZE = (3, 8, 8)
@@ -186,6 +187,38 @@ def test_products_that_are_not_counted_are_noted() -> None:
     assert len(space.notes) == 1 and "in lstm are not counted" in space.notes[0]
 
 
+def test_attention_is_frozen_and_counted() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = cases.conv(3, 12), cases.conv(12, 8)
+            self.qkv, self.head = nn.Linear(8, 24), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(self.b(self.a(x)).flatten(2).transpose(1, 2)).chunk(3, -1)
+            return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+
+    model = Attention().eval()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["a.0"]
+    assert {part.name for part in space.frozen} == {"b.0", "qkv"} and not space.notes
+    assert space.macs([5])[0] == zoo.counted_macs(space.extract(model, [5]), SIZE)
+
+
+def test_models_without_shapes_or_code_are_refused() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.Linear(288, 5))
+    with pytest.raises(bd.UnsupportedModelError, match="weight of Sequential has no shape yet"):
+        bd.WidthSpace.from_model(lazy, SIZE)
+    with pytest.raises(bd.UnsupportedModelError, match="TorchScript"):
+        bd.WidthSpace.from_model(torch.jit.script(cases.Residual()), SIZE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("levels", [0, 2.5, "20"])
+def test_bad_levels_are_refused(levels: object) -> None:
+    with pytest.raises(bd.WidthError, match="levels must be an integer"):
+        bd.WidthSpace.from_model(network(cases.Residual), SIZE, levels=levels)  # type: ignore[arg-type]
+
+
 def test_weight_norm_runs_over_the_kept_part() -> None:
     model = network(cases.WeightNorms)
     space = bd.WidthSpace.from_model(model, SIZE)
@@ -239,6 +272,7 @@ def test_wrong_input_size_names_it() -> None:
         ([12], r"has 2 widths; given: shape \(1,\)"),
         ([12, 21], r"21 of variable 1 \(body.a.0\).*1\.\.20"),
         ([0, 20], r"0 of variable 0 \(stem.0\).*1\.\.12"),
+        ([1e30, 20], r"1e\+30 of variable 0 \(stem.0\)"),
         ([1.5, 20], "whole numbers"),
     ],
 )
