@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -12,7 +11,8 @@ from bcnet_deploy.errors import InputSizeError, UnsupportedModelError, WidthErro
 from bcnet_deploy.space.grouping import Grouper, require_cnn
 from bcnet_deploy.space.patching import tensor_places
 from bcnet_deploy.space.trial import settle
-from bcnet_deploy.space.widths import WidthSpace, make_variables
+from bcnet_deploy.space.variables import make_variables
+from bcnet_deploy.space.widths import WidthSpace
 
 
 def space_of(
@@ -34,11 +34,7 @@ def space_of(
         )
     if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
         raise InputSizeError(f"input_size is (channels, height, width), all positive; given: {input_size}")
-    if (
-        not (isinstance(levels, Integral) and isinstance(min_level, Integral))
-        or levels < 1
-        or not 0 <= min_level <= levels
-    ):
+    if not (_whole(levels) and _whole(min_level)) or levels < 1 or not 0 <= min_level <= levels:
         raise WidthError(
             f"levels must be an integer of at least 1 and min_level one of 0..levels; given: "
             f"levels={levels!r}, min_level={min_level!r}"
@@ -64,3 +60,7 @@ def space_of(
         frozen=tuple(grouping.frozen),
         notes=tuple(grouping.notes),
     )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,23 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bcnet_deploy.errors import CheckpointError, WidthError
-from bcnet_deploy.space.extent import Extent, Segment, Segments, extent_of
+from bcnet_deploy.errors import WidthError
+from bcnet_deploy.space import description
+from bcnet_deploy.space.extent import Segments, extent_of
 from bcnet_deploy.space.ops import FrozenPart, Int64, Op, ProductSum, TensorSpec, WidthVariable
 
 if TYPE_CHECKING:
     from torch import nn
-
-FORMAT = 1
-
-
-def level_choices(units: int, step: int, levels: int, min_level: int) -> tuple[int, ...]:
-    """Widths of levels ``max(1, min_level)..levels``: level j keeps ceil(j * units / levels) units.
-
-    Source: BCNet (CVPR 2021), section 3.1; the smallest level: BCNetV2, section 3.
-    """
-    lowest = max(1, min_level)
-    return tuple(sorted({step * math.ceil(j * units / levels) for j in range(lowest, levels + 1)}))
 
 
 @dataclass(frozen=True)
@@ -251,40 +239,11 @@ class WidthSpace:
 
         Levels do not enter: a latency table serves every choice of levels.
         """
-        data = [
-            list(self.input_size),
-            [[v.name, v.channels, v.step] for v in self.variables],
-            [[op.kind, op.name, op.inputs, op.attrs, _plain(op.mac_factors)] for op in self.ops],
-            [_plain(tensor.shape) for tensor in self.tensors],
-        ]
-        return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+        return description.fingerprint(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but weights, ready for JSON."""
-        return {
-            "format": FORMAT,
-            "model_name": self.model_name,
-            "input_size": list(self.input_size),
-            "levels": self.levels,
-            "min_level": self.min_level,
-            "variables": [
-                {"name": v.name, "channels": v.channels, "step": v.step, "layers": list(v.layers)}
-                for v in self.variables
-            ],
-            "ops": [op.to_dict() for op in self.ops],
-            "tensors": [
-                {"shape": _plain(t.shape), **({} if t.alias_of is None else {"alias_of": t.alias_of})}
-                for t in self.tensors
-            ],
-            "slices": {name: [_segments(d) for d in dims] for name, dims in self.slices.items()},
-            "attributes": [
-                [path, key, [_segments(d) for d in value] if key == "normalized_shape" else _segments(value)]
-                for (path, key), value in self.attributes.items()
-            ],
-            "parameter_names": sorted(self.parameter_names),
-            "frozen": [[part.name, part.reason] for part in self.frozen],
-            "notes": list(self.notes),
-        }
+        return description.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WidthSpace:
@@ -293,68 +252,4 @@ class WidthSpace:
         Raises:
             CheckpointError: the description is damaged or of another version.
         """
-        try:
-            if data["format"] != FORMAT:
-                raise CheckpointError(
-                    f"the width space has format {data['format']}, this version reads {FORMAT}"
-                )
-            levels, min_level = int(data["levels"]), int(data["min_level"])
-            variables = make_variables(
-                [(v["name"], v["channels"], v["step"], tuple(v["layers"])) for v in data["variables"]],
-                levels,
-                min_level,
-            )
-            channels, height, width = data["input_size"]
-            return cls(
-                variables=variables,
-                input_size=(channels, height, width),
-                levels=levels,
-                min_level=min_level,
-                model_name=data["model_name"],
-                ops=tuple(Op.from_dict(op) for op in data["ops"]),
-                tensors=tuple(
-                    TensorSpec(tuple(Extent.from_list(e) for e in t["shape"]), t.get("alias_of"))
-                    for t in data["tensors"]
-                ),
-                slices={name: tuple(_to_segments(d) for d in dims) for name, dims in data["slices"].items()},
-                attributes={
-                    (path, key): tuple(_to_segments(d) for d in value)
-                    if key == "normalized_shape"
-                    else _to_segments(value)
-                    for path, key, value in data["attributes"]
-                },
-                parameter_names=frozenset(data["parameter_names"]),
-                frozen=tuple(FrozenPart(name, reason) for name, reason in data["frozen"]),
-                notes=tuple(data["notes"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"damaged width space description: {error!r}; make it again") from error
-
-
-def make_variables(
-    raw: Sequence[tuple[str, int, int, tuple[str, ...]]], levels: int, min_level: int
-) -> tuple[WidthVariable, ...]:
-    """Variables from (name, channels, step, layers), with the choices of the levels."""
-    return tuple(
-        WidthVariable(
-            name=name,
-            channels=channels,
-            choices=level_choices(channels // step, step, levels, min_level),
-            step=step,
-            index=index,
-            layers=layers,
-        )
-        for index, (name, channels, step, layers) in enumerate(raw)
-    )
-
-
-def _plain(extents: tuple[Extent, ...]) -> list[Any]:
-    return [extent.to_list() for extent in extents]
-
-
-def _segments(segments: Any) -> list[list[int]]:
-    return [[s.variable, s.size, s.repeat] for s in segments]
-
-
-def _to_segments(data: list[list[int]]) -> Segments:
-    return tuple(Segment(variable, size, repeat) for variable, size, repeat in data)
+        return description.from_dict(cls, data)
