@@ -12,6 +12,7 @@ floor. Results go to ``benchmarks/results/training/``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -41,6 +42,7 @@ CASES = (
     ("channel_bench_macro_mobilenet", (3, 16, 16), 128, 4),
     ("mobilenet_v2_cifar10", (3, 32, 32), 64, 20),
     ("resnet18", (3, 64, 64), 32, 20),
+    ("resnet18", (3, 64, 64), 128, 20),
     ("demo", (1, 16, 16), 64, 20),
 )
 
@@ -85,9 +87,12 @@ def trainers(
     }
 
 
-def measure_step(rounds: int) -> None:
+def measure_step(rounds: int, only: list[int]) -> None:
+    """Times of the cases with numbers ``only`` (all by default); rows of the others stay in the file."""
+    path = RESULTS / "step.json"
+    former = json.loads(path.read_text())["cases"] if only and path.exists() else []
     rows = []
-    for name, size, batch, levels in CASES:
+    for name, size, batch, levels in [CASES[i] for i in only] or CASES:
         with tempfile.TemporaryDirectory() as folder:
             both = trainers(name, size, batch, levels, Path(folder))
             times: dict[str, list[float]] = {kind: [] for kind in both}
@@ -117,7 +122,9 @@ def measure_step(rounds: int) -> None:
     about = {
         "machine": describe_machine("torch"), "threads": torch.get_num_threads(), "torch": torch.__version__
     }  # fmt: skip
-    files.write_json(RESULTS / "step.json", {**about, "cases": rows})
+    measured = [(row["model"], row["batch_size"]) for row in rows]
+    kept = [row for row in former if (row["model"], row["batch_size"]) not in measured]
+    files.write_json(path, {**about, "cases": kept + rows})
 
 
 def _wait(device: torch.device) -> None:
@@ -191,13 +198,14 @@ def main() -> None:
     )
     parser.add_argument("action", choices=["step", "resume"])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cases", type=int, nargs="*", default=[], help="numbers in CASES; default: all")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.action == "step":
-        measure_step(options.rounds)
+        measure_step(options.rounds, options.cases)
     else:
         measure_resume(options.kills, options.seed)
 

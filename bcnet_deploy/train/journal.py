@@ -166,11 +166,17 @@ def _record_rows(item: Pending, values: list[float]) -> list[dict[str, Any]]:
     ]
 
 
-def _tensorboard(folder: Path) -> Any:
+def check_tensorboard() -> None:
+    """Raise :class:`ConfigError` where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             "tensorboard: true needs the package tensorboard; pip install tensorboard"
         ) from error
+
+
+def _tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"))

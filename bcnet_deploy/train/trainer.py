@@ -9,6 +9,7 @@ once. On a GPU nothing in a step waits for the device: losses stay there and are
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.grid import Step
-from bcnet_deploy.train.journal import Journal, Now, Pending, Progress
+from bcnet_deploy.train.journal import Journal, Now, Pending, Progress, check_tensorboard
 from bcnet_deploy.train.memory import memory_advice
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
@@ -148,8 +149,11 @@ class Trainer:
             runs = cast(nn.Module, torch.compile(runs))
         if self.ranks.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            # Every rank sees other images, so running statistics differ; the first rank's are saved.
-            runs = DistributedDataParallel(runs, device_ids=ids, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # Newer versions rename the argument; older ones do not know the new name.
+                warnings.simplefilter("ignore", FutureWarning)
+                # Every rank sees other images, so running statistics differ; the first rank's are saved.
+                runs = DistributedDataParallel(runs, device_ids=ids, broadcast_buffers=False)
         return runs
 
     def run(self) -> TrainOutcome:
@@ -161,10 +165,12 @@ class Trainer:
         """
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         state, config = self.state, self.config
-        if not self._resume and self.ranks.first:
-            # The logs are begun anew: a former checkpoint would not fit them after a kill.
-            self.checkpoint_path.unlink(missing_ok=True)
         try:
+            if config.tensorboard:
+                check_tensorboard()
+            if not self._resume and self.ranks.first:
+                # The logs are begun anew: a former checkpoint would not fit them after a kill.
+                self.checkpoint_path.unlink(missing_ok=True)
             self.journal.open(
                 state.lengths, self._now(), supernet=self.supernet is not None, tensorboard=config.tensorboard
             )
