@@ -116,6 +116,7 @@ def regret(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     """Populations from loss records against all given networks that use 0.8-1.0 of the budget."""
+    from bcnet_deploy.search import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
     from bcnet_deploy.search.operators import Feasible
@@ -126,7 +127,7 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     records = Records.of(arguments.records, grid)
     rows = []
     for budget in bench.budgets:
-        limits = bd.search.build_constraints(bench.space, {"macs": float(budget)})
+        limits = build_constraints(bench.space, {"macs": float(budget)})
         band = bench.accuracy[(bench.flops <= budget) & (bench.flops >= 0.8 * budget)]
         means, given, costs, sampled = [], [], [], []
         for seed in range(arguments.seeds):

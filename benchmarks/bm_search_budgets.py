@@ -15,6 +15,7 @@ from bcnet_deploy.models import default_input_size
 from bcnet_deploy.profiler.measure import measure_plain
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.runners import make_runner_of
+from bcnet_deploy.search import BudgetInfeasibleError
 
 CONFIDENCE = 0.95
 RUNS = 25
@@ -88,7 +89,7 @@ def _least_budget(space: Any, table: Any, accuracy: Any) -> float:
     """The least budget that any network keeps at the confidence, in ms, as the search's refusal names it."""
     try:
         bd.search(space, accuracy, {"latency_ms": (table, 1e-6)}, evaluations=1, confidence=CONFIDENCE)
-    except bd.search.BudgetInfeasibleError as error:
+    except BudgetInfeasibleError as error:
         return error.nearest["latency_ms"]
     raise AssertionError("a budget of a nanosecond was met")
 
