@@ -39,6 +39,7 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.runners import make_runner_of
 
 SEED = 20260
+_JUDGED = 0.05  # noise floors above say more of the machine than of a table
 
 
 def main() -> None:
@@ -68,6 +69,7 @@ def main() -> None:
     add.set_defaults(run=run_add)
     report = commands.add_parser("report")
     report.add_argument("document", type=Path)
+    report.add_argument("--conditions", default="", help="what else the machine did, written into the head")
     report.add_argument("results", type=Path, nargs="+")
     report.set_defaults(run=run_report)
     arguments = parser.parse_args()
@@ -295,10 +297,10 @@ def isolated_layers(
 
 def run_report(arguments: argparse.Namespace) -> None:
     results = [files.read_json(path, bd.TableError, "benchmark result") for path in sorted(arguments.results)]
-    files.write_text(arguments.document, document(results))
+    files.write_text(arguments.document, document(results, arguments.conditions))
 
 
-def document(results: list[dict[str, Any]]) -> str:
+def document(results: list[dict[str, Any]], conditions: str = "") -> str:
     """The results as Markdown."""
     machine = results[0]["machine"]
     header = (
@@ -308,8 +310,8 @@ def document(results: list[dict[str, Any]]) -> str:
     lines = [
         "# How accurate latency tables are",
         "",
-        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, a virtual "
-        f"machine; ONNX Runtime {machine['runtime_version']}, FP32, batch 1.",
+        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), a virtual machine; "
+        f" ONNX Runtime {machine['runtime_version']}, FP32, batch 1." + f" {conditions}".rstrip(),
         "",
         "Held-out networks have widths drawn at random with a seed of their own. Each is measured in",
         "interleaved rounds, in a new session each time; its latency is the median over the rounds of the",
@@ -318,6 +320,10 @@ def document(results: list[dict[str, Any]]) -> str:
         "divides that out, by a reference network that was timed all through both the making of the table",
         "and the evaluation; *as measured* does not. Made by `benchmarks/bm_lut_accuracy.py`, whose head",
         "says how.",
+        "",
+        f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "
+        "measurements**: such a row says how disturbed it was, not how good the table is. It is to be measured "
+        "again on a quiet machine.",
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
@@ -329,7 +335,7 @@ def document(results: list[dict[str, Any]]) -> str:
                 cells = [
                     result["model"],
                     result["threads"],
-                    f"{table['budget_s']:g}",
+                    f"{table['budget_s']:g}" + ("\\*" if table["noise_floor"] > _JUDGED else ""),
                     f"{table['wall_s']:.1f}",
                     f"{figures['networks']} x {figures['rounds']}",
                     label,
