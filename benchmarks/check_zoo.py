@@ -99,7 +99,7 @@ def markdown(data: dict[str, Any]) -> str:
         "and right) and the extracted network in float64: output in eval mode, output in train mode,",
         "batch-norm statistics, gradients (of each tensor, by its largest); the bar is 1e-10. Gradients and",
         "statistics outside the slice are exactly untouched. 'space' is the processor time of",
-        "`WidthSpace.from_model` on one core.",
+        "`WidthSpace.from_model` on one core, empty where it was not measured (`--retime` does).",
         "",
         "| model | input | variables | MACs | parameters | frozen | space (s) "
         "| eval | train | statistics | gradients |",
@@ -110,7 +110,7 @@ def markdown(data: dict[str, Any]) -> str:
         if row["status"] == "ok":
             cells = [
                 name, "x".join(map(str, row["input_size"])), str(row["variables"]), f"{row['macs_full']:,}",
-                f"{row['params_full']:,}", str(len(row["frozen"])), str(row["space_s"]),
+                f"{row['params_full']:,}", str(len(row["frozen"])), str(row.get("space_s", "")),
                 *(f"{row[key]:.0e}" for key in ("eval", "train", "statistics", "gradients")),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
