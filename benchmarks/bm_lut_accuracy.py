@@ -70,6 +70,7 @@ def main() -> None:
     report = commands.add_parser("report")
     report.add_argument("document", type=Path)
     report.add_argument("--conditions", default="", help="what else the machine did, written into the head")
+    report.add_argument("--notes", default="", help="what was not measured, and why; the last paragraph")
     report.add_argument("results", type=Path, nargs="+")
     report.set_defaults(run=run_report)
     arguments = parser.parse_args()
@@ -297,10 +298,10 @@ def isolated_layers(
 
 def run_report(arguments: argparse.Namespace) -> None:
     results = [files.read_json(path, bd.TableError, "benchmark result") for path in sorted(arguments.results)]
-    files.write_text(arguments.document, document(results, arguments.conditions))
+    files.write_text(arguments.document, document(results, arguments.conditions, arguments.notes))
 
 
-def document(results: list[dict[str, Any]], conditions: str = "") -> str:
+def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "") -> str:
     """The results as Markdown."""
     machine = results[0]["machine"]
     header = (
@@ -311,7 +312,7 @@ def document(results: list[dict[str, Any]], conditions: str = "") -> str:
         "# How accurate latency tables are",
         "",
         f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), a virtual machine; "
-        f" ONNX Runtime {machine['runtime_version']}, FP32, batch 1." + f" {conditions}".rstrip(),
+        f"ONNX Runtime {machine['runtime_version']}, FP32, batch 1." + f" {conditions}".rstrip(),
         "",
         "Held-out networks have widths drawn at random with a seed of their own. Each is measured in",
         "interleaved rounds, in a new session each time; its latency is the median over the rounds of the",
@@ -322,8 +323,8 @@ def document(results: list[dict[str, Any]], conditions: str = "") -> str:
         "says how.",
         "",
         f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "
-        "measurements**: such a row says how disturbed it was, not how good the table is. It is to be measured "
-        "again on a quiet machine.",
+        "measurements**: such a row says how disturbed it was, not how good the table is, and wants measuring "
+        "again.",
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
@@ -357,6 +358,8 @@ def document(results: list[dict[str, Any]], conditions: str = "") -> str:
     lines += [
         f"- {result['model']}: {result['predict_per_s'] / 1e6:.2f} million a second" for result in results
     ]
+    if notes:
+        lines += ["", notes]
     return "\n".join(lines) + "\n"
 
 
