@@ -323,8 +323,8 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
         "says how.",
         "",
         f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "
-        "measurements**: such a row says how disturbed it was, not how good the table is, and wants measuring "
-        "again.",
+        "measurements**: such a row holds the disturbance while the table was made and while it was judged, "
+        "beside the table's own error. It meets no bar and is to be measured again.",
         "",
         f"| {' | '.join(header)} |",
         "|" + "---|" * len(header),
