@@ -34,9 +34,8 @@ from bcnet_deploy.train.records import JsonLines, read_lines
 
 SIZE = (3, 16, 16)
 IMAGES = 500
-FRESH = 2500
+FRESH = 2000
 CALIBRATION = 128
-EVALUATIONS = 200
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
 """Of the full network's measured latency: where the two are compared."""
 LIMITS = {"latency_ms": "0.72x", "macs": "0.8x"}
@@ -101,7 +100,7 @@ def search(bench: Bench, arguments: argparse.Namespace) -> None:
         for by, limit in LIMITS.items():
             budget: Any = (bench.table, limit) if by == "latency_ms" else limit
             result = bd.search(
-                bench.space, score, {by: budget}, evaluations=EVALUATIONS, seed=seed, pareto=True,
+                bench.space, score, {by: budget}, evaluations=arguments.evaluations, seed=seed, pareto=True,
                 patience=10**6,
             )  # fmt: skip
             found.append({
@@ -158,7 +157,7 @@ def compare(bench: Bench, arguments: argparse.Namespace) -> None:
     files.write_json(
         arguments.out,
         {
-            "full_ms": full, "images": IMAGES, "fresh_images": FRESH, "evaluations": EVALUATIONS,
+            "full_ms": full, "images": IMAGES, "fresh_images": FRESH, "evaluations": arguments.evaluations,
             "seeds": len(bench.seeds), "noise_floor": data["noise_floor"], "speed": data["speed"],
             "table": bench.table.network.accuracy,
             "fronts": [
@@ -179,6 +178,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=200, help="of each search")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("hardware.json"))
     arguments = parser.parse_args()
