@@ -42,12 +42,12 @@ RESULTS = HERE / "results" / "ranking"
 MODEL = "channel_bench_macro_mobilenet"
 LEVELS = 4
 RULES: dict[str, dict[str, Any]] = {
-    "bilateral-complementary": {"rule": "bilateral"},
-    "unilateral": {"rule": "unilateral"},
+    "bilateral-complementary": {"rule": "bilateral", "distillation": False},
+    "unilateral": {"rule": "unilateral", "distillation": False},
     "sandwich": {"rule": "sandwich", "distillation": True, "random_paths": 2},
     "bilateral-complementary-distilled": {"rule": "bilateral", "distillation": True},
-    "bilateral": {"rule": "bilateral", "complementary": False},
-    "bilateral-complementary-min": {"rule": "bilateral"},
+    "bilateral": {"rule": "bilateral", "complementary": False, "distillation": False},
+    "bilateral-complementary-min": {"rule": "bilateral", "distillation": False},
 }
 MIN_LEVEL = {"bilateral-complementary-min": 1}
 """m = 1 alone: a larger m leaves level 1 untrained, and half of the vectors to score have it."""

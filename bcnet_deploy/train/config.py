@@ -26,7 +26,8 @@ class TrainConfig:
 
     Attributes:
         rule, complementary, distillation, random_paths: see :func:`bcnet_deploy.train.samplers.make_sampler`;
-            a plain network has one path and ignores them.
+            a plain network has one path and ignores them. Distillation is the default because, at equal
+            cost, it ranked width vectors best (docs/ranking.md).
         epochs: passes over the training images; fractions are allowed.
         cost: if set, train until image passes weighed by relative MACs (one image through the full width,
             forward and backward, is 1) reach it, in place of ``epochs``.
@@ -47,7 +48,7 @@ class TrainConfig:
 
     rule: str = "bilateral"
     complementary: bool = True
-    distillation: bool = False
+    distillation: bool = True
     random_paths: int = 2
     epochs: float = 30.0
     cost: float | None = None
