@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def test_more_threads_than_cores_warns() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_threads_are_as_many_as_asked_for() -> None:
     base = thread_count()
     with OrtRunner(reference_onnx(), threads=2):

@@ -65,6 +65,7 @@ def make_supernet(*, norm: bool = True, dropout: float = 0.0, min_level: int = 0
 
 def settings(**changes: object) -> TrainConfig:
     base = {
+        "distillation": False,
         "batch_size": 32,
         "epochs": 3,
         "learning_rate": 0.05,
