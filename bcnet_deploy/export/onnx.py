@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import tempfile
 import time
 import warnings
@@ -271,15 +272,24 @@ def _torchscript(module: nn.Module, example: torch.Tensor, *, dynamic: bool, ops
 
 @contextlib.contextmanager
 def _without_graph_dump() -> Iterator[None]:
-    """The exporter that fails prints the whole graph on standard output, where ``--json`` writes."""
+    """The exporter that fails prints the whole graph on standard output, where ``--json`` writes.
+
+    It switches its log on whatever the caller says; so the log goes to standard error (unbuffered), and
+    that, for the time, nowhere. The error itself is raised and not lost.
+    """
     import torch
 
-    enabled = torch._C._jit_is_onnx_log_enabled()
-    torch._C._jit_set_onnx_log_enabled(False)
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    torch._C._jit_set_onnx_log_output_stream("stderr")
     try:
+        os.dup2(nowhere, 2)
         yield
     finally:
-        torch._C._jit_set_onnx_log_enabled(enabled)
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        torch._C._jit_set_onnx_log_output_stream("stdout")
 
 
 def _dynamo(module: nn.Module, example: torch.Tensor, *, dynamic: bool, opset: int) -> onnx.ModelProto:
