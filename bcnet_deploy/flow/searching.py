@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.search.constraints import Constraints
     from bcnet_deploy.space import WidthSpace
 
+_log = logging.getLogger("bcnet_deploy")
+
 UNIFORM = "uniform"
+EXPECTED = 0.5
+"""Confidence that asks for nothing beyond the expected latency."""
 _NO_UNIFORM = (
     "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', or raise --latency"
 )
@@ -56,7 +62,7 @@ def run_search(
     result = search(
         space, evaluator, {"latency_ms": (table, config.latency)}, seed=config.seed, evaluations=limit,
         population_size=int(settings["population_size"]), patience=int(settings["patience"]),
-        confidence=config.confidence, records=records if records.exists() else None,
+        confidence=attainable_confidence(space, table, config), records=records if records.exists() else None,
         checkpoint=run.search / f"journal-{identity}.jsonl", evaluator_id=identity, batch_size=1,
         progress=generation, answered=lambda count: advance(count / limit, f"{count} networks{best['text']}"),
     )  # fmt: skip
@@ -110,16 +116,45 @@ def comparable_uniform(constraints: Constraints) -> tuple[npt.NDArray[np.int64],
 
 def require_budget(space: WidthSpace, table_path: Path, config: FlowConfig) -> None:
     """Raise :class:`InfeasibleError` where no network that is asked for keeps the budget: before training."""
+    from bcnet_deploy.lut import LatencyTable
+
+    table = LatencyTable.load(table_path).for_space(space)
+    confidence = attainable_confidence(space, table, config)
+    if confidence < config.confidence:
+        _log.warning(
+            "the latency table is too noisy for %s at confidence %g (see 'bcnet-deploy table show'): "
+            "the budget is held by expected latency; profile again on a quieter machine",
+            config.latency, config.confidence,
+        )  # fmt: skip
+
+
+def attainable_confidence(space: WidthSpace, table: LatencyTable, config: FlowConfig) -> float:
+    """The configured confidence, or 0.5 where only the table's noise rules out a relative budget.
+
+    A share of the full network is no promise to anybody: a machine that was busy while it was profiled
+    should not end the run. A budget in milliseconds stays as hard as it was asked for.
+
+    Raises:
+        InfeasibleError: no network keeps the budget.
+    """
     import numpy as np
 
-    from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
 
-    table = LatencyTable.load(table_path).for_space(space)
-    constraints = build_constraints(space, {"latency_ms": (table, config.latency)}, config.confidence)
-    require_feasible(Grid(space.variables), constraints, np.random.default_rng(config.seed))
+    def require(confidence: float) -> None:
+        constraints = build_constraints(space, {"latency_ms": (table, config.latency)}, confidence)
+        require_feasible(Grid(space.variables), constraints, np.random.default_rng(config.seed))
+
+    try:
+        require(config.confidence)
+    except InfeasibleError:
+        if not config.latency.strip().endswith("x"):
+            raise
+        require(EXPECTED)
+        return EXPECTED
+    return config.confidence
 
 
 def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int64]:

@@ -348,3 +348,29 @@ def test_what_uniform_is_compared_where_none_keeps_the_budget() -> None:
     ):  # fmt: skip
         widths, found = comparable_uniform(constraints(limit))
         assert (found, widths.tolist()) == (margin, space.uniform(rung / 4).tolist()), limit
+
+
+def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.errors import InfeasibleError
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.flow.searching import attainable_confidence
+    from bcnet_deploy.lut.estimate import estimate_table
+    from bcnet_deploy.models import build_model
+    from bcnet_deploy.space import WidthSpace
+
+    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 16)
+    table = estimate_table(space, load_device("t4"))
+    full, narrowest = (float(table.predict(w)[0]) for w in (space.full, space.narrowest))
+    share = 1.1 * narrowest / full
+    # An estimate is 50% uncertain: with that margin nothing fits a tenth above the narrowest network.
+    assert narrowest + 1.64 * float(table.uncertainty(space.narrowest)[0]) > share * full
+
+    def confidence(latency: str, asked: float = 0.95) -> float:
+        return attainable_confidence(space, table, FlowConfig(latency=latency, confidence=asked))
+
+    assert confidence(f"{share:.4f}x") == 0.5
+    assert confidence("1x", 0.5) == 0.5
+    for latency in (f"{0.5 * narrowest / full:.4f}x", f"{1.1 * narrowest:.6f}ms"):
+        with pytest.raises(InfeasibleError):
+            confidence(latency)
