@@ -13,6 +13,7 @@ from bcnet_deploy.errors import InfeasibleError, RunDirError
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.units import parse_latency
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +28,6 @@ _log = logging.getLogger("bcnet_deploy")
 UNIFORM = "uniform"
 EXPECTED = 0.5
 """Confidence that asks for nothing beyond the expected latency."""
-_NO_UNIFORM = (
-    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', or raise --latency"
-)
 
 
 def run_search(
@@ -150,7 +148,7 @@ def attainable_confidence(space: WidthSpace, table: LatencyTable, config: FlowCo
     try:
         require(config.confidence)
     except InfeasibleError:
-        if not config.latency.strip().endswith("x"):
+        if not parse_latency(config.latency).relative:
             raise
         require(EXPECTED)
         return EXPECTED
@@ -173,7 +171,10 @@ def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int6
         if which == UNIFORM:
             uniform = data["compared_with"].get(UNIFORM)
             if uniform is None:
-                raise InfeasibleError(_NO_UNIFORM)
+                raise InfeasibleError(
+                    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', "
+                    "or raise --latency"
+                )
             data = uniform
         by_name = data["widths"]
         return np.array([int(by_name[variable.name]) for variable in space.variables], dtype=np.int64)
