@@ -144,8 +144,8 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     folder = plan.work / name
     supernet, config, outcome = trained(rule, seed, cost, RECIPE, splits, folder)
     sides = sides_of(rule)
-    calibration, _ = _joined(splits.train, splits, plan.recalibration_images)
-    scorer = PrefixScorer(supernet, calibration, *_joined(splits.val, splits, plan.held_out_images), sides)
+    calibration, _ = joined(splits.train, splits, plan.recalibration_images)
+    scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, plan.held_out_images), sides)
     rows = score(scorer, vectors(plan.data), folder / "scores.jsonl", name)
     files.write_json(
         result,
@@ -172,8 +172,8 @@ def pilot(plan: Plan, splits: DataSplits) -> None:
             name = "-".join(["pilot", rule, *map(str, change.values())])
             supernet, _, outcome = trained(rule, 0, plan.cost, recipe, splits, plan.work / name)
             widths = np.random.default_rng(9).integers(1, LEVELS + 1, (16, 7)) * supernet.space.full // LEVELS
-            calibration, _ = _joined(splits.train, splits, 256)
-            scorer = PrefixScorer(supernet, calibration, *_joined(splits.val, splits, 1000), sides_of(rule))
+            calibration, _ = joined(splits.train, splits, 256)
+            scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, 1000), sides_of(rule))
             loss = float(np.mean([scorer(vector)[1] for vector in widths]))
             rows.append({
                 "rule": rule, **change, "cost": plan.cost, "steps": outcome.steps,
@@ -183,7 +183,7 @@ def pilot(plan: Plan, splits: DataSplits) -> None:
     files.write_json(RESULTS / "pilots.json", rows)
 
 
-def _joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     batches = PlainBatches(images, splits, 128, torch.device("cpu"), limit=count)
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bm_ranking import LEVELS, MODEL, _joined, shared_data
+from bm_ranking import LEVELS, MODEL, joined, shared_data
 from bm_search_budgets import measure_networks
 from prefix_scores import PrefixScorer
 from safetensors.torch import load_file
@@ -80,8 +80,8 @@ class Bench:
         own = {key.removeprefix("model."): value for key, value in tensors.items() if key[:6] == "model."}
         supernet.load_state_dict(own)
         splits = load_data(str(shared_data(None) / "cifar10-imagefolder.tar.xz"), SIZE)
-        calibration, _ = _joined(splits.train, splits, CALIBRATION)
-        inputs, labels = _joined(splits.val, splits, IMAGES + FRESH)
+        calibration, _ = joined(splits.train, splits, CALIBRATION)
+        inputs, labels = joined(splits.val, splits, IMAGES + FRESH)
         scorer = PrefixScorer(supernet, calibration, inputs[images], labels[images], ("left", "right"))
         return Scorer(scorer, self.work / log)
 

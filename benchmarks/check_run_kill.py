@@ -28,16 +28,9 @@ import numpy as np
 import yaml
 
 from bcnet_deploy import files
+from tests.flow.tinynet import MODEL
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "run_kill.json"
-MODEL = """
-from torch import nn
-def net(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 RECIPE = {"recipe": "digits", "augment": "none", "epochs": 1, "checkpoint_every": 3, "evaluate_every": 1}
 CONFIG: dict[str, Any] = {
     "model": "tinynet:net", "input_size": "1x16x16", "data": "digits", "device": "cpu-1thread",

@@ -19,15 +19,8 @@ from click.testing import CliRunner
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.rundir import RunDir
+from tests.flow.tinynet import MODEL
 
-MODEL = """
-from torch import nn
-def net(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 CONFIG = {
     "model": "tinynet:net", "num_classes": 10, "input_size": [1, 16, 16], "levels": 4, "data": "digits",
     "device": "cpu-1thread", "estimate": True, "latency": "0.8x", "confidence": 0.5,
@@ -370,6 +363,7 @@ def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
         return attainable_confidence(space, table, FlowConfig(latency=latency, confidence=asked))
 
     assert confidence(f"{share:.4f}x") == 0.5
+    assert confidence(f"{100 * share:.2f}%") == 0.5
     assert confidence("1x", 0.5) == 0.5
     for latency in (f"{0.5 * narrowest / full:.4f}x", f"{1.1 * narrowest:.6f}ms"):
         with pytest.raises(InfeasibleError):
