@@ -5,7 +5,8 @@
     python benchmarks/bm_search_hardware.py measure (the same options)
     python benchmarks/bm_search_hardware.py compare (the same options) --out hardware.json
 
-The supernet is one that bm_ranking.py trained: Channel-Bench-Macro's MobileNet on CIFAR-10 at 16x16.
+The supernet is Channel-Bench-Macro's MobileNet on CIFAR-10 at 16x16, trained by bm_ranking.py (4 levels) or
+by ``bcnet-deploy run --config cifar10_quick`` (``RUN/train/checkpoint.safetensors``, ``--levels 16``).
 `search`: for each seed one Pareto search by latency and one by MACs, with as many evaluations each, on the
 first 500 held-out images. `measure`: every network of their fronts on this machine, interleaved. `compare`:
 at several measured latencies the network that each front has at or below it, scored again on held-out
@@ -68,7 +69,7 @@ class Bench:
         self.work: Path = arguments.work
         self.work.mkdir(parents=True, exist_ok=True)
         self.model = bd.build_model(MODEL, num_classes=10)
-        self.space = bd.WidthSpace.from_model(self.model, SIZE, levels=LEVELS)
+        self.space = bd.WidthSpace.from_model(self.model, SIZE, levels=arguments.levels)
         self.table = bd.LatencyTable.load(arguments.table).for_space(self.space)
         self.seeds = range(arguments.seeds)
         self.checkpoint: Path = arguments.checkpoint
@@ -157,7 +158,8 @@ def compare(bench: Bench, arguments: argparse.Namespace) -> None:
     files.write_json(
         arguments.out,
         {
-            "full_ms": full, "images": IMAGES, "fresh_images": FRESH, "evaluations": arguments.evaluations,
+            "full_ms": full, "images": IMAGES, "fresh_images": FRESH, "levels": arguments.levels,
+            "evaluations": arguments.evaluations,
             "seeds": len(bench.seeds), "noise_floor": data["noise_floor"], "speed": data["speed"],
             "table": bench.table.network.accuracy,
             "fronts": [
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--levels", type=int, default=LEVELS, help="of the supernet")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=200, help="of each search")
     parser.add_argument("--rounds", type=int, default=6)

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 _OVERHEAD_US = 3.0  # of each layer: a profiled node costs its own time stamps, an unprofiled run does not
 _SPEED_PRIOR = 0.1
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
+_COMPARABLE = 8
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
 
 
@@ -41,7 +42,8 @@ def fit_layers(
 
     Args:
         train: profiled networks.
-        known: entries of an earlier table; they stay as they were measured, new channel counts join them.
+        known: entries of an earlier table. They are brought to the speed of today's measurements, since a
+            machine's speed drifts between hours, and joined with them.
     """
     widths = np.array([record.widths for record in train], dtype=np.int64)
     times = np.stack([record.layers() for record in train])
@@ -49,15 +51,31 @@ def fit_layers(
     for index, layer in enumerate(network.layers):
         by_key.setdefault(layer.key, []).append(index)
     entries: dict[str, Entries] = {}
-    models: dict[str, Fit] = {}
     for key, indices in by_key.items():
         dims = np.concatenate([layer_dims(network.layers[index], widths) for index in indices])
-        measured = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
-        if known and key in known:
-            measured = known[key].merged(measured.without(known[key].dims))
-        entries[key] = measured
-        models[key] = fit(measured.dims, measured.median_us, measured.count, granularity)
+        entries[key] = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
+    if known:
+        speed = relative_speed(entries, known)
+        entries = {
+            key: known[key].slowed(speed).merged(measured) if key in known else measured
+            for key, measured in entries.items()
+        }
+    models = {key: fit(e.dims, e.median_us, e.count, granularity) for key, e in entries.items()}
     return Fitted(entries, models)
+
+
+def relative_speed(now: Mapping[str, Entries], then: Mapping[str, Entries]) -> float:
+    """How much longer layers take now than then: the median over those of the same channel counts.
+
+    1.0 where fewer than :data:`_COMPARABLE` layers were measured both times.
+    """
+    quotients = []
+    for key in now.keys() & then.keys():
+        former = dict(zip(map(tuple, then[key].dims.tolist()), then[key].median_us, strict=True))
+        for dims, time in zip(now[key].dims.tolist(), now[key].median_us, strict=True):
+            if former.get(tuple(dims), 0.0) > 0:
+                quotients.append(float(time / former[tuple(dims)]))
+    return float(np.median(quotients)) if len(quotients) >= _COMPARABLE else 1.0
 
 
 def layer_matrix(network: Network, models: Mapping[str, Fit], widths: Int64) -> Floats:

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 _POOL = 48
 _REPEAT_VALUE = 0.15
 _ANY_WIDTH = 0.1
+_TENDENCY = 4.0  # a share of the choices u becomes u^t with t from a quarter to four
 
 
 def structured(space: WidthSpace) -> Int64:
@@ -80,6 +81,23 @@ class Novelty:
         return sum(map(len, self._seen.values()))
 
 
+def of_all_sizes(space: WidthSpace, count: int, rng: np.random.Generator) -> Int64:
+    """(count, L) random networks, narrow and wide ones as well as those in between.
+
+    Widths drawn uniformly and independently make nearly every network about half as large as the full
+    one. A search looks where the budget is, so every second network has a tendency of its own.
+    """
+    shares = rng.random((count, len(space.variables)))
+    tendency = _TENDENCY ** rng.uniform(-1, 1, (count, 1))
+    tendency[::2] = 1.0
+    shares **= tendency
+    columns = [
+        np.array(variable.choices, dtype=np.int64)[(share * len(variable.choices)).astype(np.int64)]
+        for variable, share in zip(space.variables, shares.T, strict=True)
+    ]
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), dtype=np.int64)
+
+
 def next_network(
     space: WidthSpace, novelty: Novelty, taken: set[tuple[int, ...]], rng: np.random.Generator
 ) -> Int64:
@@ -88,7 +106,7 @@ def next_network(
         # Predictions are for all widths; choices may all be multiples of what a runtime likes.
         pool = np.stack([v.step * rng.integers(1, v.units + 1, _POOL) for v in space.variables], axis=1)
     else:
-        pool = space.random(_POOL, rng)
+        pool = of_all_sizes(space, _POOL, rng)
     fresh = np.array([tuple(row) not in taken for row in pool.tolist()])
     if fresh.any():
         pool = pool[fresh]
@@ -96,10 +114,10 @@ def next_network(
 
 
 def held_out(space: WidthSpace, count: int, taken: set[tuple[int, ...]], rng: np.random.Generator) -> Int64:
-    """(count or fewer, L) random networks that are not in ``taken``; fewer in a space that small."""
+    """(count or fewer, L) networks of all sizes that are not in ``taken``; fewer in a space that small."""
     rows: list[list[int]] = []
     known = set(taken)
-    for row in space.random(4 * count + 16, rng).tolist():
+    for row in of_all_sizes(space, 4 * count + 16, rng).tolist():
         if tuple(row) not in known and len(rows) < count:
             rows.append(row)
             known.add(tuple(row))

@@ -18,12 +18,19 @@ class FakeRunner(Runner):
     """
 
     def __init__(
-        self, network: bytes, profiling: bool, *, noise: float = 0.0, rng: np.random.Generator | None = None
+        self,
+        network: bytes,
+        profiling: bool,
+        *,
+        noise: float = 0.0,
+        slow: float = 1.0,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__("fake")
         self.network = network
         self.profiling = profiling
         self.noise = noise
+        self.slow = slow
         self.rng = rng or np.random.default_rng(0)
         self.nodes: list[tuple[str, float]] = []
 
@@ -62,7 +69,7 @@ class FakeRunner(Runner):
         return {}
 
     def _disturbed(self, value: float) -> float:
-        return value * (1 + self.noise * abs(float(self.rng.standard_normal())))
+        return self.slow * value * (1 + self.noise * abs(float(self.rng.standard_normal())))
 
     def total_us(self) -> float:
         return 40.0 + sum(time for _, time in self.nodes)

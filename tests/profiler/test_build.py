@@ -19,9 +19,11 @@ import torch
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.models import build_model
 from bcnet_deploy.profiler.assemble import validate
 from bcnet_deploy.profiler.build import Profiler, granularity_of
 from bcnet_deploy.profiler.journal import Journal, Record
+from bcnet_deploy.profiler.sampling import of_all_sizes
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
 from tests.profiler.fakes import FakeRunner, true_ms
@@ -39,7 +41,13 @@ class Clock:
 
 
 def profiler(
-    path: Path, *, budget: float = 40.0, noise: float = 0.0, step: float = 0.1, **options: Any
+    path: Path,
+    *,
+    budget: float = 40.0,
+    noise: float = 0.0,
+    slow: float = 1.0,
+    step: float = 0.1,
+    **options: Any,
 ) -> Profiler:
     torch.manual_seed(0)
     model = TinyNet().eval()
@@ -47,7 +55,9 @@ def profiler(
     rng = np.random.default_rng(0)
     return Profiler(
         model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
-        make_runner=lambda network, profiling: FakeRunner(network, profiling, noise=noise, rng=rng),
+        make_runner=lambda network, profiling: FakeRunner(
+            network, profiling, noise=noise, slow=slow, rng=rng
+        ),
         **options,
     )  # fmt: skip
 
@@ -149,6 +159,27 @@ def test_a_larger_network_takes_over_the_layers_it_shares(tmp_path: Path) -> Non
             for r, us in zip(table.entries[key].dims.tolist(), table.entries[key].median_us, strict=True)
         }
         assert all(now[row] == pytest.approx(us) for row, us in kept.items())
+
+
+@pytest.mark.parametrize("slow", [0.7, 1.6])
+def test_layers_taken_over_are_brought_to_todays_speed(tmp_path: Path, slow: float) -> None:
+    start = profiler(tmp_path / "first.json").run()
+    made = profiler(tmp_path / "second.json", budget=15.0, start=start, seed=3, slow=slow)
+    table = made.run()
+    widths = made.space.random(40, np.random.default_rng(78))
+    truth = np.array([slow * true_ms(made.maker(row)) for row in widths])
+    assert np.abs(table.predict(widths) / truth - 1).mean() < 0.02
+
+
+def test_networks_of_all_sizes_are_sampled(tmp_path: Path) -> None:
+    space = WidthSpace.from_model(build_model("mobilenet_v2"), (3, 32, 32), 20)
+    rows = of_all_sizes(space, 2000, np.random.default_rng(0))
+    assert (space.check(rows) == rows).all()
+    share = space.macs(rows) / space.macs(space.full)[0]
+    for low, high in ((0.0, 0.15), (0.15, 0.35), (0.35, 0.6), (0.6, 1.0)):
+        assert ((share >= low) & (share < high)).mean() > 0.05, (low, high)
+    usual = space.macs(space.random(2000, np.random.default_rng(0))) / space.macs(space.full)[0]
+    assert ((usual < 0.15) | (usual > 0.6)).mean() < 0.01  # what the tendencies are for
 
 
 def test_more_budget_more_networks(tmp_path: Path) -> None:
