@@ -37,6 +37,7 @@ from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.mapping import LayerMap
 from bcnet_deploy.profiler.measure import MakeRunner, Timing, measure
 from bcnet_deploy.profiler.narrow import NetworkMaker
+from bcnet_deploy.profiler.pace import Pace
 from bcnet_deploy.profiler.sampling import Novelty, held_out, next_network, structured
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
 _DISTURBED = 0.12
+_AGAIN = 2  # more measurements of a disturbed network
+_PATIENCE = 0.4  # of the budget, for waiting until a slowed machine recovers
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,11 @@ class Profiler:
     # -- measuring -----------------------------------------------------------------------------
 
     def _measure(self, journal: Journal) -> None:
+        with self.make_runner(self.maker(np.array(self.reference)), False) as runner:
+            pace = Pace(runner, self.image, patience_s=_PATIENCE * self.budget_s, clock=self.clock)
+            self._measure_at(pace, journal)
+
+    def _measure_at(self, pace: Pace, journal: Journal) -> None:
         spent = self._spent
         rng = np.random.default_rng([self.seed, len(journal.records)])
         corners = [tuple(row) for row in structured(self.space).tolist()]
@@ -163,18 +171,18 @@ class Profiler:
                 break
             todo = [corner for corner in corners if corner not in trained]
             if todo:
-                record = self._one(journal, "train", todo[0], timing)
+                record = self._one(pace, journal, "train", todo[0], timing)
             elif len(journal.records) % _REFERENCE_EVERY == 0:
-                record = self._one(journal, "reference", self.reference, timing)
+                record = self._one(pace, journal, "reference", self.reference, timing)
             elif (left <= 0 and len(trains) >= _MIN_TRAIN) or len(tests) < _HELD_SHARE * (
                 len(trains) + len(tests)
             ):
                 if not held:
                     held = self._choose_held(journal, left, trained, rng)
-                record = self._one(journal, "held-out", held[len(tests) % len(held)], timing)
+                record = self._one(pace, journal, "held-out", held[len(tests) % len(held)], timing)
             else:
                 vector = next_network(self.space, novelty, trained | set(held), rng)
-                record = self._one(journal, "train", tuple(vector.tolist()), timing)
+                record = self._one(pace, journal, "train", tuple(vector.tolist()), timing)
             if record.role == "train":
                 trained.add(record.widths)
                 novelty.add(np.array(record.widths))
@@ -185,15 +193,21 @@ class Profiler:
                 saved_at = spent + self.clock() - self._began
             self._tell(journal, done, "measuring")
 
-    def _one(self, journal: Journal, role: Any, widths: tuple[int, ...], timing: Timing) -> Record:
-        """Measure one network and write it down; once more if something disturbed it."""
+    def _one(
+        self, pace: Pace, journal: Journal, role: Any, widths: tuple[int, ...], timing: Timing
+    ) -> Record:
+        """Measure one network and write it down; again if something disturbed it."""
         started = self.clock()
         network = self.maker(np.array(widths))
         sample = measure(self.make_runner, network, self.layer_map, timing, self.image)
-        if (
-            role == "train"
-            and abs(sample.layers_us.sum() / 1e3 / sample.latency_ms - self._ratio(journal)) > _DISTURBED
-        ):
+        usual = self._ratio(journal)
+        for _ in range(_AGAIN):
+            steady = pace.steady()
+            uneven = abs(sample.layers_us.sum() / 1e3 / sample.latency_ms - usual) > _DISTURBED
+            if steady and not (uneven and role == "train"):
+                break
+            if not steady and not pace.settle():
+                break
             again = measure(self.make_runner, network, self.layer_map, timing, self.image)
             sample = replace(
                 sample,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -12,6 +12,8 @@ from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInf
 
 class FakeRunner(Runner):
     """Times an ONNX network by a formula: 5 us a node, and blocks of 16 channels of each weight.
+
+    ``slow``: what all times are multiplied by, asked at every timing.
 
     Nodes are renamed as ONNX Runtime does it: a convolution and the activation behind it are one node,
     called by the tensor that comes out.
@@ -23,7 +25,7 @@ class FakeRunner(Runner):
         profiling: bool,
         *,
         noise: float = 0.0,
-        slow: float = 1.0,
+        slow: Callable[[], float] = lambda: 1.0,
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__("fake")
@@ -69,18 +71,20 @@ class FakeRunner(Runner):
         return {}
 
     def _disturbed(self, value: float) -> float:
-        return self.slow * value * (1 + self.noise * abs(float(self.rng.standard_normal())))
+        return value * (1 + self.noise * abs(float(self.rng.standard_normal())))
 
     def total_us(self) -> float:
         return 40.0 + sum(time for _, time in self.nodes)
 
     def _latencies(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> Floats:
-        return np.array([self._disturbed(self.total_us()) / 1e3 for _ in range(runs)])
+        slow = self.slow()
+        return np.array([slow * self._disturbed(self.total_us()) / 1e3 for _ in range(runs)])
 
     def _node_times(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> list[NodeTime]:
         assert self.profiling
+        slow = self.slow()
         return [
-            NodeTime(name, "", (), (), tuple(self._disturbed(time) for _ in range(runs)))
+            NodeTime(name, "", (), (), tuple(slow * self._disturbed(time) for _ in range(runs)))
             for name, time in self.nodes
         ]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def profiler(
     *,
     budget: float = 40.0,
     noise: float = 0.0,
-    slow: float = 1.0,
+    slow: Callable[[], float] = lambda: 1.0,
     step: float = 0.1,
     **options: Any,
 ) -> Profiler:
@@ -164,11 +165,46 @@ def test_a_larger_network_takes_over_the_layers_it_shares(tmp_path: Path) -> Non
 @pytest.mark.parametrize("slow", [0.7, 1.6])
 def test_layers_taken_over_are_brought_to_todays_speed(tmp_path: Path, slow: float) -> None:
     start = profiler(tmp_path / "first.json").run()
-    made = profiler(tmp_path / "second.json", budget=15.0, start=start, seed=3, slow=slow)
+    made = profiler(tmp_path / "second.json", budget=15.0, start=start, seed=3, slow=lambda: slow)
     table = made.run()
     widths = made.space.random(40, np.random.default_rng(78))
     truth = np.array([slow * true_ms(made.maker(row)) for row in widths])
     assert np.abs(table.predict(widths) / truth - 1).mean() < 0.02
+
+
+class Spells:
+    """1.5 for ``slow`` of every ``period`` timings, else 1."""
+
+    def __init__(self, slow: int, period: int) -> None:
+        self.slow, self.period, self.asked = slow, period, 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        return 1.5 if self.asked % self.period >= self.period - self.slow else 1.0
+
+
+def test_a_slow_spell_of_the_machine_is_waited_for(tmp_path: Path) -> None:
+    made = profiler(tmp_path / "table.json", slow=Spells(25, 60))
+    table = made.run()
+    widths = made.space.random(40, np.random.default_rng(79))
+    truth = np.array([true_ms(made.maker(row)) for row in widths])
+    assert np.abs(table.predict(widths) / truth - 1).max() < 0.04
+    assert table.provenance["drift"] < 0.05
+
+
+def test_a_machine_slower_for_good_is_measured_as_it_is(tmp_path: Path) -> None:
+    asked = 0
+
+    def slow() -> float:
+        nonlocal asked
+        asked += 1
+        return 1.5 if asked > 20 else 1.0
+
+    made = profiler(tmp_path / "table.json", slow=slow)
+    table = made.run()
+    widths = made.space.random(40, np.random.default_rng(80))
+    truth = np.array([1.5 * true_ms(made.maker(row)) for row in widths])
+    assert np.abs(table.predict(widths) / truth - 1).mean() < 0.05
 
 
 def test_networks_of_all_sizes_are_sampled(tmp_path: Path) -> None:
