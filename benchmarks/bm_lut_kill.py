@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--device", default="cpu-1thread")
-    parser.add_argument("--budget", default="60s")
+    parser.add_argument("--budget", default="120s")
     parser.add_argument("--longest", type=float, default=12.0, help="seconds that a process may live")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace, run_dir: Path, rng: np.random.Generator) 
                     break
                 time.sleep(0.005)
         time.sleep(float(rng.uniform(0, arguments.longest)))
-        if process.poll() is None:
+        killed = process.poll() is None
+        if killed:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace, run_dir: Path, rng: np.random.Generator) 
         if table.exists():
             try:
                 LatencyTable.load(table)
-                loaded += 1
+                loaded += killed
             except Exception as error:  # any failure to load is what this looks for
                 failed += 1
                 print(f"did not load: {error}")

@@ -57,6 +57,14 @@ class Entries:
         quartiles = np.array([np.quantile(group, (0.25, 0.5, 0.75)) for group in groups]).reshape(-1, 3)
         return cls(unique, count.astype(np.int64), quartiles[:, 1], (quartiles[:, 2] - quartiles[:, 0]) / 2)
 
+    def without(self, dims: Int64) -> Entries | None:
+        """The rows that are not in ``dims``; None when there are none."""
+        known = set(map(tuple, dims.tolist()))
+        rows = np.array([tuple(row) not in known for row in self.dims.tolist()])
+        if not rows.any():
+            return None
+        return Entries(self.dims[rows], self.count[rows], self.median_us[rows], self.spread_us[rows])
+
     def slowed(self, factor: float) -> Entries:
         """The same with every time multiplied by ``factor``."""
         return Entries(self.dims, self.count, self.median_us * factor, self.spread_us * factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Fit, Granularity, fit
 from bcnet_deploy.lut.network import Network, layer_dims
+from bcnet_deploy.lut.table import LatencyTable
 from bcnet_deploy.profiler.journal import Record
 
 Int64 = npt.NDArray[np.int64]
@@ -26,24 +27,28 @@ _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine wi
 
 @dataclass(frozen=True)
 class Fitted:
-    """Entries and models of all layers of a network."""
+    """Entries and models of all layers of a network.
+
+    ``speed``: how much longer layers take now than in the table that was taken over.
+    """
 
     entries: dict[str, Entries]
     models: dict[str, Fit]
+    speed: float = 1.0
 
 
 def fit_layers(
     network: Network,
     train: Sequence[Record],
     granularity: Granularity,
-    known: Mapping[str, Entries] | None = None,
+    known: LatencyTable | None = None,
 ) -> Fitted:
     """Entries and fits of every key of ``network``.
 
     Args:
         train: profiled networks.
-        known: entries of an earlier table. They are brought to the speed of today's measurements, since a
-            machine's speed drifts between hours, and joined with them.
+        known: an earlier table. Its entries are brought to the speed of today's measurements, since a
+            machine's speed drifts between hours, and fill in what today has not measured.
     """
     widths = np.array([record.widths for record in train], dtype=np.int64)
     times = np.stack([record.layers() for record in train])
@@ -54,28 +59,55 @@ def fit_layers(
     for key, indices in by_key.items():
         dims = np.concatenate([layer_dims(network.layers[index], widths) for index in indices])
         entries[key] = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
-    if known:
+    speed = 1.0
+    if known is not None:
         speed = relative_speed(entries, known)
+        earlier = at_speed(known, speed).entries
         entries = {
-            key: known[key].slowed(speed).merged(measured) if key in known else measured
+            # Rows of both are today's alone: the table may have come from this very log.
+            key: measured.merged(earlier[key].without(measured.dims)) if key in earlier else measured
             for key, measured in entries.items()
         }
     models = {key: fit(e.dims, e.median_us, e.count, granularity) for key, e in entries.items()}
-    return Fitted(entries, models)
+    return Fitted(entries, models, speed)
 
 
-def relative_speed(now: Mapping[str, Entries], then: Mapping[str, Entries]) -> float:
-    """How much longer layers take now than then: the median over those of the same channel counts.
+def relative_speed(now: Mapping[str, Entries], then: LatencyTable) -> float:
+    """How much longer layers take now than ``then`` predicts: the median, each layer weighed by its time.
 
-    1.0 where fewer than :data:`_COMPARABLE` layers were measured both times.
+    1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then.
     """
-    quotients = []
-    for key in now.keys() & then.keys():
-        former = dict(zip(map(tuple, then[key].dims.tolist()), then[key].median_us, strict=True))
-        for dims, time in zip(now[key].dims.tolist(), now[key].median_us, strict=True):
-            if former.get(tuple(dims), 0.0) > 0:
-                quotients.append(float(time / former[tuple(dims)]))
-    return float(np.median(quotients)) if len(quotients) >= _COMPARABLE else 1.0
+    quotients, weights = [np.zeros(0)], [np.zeros(0)]
+    for key in now.keys() & then.entries.keys() & then.models.keys():
+        covered = then.entries[key].covers(now[key].dims)
+        expected = then.models[key].time_us(now[key].dims[covered])
+        quotients.append(now[key].median_us[covered] / expected)
+        weights.append(expected)
+    quotient, weight = np.concatenate(quotients), np.concatenate(weights)
+    if len(quotient) < _COMPARABLE:
+        return 1.0
+    order = np.argsort(quotient)
+    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
+    return float(quotient[order][half])
+
+
+def at_speed(table: LatencyTable, factor: float) -> LatencyTable:
+    """``table`` as it were on the same machine, all of whose times are ``factor`` times as long."""
+    return replace(
+        table,
+        entries={key: entries.slowed(factor) for key, entries in table.entries.items()},
+        models={key: m.slowed(factor) if isinstance(m, Fit) else m for key, m in table.models.items()},
+        networks=tuple(replace(n, overhead_us=factor * n.overhead_us) for n in table.networks),
+    )
+
+
+def without_keys(table: LatencyTable, keys: Container[str]) -> LatencyTable:
+    """``table`` without the entries and models of ``keys``."""
+    return replace(
+        table,
+        entries={key: value for key, value in table.entries.items() if key not in keys},
+        models={key: value for key, value in table.models.items() if key not in keys},
+    )
 
 
 def layer_matrix(network: Network, models: Mapping[str, Fit], widths: Int64) -> Floats:

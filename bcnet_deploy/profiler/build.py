@@ -9,7 +9,7 @@ Every measurement is on disk before the next starts (:mod:`bcnet_deploy.profiler
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,22 +20,23 @@ import numpy.typing as npt
 
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import TableError
-from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Granularity
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.lut.network import Network
 from bcnet_deploy.lut.table import LatencyTable
 from bcnet_deploy.profiler.assemble import (
     Validation,
+    at_speed,
     calibrate,
     fit_layers,
     held_out_rounds,
     layer_matrix,
     validate,
+    without_keys,
 )
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.mapping import LayerMap
-from bcnet_deploy.profiler.measure import MakeRunner, Timing, measure
+from bcnet_deploy.profiler.measure import MakeRunner, Sample, Timing, measure
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.pace import Pace
 from bcnet_deploy.profiler.sampling import Novelty, held_out, next_network, structured
@@ -52,7 +53,7 @@ _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
 _DISTURBED = 0.12
-_AGAIN = 2  # more measurements of a disturbed network
+_AGAIN = 2  # more measurements of a network after slow spells
 _PATIENCE = 0.4  # of the budget, for waiting until a slowed machine recovers
 
 
@@ -82,7 +83,9 @@ class Profiler:
         seed: of the sampled networks.
         start: a table of the same device whose entries are taken over (layers seen in another model).
         report: called after every measurement.
-        clock: seconds; replaced in tests.
+        make_probe: makes the runner of the network that stays loaded, to see slow spells; as ``make_runner``
+            if not given.
+        clock, sleep: seconds; replaced in tests.
 
     Raises:
         TableError, ExportError, EngineError, RunDirError: see :meth:`run`.
@@ -100,7 +103,9 @@ class Profiler:
         seed: int = 0,
         start: LatencyTable | None = None,
         report: Report | None = None,
+        make_probe: MakeRunner | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.space = space
         self.device = device
@@ -110,7 +115,9 @@ class Profiler:
         self.seed = seed
         self.start = start
         self.report = report
+        self.make_probe = make_probe or make_runner
         self.clock = clock
+        self.sleep = sleep
         self._began = clock()
         self.network = Network.of_space(space, precision=device.precision, batch=device.batch)
         self.machine = describe_machine(device.runtime)
@@ -148,8 +155,15 @@ class Profiler:
     # -- measuring -----------------------------------------------------------------------------
 
     def _measure(self, journal: Journal) -> None:
-        with self.make_runner(self.maker(np.array(self.reference)), False) as runner:
-            pace = Pace(runner, self.image, patience_s=_PATIENCE * self.budget_s, clock=self.clock)
+        references = [record.latency_ms for record in journal.of("reference")]
+        with Pace(
+            lambda: self.make_probe(self.maker(np.array(self.reference)), False),
+            self.image,
+            patience_s=_PATIENCE * max(0.0, self.budget_s - self._spent),
+            fastest_ms=min(references, default=float("inf")),
+            clock=self.clock,
+            sleep=self.sleep,
+        ) as pace:
             self._measure_at(pace, journal)
 
     def _measure_at(self, pace: Pace, journal: Journal) -> None:
@@ -161,6 +175,7 @@ class Profiler:
         for record in journal.of("train"):
             novelty.add(np.array(record.widths))
         held: list[tuple[int, ...]] = list(dict.fromkeys(record.widths for record in journal.of("held-out")))
+        resumed = bool(held)
         saved_at = 0.0
         while True:
             timing = self._timing(journal)
@@ -177,8 +192,11 @@ class Profiler:
             elif (left <= 0 and len(trains) >= _MIN_TRAIN) or len(tests) < _HELD_SHARE * (
                 len(trains) + len(tests)
             ):
-                if not held:
-                    held = self._choose_held(journal, left, trained, rng)
+                if not held or (resumed and len(tests) == len(held)):
+                    # A kill in the first round leaves fewer than were chosen: choose the rest again.
+                    more = self._choose_held(journal, left, trained | set(held), rng)
+                    held += more[: max(0, len(more) - len(held))]
+                    resumed = False
                 record = self._one(pace, journal, "held-out", held[len(tests) % len(held)], timing)
             else:
                 vector = next_network(self.space, novelty, trained | set(held), rng)
@@ -199,21 +217,19 @@ class Profiler:
         """Measure one network and write it down; again if something disturbed it."""
         started = self.clock()
         network = self.maker(np.array(widths))
-        sample = measure(self.make_runner, network, self.layer_map, timing, self.image)
-        usual = self._ratio(journal)
+
+        def once() -> Sample:
+            return measure(self.make_runner, network, self.layer_map, timing, self.image)
+
+        sample = once()
+        uneven = abs(sample.layers_us.sum() / 1e3 / sample.latency_ms - self._ratio(journal)) > _DISTURBED
+        if uneven and role == "train":
+            sample = sample.fastest_of(once())
         for _ in range(_AGAIN):
-            steady = pace.steady()
-            uneven = abs(sample.layers_us.sum() / 1e3 / sample.latency_ms - usual) > _DISTURBED
-            if steady and not (uneven and role == "train"):
+            left = self.budget_s - self._spent - (self.clock() - self._began)
+            if pace.steady() or not pace.settle(max(0.0, left)):
                 break
-            if not steady and not pace.settle():
-                break
-            again = measure(self.make_runner, network, self.layer_map, timing, self.image)
-            sample = replace(
-                sample,
-                latency_ms=min(sample.latency_ms, again.latency_ms),
-                layers_us=np.minimum(sample.layers_us, again.layers_us),
-            )
+            sample = sample.fastest_of(once())
         now = self.clock()
         record = Record(
             role=role,
@@ -258,10 +274,8 @@ class Profiler:
         return [tuple(row) for row in rows.tolist()]
 
     def _known_dims(self) -> dict[str, Int64]:
-        return {key: entries.dims for key, entries in self._known().items()}
-
-    def _known(self) -> Mapping[str, Entries]:
-        return self.start.entries if self.start is not None else {}
+        known = self.start.entries if self.start is not None else {}
+        return {key: entries.dims for key, entries in known.items()}
 
     def _reserve(self, journal: Journal) -> float:
         """Seconds to keep for the last fit: as the last one, in proportion to the measurements."""
@@ -305,7 +319,7 @@ class Profiler:
                 f"{len(trains)} networks were measured, too few for a table; give a --budget of more than "
                 f"{self.budget_s:g} s"
             )
-        fitted = fit_layers(self.network, trains, self.granularity, self._known())
+        fitted = fit_layers(self.network, trains, self.granularity, self.start)
         network = calibrate(self.network, fitted, trains)
         table = LatencyTable(
             device=self.device.name,
@@ -321,7 +335,7 @@ class Profiler:
         )
         table = self._validated(table, journal)
         if self.start is not None:
-            table = table.merged(without_networks_of(self.start, fitted.entries))
+            table = table.merged(without_keys(at_speed(self.start, fitted.speed), fitted.entries))
         if save:
             table.save(self.path)
         return table
@@ -368,15 +382,6 @@ def granularity_of(device: DeviceProfile, cpu_features: Sequence[str] = ()) -> G
     if device.kind == "cpu" and "avx2" in cpu_features:
         block = 16 if "avx512f" in cpu_features else 8
     return Granularity(block, 4)
-
-
-def without_networks_of(table: LatencyTable, entries: Mapping[str, Entries]) -> LatencyTable:
-    """``table`` without the keys in ``entries``, which have its measurements already."""
-    return replace(
-        table,
-        entries={key: value for key, value in table.entries.items() if key not in entries},
-        models={key: value for key, value in table.models.items() if key not in entries},
-    )
 
 
 def validation_of(table: LatencyTable) -> Validation | None:

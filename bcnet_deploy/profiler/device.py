@@ -11,6 +11,7 @@ from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import BCNetError, TableError
 from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.lut.table import LatencyTable
+from bcnet_deploy.profiler.assemble import without_keys
 from bcnet_deploy.profiler.runners import make_runner_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def profile_device(
     start = None if fresh else starting_table(device, path)
     profiler = Profiler(
         model.eval(), space, device, make_runner=make_runner, path=path, budget_s=budget_s, seed=seed,
-        start=start, report=report,
+        start=start, report=report, make_probe=make_runner_of(device, threads_sleep=True),
     )  # fmt: skip
     if fresh:
         profiler.journal_path.unlink(missing_ok=True)
@@ -93,7 +94,8 @@ def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:
             and (candidate != path or table.complete)
         )
         if usable:
-            found = table if found is None else found.merged(table)
+            # A table at `path` began with the shipped ones: only what it does not have joins it.
+            found = table if found is None else found.merged(without_keys(table, found.entries))
     return found
 
 

@@ -1,7 +1,8 @@
 """One network, one session: its latency as users see it, and where the time goes.
 
 The session is profiled first; after its profile is closed the same session runs unprofiled, so both
-figures are of the same weights in the same memory. A session is gone before the next one is made.
+figures are of the same weights in the same memory. A session is gone before the next one is made;
+only the session of the probe stays (:mod:`bcnet_deploy.profiler.pace`), with threads that sleep.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Sample:
 
     latency_ms: float
     layers_us: Floats
+
+    def fastest_of(self, other: Sample) -> Sample:
+        """The faster figure of two measurements of one network, for each layer and for the whole."""
+        return Sample(min(self.latency_ms, other.latency_ms), np.minimum(self.layers_us, other.layers_us))
 
 
 def low(times: Floats, axis: int = 0) -> Floats:

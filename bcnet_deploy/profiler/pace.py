@@ -1,7 +1,7 @@
 """Whether the machine runs at its usual speed: one network, timed between all others.
 
 CPUs with neighbours, or short of power, fall for seconds at a time to two thirds of their speed. What is
-measured then is not the device, and a table of both speeds mixed predicts neither. So each measurement is
+measured then is not the device, and a table of both speeds mixed predicts neither. So measurements are
 followed by a probe; after a slow one the profile waits, and measures the same network again.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from bcnet_deploy.runtime.base import Array, Runner
 
@@ -18,48 +20,72 @@ _POLL_S = 0.02
 
 
 class Pace:
-    """Probes of one active runner.
+    """Probes of one network, loaded at the first one.
 
     Args:
-        runner: active; of a network that takes about as long as the ones measured.
+        make_runner: makes the inactive runner of a network that takes about as long as the ones measured.
         image: its input.
         patience_s: seconds to wait in all. Once they are gone, nothing waits any more: a machine that has
             become slower for good is measured as it is now.
+        fastest_ms: of an earlier run of the same profile, if there was one.
         clock, sleep: seconds; replaced in tests.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        make_runner: Callable[[], Runner],
         image: Array,
         *,
         patience_s: float,
+        fastest_ms: float = float("inf"),
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.runner = runner
-        self.feeds = {runner.inputs[0].name: image}
+        self.make_runner = make_runner
+        self.image = image
         self.patience_s = patience_s
+        self.fastest_ms = fastest_ms
         self.clock = clock
         self.sleep = sleep
-        self.fastest_ms = min(self._probe() for _ in range(5))
+        self._runner: Runner | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._runner is not None:
+            self._runner.deactivate()
 
     def steady(self) -> bool:
-        """Whether a probe now is about as fast as the fastest one."""
+        """Whether a probe now is about as fast as the fastest one. Raises :class:`EngineError`."""
         now = self._probe()
         self.fastest_ms = min(self.fastest_ms, now)
         return now <= _STEADY * self.fastest_ms
 
-    def settle(self) -> bool:
-        """Wait until a probe is steady; False when the patience went first."""
+    def settle(self, at_most_s: float) -> bool:
+        """Wait for a steady probe, at most as long as told and as there is patience; False if none came."""
         began = self.clock()
         while not self.steady():
-            if self.clock() - began >= self.patience_s:
-                self.patience_s = 0.0
+            waited = self.clock() - began
+            if waited >= min(self.patience_s, at_most_s):
+                self.patience_s = max(0.0, self.patience_s - waited)
+                if not self.patience_s:
+                    self.fastest_ms = self._probe()
                 return False
             self.sleep(_POLL_S)
         self.patience_s = max(0.0, self.patience_s - (self.clock() - began))
         return True
 
     def _probe(self) -> float:
-        return float(self.runner.latencies(self.feeds, runs=_RUNS, warmup=1).min())
+        if self._runner is None:
+            self._runner = self.make_runner()
+            self._runner.activate()
+            # The first runs of a network are slow ones.
+            self._time(self._runner)
+        return self._time(self._runner)
+
+    def _time(self, runner: Runner) -> float:
+        feeds = {runner.inputs[0].name: self.image}
+        return float(runner.latencies(feeds, runs=_RUNS, warmup=1).min())

@@ -18,8 +18,13 @@ from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInf
 from bcnet_deploy.runtime.ort import OrtRunner
 
 
-def make_runner_of(device: DeviceProfile, *, image_seed: int = 0) -> MakeRunner:
+def make_runner_of(device: DeviceProfile, *, image_seed: int = 0, threads_sleep: bool = False) -> MakeRunner:
     """How networks are run on ``device``, which must be this machine's.
+
+    Args:
+        image_seed: of the images that INT8 engines are calibrated with.
+        threads_sleep: for a network that stays loaded while others are measured: its idle threads must not
+            spin on the cores of those.
 
     Raises:
         DeviceError: the device is not here; both ways on are named.
@@ -28,7 +33,7 @@ def make_runner_of(device: DeviceProfile, *, image_seed: int = 0) -> MakeRunner:
         check_gpu(device)
     if device.runtime == "onnxruntime":
         provider = "cpu" if device.kind == "cpu" else "cuda"
-        return partial(_ort, threads=device.threads or 1, provider=provider)
+        return partial(_ort, threads=device.threads or 1, provider=provider, threads_sleep=threads_sleep)
     return partial(_tensorrt, device=device, image_seed=image_seed)
 
 
@@ -48,8 +53,10 @@ def check_gpu(device: DeviceProfile, model: str | None = None) -> None:
     )
 
 
-def _ort(network: bytes, profiling: bool, *, threads: int, provider: str) -> Runner:
-    return OrtRunner(network, threads=threads, provider=provider, profiling=profiling)
+def _ort(network: bytes, profiling: bool, *, threads: int, provider: str, threads_sleep: bool) -> Runner:
+    return OrtRunner(
+        network, threads=threads, provider=provider, profiling=profiling, threads_sleep=threads_sleep
+    )
 
 
 def _tensorrt(network: bytes, profiling: bool, *, device: DeviceProfile, image_seed: int) -> Runner:

@@ -147,8 +147,8 @@ def build_constraints(
     """
     if confidence is not None and not 0.5 <= confidence < 1:
         raise ConstraintError(
-            f"confidence is {confidence!r}; allowed: 0.5 <= confidence < 1, for example 0.95; leave it out to "
-            "hold the prediction itself against the budget"
+            f"confidence is {confidence!r}; allowed: 0.5 <= confidence < 1, for example 0.95; leave it "
+            "out to hold the prediction itself against the budget"
         )
     full = np.array([[int(v.channels) for v in space.variables]], dtype=np.int64)
     budgets: list[Budget] = []

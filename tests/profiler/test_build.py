@@ -21,7 +21,7 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model
-from bcnet_deploy.profiler.assemble import validate
+from bcnet_deploy.profiler.assemble import at_speed, relative_speed, validate
 from bcnet_deploy.profiler.build import Profiler, granularity_of
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.sampling import of_all_sizes
@@ -56,6 +56,7 @@ def profiler(
     rng = np.random.default_rng(0)
     return Profiler(
         model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
+        sleep=lambda _: None,
         make_runner=lambda network, profiling: FakeRunner(
             network, profiling, noise=noise, slow=slow, rng=rng
         ),
@@ -205,6 +206,36 @@ def test_a_machine_slower_for_good_is_measured_as_it_is(tmp_path: Path) -> None:
     widths = made.space.random(40, np.random.default_rng(80))
     truth = np.array([1.5 * true_ms(made.maker(row)) for row in widths])
     assert np.abs(table.predict(widths) / truth - 1).mean() < 0.05
+    assert table.provenance["measured_s"] < 1.1 * made.budget_s
+
+
+def test_a_table_that_came_from_the_same_log_counts_nothing_twice(tmp_path: Path) -> None:
+    first = profiler(tmp_path / "table.json").run()
+    again = profiler(tmp_path / "table.json", start=first).run()
+    for key, entries in first.entries.items():
+        assert again.entries[key].count.tolist() == entries.count.tolist()
+        assert again.entries[key].median_us.tolist() == pytest.approx(entries.median_us.tolist())
+
+
+def test_another_networks_table_moves_with_the_speed_as_a_whole(tmp_path: Path) -> None:
+    start = profiler(tmp_path / "first.json").run()
+    moved = at_speed(start, 1.5)
+    widths = profiler(tmp_path / "x.json").space.random(20, np.random.default_rng(1))
+    assert moved.predict(widths) == pytest.approx(1.5 * start.predict(widths), rel=1e-6)
+    assert relative_speed(moved.entries, start) == pytest.approx(1.5, rel=0.02)
+
+
+def test_networks_held_out_are_as_many_after_a_kill_in_their_first_round(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    made = profiler(path, budget=40.0)
+    whole = made.run().network.accuracy["networks"]
+    lines = made.journal_path.read_text().splitlines()
+    second = [i for i, line in enumerate(lines) if '"held-out"' in line][1]
+    path.unlink()
+    made.journal_path.write_text("\n".join(lines[: second + 1]) + "\n")
+    resumed = profiler(path, budget=40.0).run().network.accuracy["networks"]
+    assert whole > 3
+    assert resumed >= 0.7 * whole
 
 
 def test_networks_of_all_sizes_are_sampled(tmp_path: Path) -> None:
