@@ -12,7 +12,7 @@ from bcnet_deploy.bench.runtimes import CPU, CUDA, TRT, Make, Subject
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import MissingEntryError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.profiler.measure import low
+from bcnet_deploy.profiler.measure import faster_half
 from bcnet_deploy.runtime.base import NodeTime
 from bcnet_deploy.runtime.layer_names import module_times
 from bcnet_deploy.runtime.trt import TrtRunner
@@ -70,7 +70,8 @@ def layer_times(
         feeds = runner.random_feeds(np.random.default_rng(seed))
         nodes = runner.node_times(feeds, runs=runs, warmup=warmup)
         described = runner.metadata() if isinstance(runner, TrtRunner) else {}
-    by_layer = _table_layers(nodes, subject, space) if space is not None else None
+    node_us = float(table.provenance.get("node_overhead_us", 0.0)) if table is not None else 0.0
+    by_layer = _table_layers(nodes, subject, space, node_us) if space is not None else None
     if by_layer is None:
         return tuple(
             LayerTime(name, value) for name, value in module_times(nodes, subject.nodes, described).items()
@@ -83,8 +84,13 @@ def layer_times(
     return tuple(LayerTime(name, value, predicted.get(name)) for name, value in by_layer.items())
 
 
-def _table_layers(nodes: Sequence[NodeTime], subject: Subject, space: WidthSpace) -> dict[str, float] | None:
-    """Milliseconds by the latency table's layers, every node accounted for; None: of another model."""
+def _table_layers(
+    nodes: Sequence[NodeTime], subject: Subject, space: WidthSpace, node_us: float
+) -> dict[str, float] | None:
+    """Milliseconds by the latency table's layers, every node accounted for; None: of another model.
+
+    ``node_us`` is what profiling adds to each node, as the table found it.
+    """
     import onnx
 
     from bcnet_deploy.lut.layers import layers_of
@@ -94,7 +100,8 @@ def _table_layers(nodes: Sequence[NodeTime], subject: Subject, space: WidthSpace
         return None
     layers = layers_of(space, precision=subject.metadata.precision, batch=subject.batch or 1)
     try:
-        times = LayerMap(onnx.load_from_string(subject.data), space, layers).layer_times(nodes)
+        layer_map = LayerMap(onnx.load_from_string(subject.data), space, layers)
+        times = faster_half(layer_map.layer_times(nodes)) - node_us * layer_map.node_counts(nodes)
     except (LookupError, ValueError):
         return None
-    return dict(zip((layer.name for layer in layers), (low(times) / 1e3).tolist(), strict=True))
+    return dict(zip((layer.name for layer in layers), (np.maximum(times, 0.0) / 1e3).tolist(), strict=True))

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 _OVERHEAD_US = 3.0  # of each layer: a profiled node costs its own time stamps, an unprofiled run does not
 _SPEED_PRIOR = 0.1
+_NODE_US, _RUN_US, _SLOWER = 5.0, 20.0, 0.02  # how large the parts of a profile's excess may be
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
 _COMPARABLE = 8
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
@@ -29,12 +30,14 @@ _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine wi
 class Fitted:
     """Entries and models of all layers of a network.
 
-    ``speed``: how much longer layers take now than in the table that was taken over.
+    ``speed``: how much longer layers take now than in the table that was taken over. ``node_us``: what
+    profiling added to every node, not in entries and models.
     """
 
     entries: dict[str, Entries]
     models: dict[str, Fit]
     speed: float = 1.0
+    node_us: float = 0.0
 
 
 def fit_layers(
@@ -51,7 +54,8 @@ def fit_layers(
             machine's speed drifts between hours, and fill in what today has not measured.
     """
     widths = np.array([record.widths for record in train], dtype=np.int64)
-    times = np.stack([record.layers() for record in train])
+    node_us = profiling_overhead(train)
+    times = np.stack([record.layers(node_us) for record in train])
     by_key: dict[str, list[int]] = {}
     for index, layer in enumerate(network.layers):
         by_key.setdefault(layer.key, []).append(index)
@@ -69,7 +73,7 @@ def fit_layers(
             for key, measured in entries.items()
         }
     models = {key: fit(e.dims, e.median_us, e.count, granularity) for key, e in entries.items()}
-    return Fitted(entries, models, speed)
+    return Fitted(entries, models, speed, node_us)
 
 
 def relative_speed(now: Mapping[str, Entries], then: LatencyTable) -> float:
@@ -134,16 +138,36 @@ def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Netw
     target = latency - layers.sum(axis=1)
     shared = [(_OVERHEAD_US * layers.shape[1]) ** -2, _SPEED_PRIOR**-2]
     prior = np.concatenate([shared, np.full(layers.shape[1], _SCALE_PRIOR**-2)])
-    row = 1 / (_SUM_ERROR * latency)
-    solution = np.zeros(design.shape[1])
-    for _ in range(6):
-        # Huber's weights: a network that the machine disturbed must not bend the rest.
-        weight = row / np.maximum(1.0, np.abs(target - design @ solution) * row)
-        weighted = design * weight[:, None]
-        right = weighted.T @ (target * weight)
-        solution = np.linalg.solve(weighted.T @ weighted + np.diag(prior), right)
+    solution = _robust_ridge(design, target, _SUM_ERROR * latency, prior)
     scales = np.clip(1 + solution[1] + solution[2:], 0.5, 2.0)
     return replace(network, overhead_us=float(solution[0]), scales=tuple(float(scale) for scale in scales))
+
+
+def profiling_overhead(train: Sequence[Record]) -> float:
+    """Microseconds that profiling adds to each node, by what the nodes' sum exceeds the whole network's time.
+
+    A runtime stamps every node, and splits unaligned layers into more nodes than aligned ones: left in the
+    layers, these stamps would count against networks that have none of them.
+    """
+    latency = np.array([record.latency_ms for record in train]) * 1e3
+    excess = np.array([record.layers().sum() for record in train]) - latency
+    nodes = np.array([sum(record.nodes or ()) for record in train], dtype=np.float64)
+    # Columns: each node, a run, and layers that are slower in a profile.
+    design = np.stack([nodes, np.ones(len(train)), latency], axis=1)
+    prior = np.array([_NODE_US, _RUN_US, _SLOWER]) ** -2.0
+    return max(0.0, float(_robust_ridge(design, excess, _SUM_ERROR * latency, prior)[0]))
+
+
+def _robust_ridge(design: Floats, target: Floats, deviation: Floats, prior: Floats) -> Floats:
+    """Least squares with a normal prior around 0 (``prior``: inverse variances)."""
+    solution: Floats = np.zeros(design.shape[1])
+    for _ in range(6):
+        # A network that the machine disturbed must not bend the rest.
+        weight = 1 / np.maximum(deviation, np.abs(target - design @ solution))
+        weighted = design * weight[:, None]
+        right = weighted.T @ (target * weight)
+        solution = np.asarray(np.linalg.solve(weighted.T @ weighted + np.diag(prior), right))
+    return solution
 
 
 @dataclass(frozen=True)

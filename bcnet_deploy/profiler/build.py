@@ -52,6 +52,7 @@ _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
+_MOST_RUNS = 60
 _DISTURBED = 0.12
 _AGAIN = 2  # more measurements of a network after slow spells
 _PATIENCE = 0.4  # of the budget, for waiting until a slowed machine recovers
@@ -237,6 +238,7 @@ class Profiler:
             round=sum(other.widths == widths and other.role == role for other in journal.records),
             latency_ms=round(sample.latency_ms, 6),
             layers_us=tuple(round(float(value), 3) for value in sample.layers_us),
+            nodes=tuple(int(count) for count in sample.nodes),
             seconds=round(now - started, 4),
             elapsed_s=round(self._spent + now - self._began, 4),
         )
@@ -256,7 +258,7 @@ class Profiler:
         if len(journal.records) < 4:
             return Timing(warmup=2, profiled=5, plain=5)
         typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
-        runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, 20))
+        runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, _MOST_RUNS))
         # Each node has its own fastest run, a whole network needs one without any disturbance: more of those.
         return Timing(warmup=2, profiled=runs, plain=2 * runs)
 
@@ -288,7 +290,8 @@ class Profiler:
         if tests:
             widths = np.array([record.widths for record in tests], dtype=np.int64)
             predicted = layer_matrix(self.network, table.models, widths)  # type: ignore[arg-type]
-            novelty.learn(predicted, np.stack([record.layers() for record in tests]))
+            node_us = float(table.provenance["node_overhead_us"])
+            novelty.learn(predicted, np.stack([record.layers(node_us) for record in tests]))
         self.fit_seconds = self.clock() - started
 
     def _tell(self, journal: Journal, done: float, note: str) -> None:
@@ -327,7 +330,7 @@ class Profiler:
             precision=self.device.precision,
             batch=self.device.batch,
             granularity=self.granularity,
-            provenance=self._provenance(journal),
+            provenance={**self._provenance(journal), "node_overhead_us": round(fitted.node_us, 4)},
             entries=fitted.entries,
             models=dict(fitted.models),
             networks=(network,),

@@ -91,6 +91,7 @@ def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:
             and (table.precision, table.batch) == (device.precision, device.batch)
             and table.provenance.get("threads") == device.threads
             and not table.differences()
+            and "node_overhead_us" in table.provenance  # else its layers hold what profiling adds
             and (candidate != path or table.complete)
         )
         if usable:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bcnet_deploy.errors import RunDirError
 
-FORMAT = 1
+FORMAT = 2  # 1: layers' fastest times, without their nodes
 Role = Literal["train", "held-out", "reference"]
 
 
@@ -33,6 +33,7 @@ class Record:
         latency_ms: of a whole unprofiled run.
         layers_us: of each layer; None when the network was not profiled.
         seconds: what the measurement cost, set-up included.
+        nodes: of each layer, how many nodes the runtime ran for it; None when it was not profiled.
         elapsed_s: what the profile had cost by then, earlier runs included: its clock.
     """
 
@@ -43,9 +44,12 @@ class Record:
     layers_us: tuple[float, ...] | None
     seconds: float
     elapsed_s: float = 0.0
+    nodes: tuple[int, ...] | None = None
 
-    def layers(self) -> npt.NDArray[np.float64]:
-        return np.array(self.layers_us or (), dtype=np.float64)
+    def layers(self, node_us: float = 0.0) -> npt.NDArray[np.float64]:
+        """Microseconds of each layer, less what profiling adds to each of its nodes."""
+        times = np.array(self.layers_us or (), dtype=np.float64)
+        return np.maximum(times - node_us * np.array(self.nodes or 0), 0.0)
 
 
 class Journal:
@@ -90,7 +94,12 @@ class Journal:
             try:
                 self.records.append(
                     Record(
-                        **{**line, "widths": tuple(line["widths"]), "layers_us": _tuple(line["layers_us"])}
+                        **{
+                            **line,
+                            "widths": tuple(line["widths"]),
+                            "layers_us": _tuple(line["layers_us"]),
+                            "nodes": _tuple(line["nodes"]),
+                        }
                     )
                 )
             except (KeyError, TypeError):
@@ -132,5 +141,5 @@ def _lines(content: bytes) -> Iterator[Any]:
             continue
 
 
-def _tuple(values: Any) -> tuple[float, ...] | None:
+def _tuple(values: Any) -> tuple[Any, ...] | None:
     return None if values is None else tuple(values)

@@ -88,9 +88,20 @@ class LayerMap:
 
     def layer_times(self, nodes: Sequence[NodeTime]) -> npt.NDArray[np.float64]:
         """Microseconds of each layer in each profiled run: (runs, layers). Nothing is lost."""
-        found = [self.find(node.name) for node in nodes]
         runs = min(len(node.durations_us) for node in nodes)
         times = np.zeros((runs, self.count))
+        for node, index in zip(nodes, self._places(nodes), strict=True):
+            times[:, index] += node.durations_us[-runs:]
+        return times
+
+    def node_counts(self, nodes: Sequence[NodeTime]) -> npt.NDArray[np.int64]:
+        """(layers,) how many of the nodes belong to each layer."""
+        return np.bincount(self._places(nodes), minlength=self.count)
+
+    def _places(self, nodes: Sequence[NodeTime]) -> list[int]:
+        """The layer of each node."""
+        found = [self.find(node.name) for node in nodes]
+        places = []
         for position, node in enumerate(nodes):
             index = found[position]
             if index is None:
@@ -98,8 +109,8 @@ class LayerMap:
                 behind = (i for i in reversed(found[:position]) if i is not None)
                 first, second = (ahead, behind) if node.op == "ReorderInput" else (behind, ahead)
                 index = next(first, next(second, 0))
-            times[:, index] += node.durations_us[-runs:]
-        return times
+            places.append(index)
+        return places
 
 
 def _take(waiting: list[tuple[str, int]], kinds: set[str]) -> int | None:

@@ -13,7 +13,8 @@ from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInf
 class FakeRunner(Runner):
     """Times an ONNX network by a formula: 5 us a node, and blocks of 16 channels of each weight.
 
-    ``slow``: what all times are multiplied by, asked at every timing.
+    ``slow``: what all times are multiplied by, asked at every timing. ``stamp``: what a profile adds to each
+    node. A convolution with an odd number of outputs is two nodes: 1 us of its time is spent in the second.
 
     Nodes are renamed as ONNX Runtime does it: a convolution and the activation behind it are one node,
     called by the tensor that comes out.
@@ -26,6 +27,7 @@ class FakeRunner(Runner):
         *,
         noise: float = 0.0,
         slow: Callable[[], float] = lambda: 1.0,
+        stamp: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__("fake")
@@ -33,6 +35,7 @@ class FakeRunner(Runner):
         self.profiling = profiling
         self.noise = noise
         self.slow = slow
+        self.stamp = stamp
         self.rng = rng or np.random.default_rng(0)
         self.nodes: list[tuple[str, float]] = []
 
@@ -56,6 +59,9 @@ class FakeRunner(Runner):
                 if len(dims) > 1:
                     time += 0.01 * float(np.prod([-(-size // 16) * 16 for size in dims[:2]]))
             is_conv = node.op_type == "Conv"
+            if is_conv and weights[node.input[1]][0] % 2:
+                self.nodes.append((f"{node.name}_reorder", 1.0))
+                time -= 1.0
             self.nodes.append((f"{node.output[0]}_nchwc" if is_conv else node.name, time))
 
     def _deactivate(self) -> None:
@@ -84,7 +90,7 @@ class FakeRunner(Runner):
         assert self.profiling
         slow = self.slow()
         return [
-            NodeTime(name, "", (), (), tuple(slow * self._disturbed(time) for _ in range(runs)))
+            NodeTime(name, "", (), (), tuple(slow * self._disturbed(time) + self.stamp for _ in range(runs)))
             for name, time in self.nodes
         ]
 

@@ -24,6 +24,7 @@ from bcnet_deploy.models import build_model
 from bcnet_deploy.profiler.assemble import at_speed, relative_speed, validate
 from bcnet_deploy.profiler.build import Profiler, granularity_of
 from bcnet_deploy.profiler.journal import Journal, Record
+from bcnet_deploy.profiler.measure import faster_half
 from bcnet_deploy.profiler.sampling import of_all_sizes
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
@@ -47,6 +48,7 @@ def profiler(
     budget: float = 40.0,
     noise: float = 0.0,
     slow: Callable[[], float] = lambda: 1.0,
+    stamp: float = 0.0,
     step: float = 0.1,
     **options: Any,
 ) -> Profiler:
@@ -58,7 +60,7 @@ def profiler(
         model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
         sleep=lambda _: None,
         make_runner=lambda network, profiling: FakeRunner(
-            network, profiling, noise=noise, slow=slow, rng=rng
+            network, profiling, noise=noise, slow=slow, stamp=stamp, rng=rng
         ),
         **options,
     )  # fmt: skip
@@ -191,6 +193,22 @@ def test_a_slow_spell_of_the_machine_is_waited_for(tmp_path: Path) -> None:
     truth = np.array([true_ms(made.maker(row)) for row in widths])
     assert np.abs(table.predict(widths) / truth - 1).max() < 0.04
     assert table.provenance["drift"] < 0.05
+
+
+def test_what_profiling_adds_to_each_node_is_taken_out(tmp_path: Path) -> None:
+    made = profiler(tmp_path / "table.json", stamp=4.0)
+    table = made.run()
+    counts = {sum(record["nodes"]) for record in read(made.journal_path) if record["nodes"]}
+    assert len(counts) > 1  # else the stamps were a constant
+    assert table.provenance["node_overhead_us"] == pytest.approx(4.0, abs=0.5)
+    widths = np.concatenate([made.space.random(40, np.random.default_rng(81)), [made.space.full]])
+    truth = np.array([true_ms(made.maker(row)) for row in widths])
+    assert np.abs(table.predict(widths) / truth - 1).max() < 0.02
+
+
+def test_the_faster_half_of_runs_is_of_whole_runs() -> None:
+    runs = np.array([[1.0, 6.0], [2.0, 2.0], [2.0, 4.0], [9.0, 9.0]])
+    assert faster_half(runs).tolist() == [2.0, 3.0]
 
 
 def test_a_machine_slower_for_good_is_measured_as_it_is(tmp_path: Path) -> None:
