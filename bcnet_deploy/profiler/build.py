@@ -159,7 +159,6 @@ class Profiler:
         references = [record.latency_ms for record in journal.of("reference")]
         with Pace(
             lambda: self.make_probe(self.maker(np.array(self.reference)), False),
-            self.image,
             patience_s=_PATIENCE * max(0.0, self.budget_s - self._spent),
             fastest_ms=min(references, default=float("inf")),
             clock=self.clock,

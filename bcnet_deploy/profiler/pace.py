@@ -12,7 +12,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from bcnet_deploy.runtime.base import Array, Runner
+import numpy as np
+
+from bcnet_deploy.runtime.base import Runner
 
 _STEADY = 1.12  # of the fastest probe: beyond what probes of an undisturbed machine differ by
 _RUNS = 3
@@ -24,7 +26,6 @@ class Pace:
 
     Args:
         make_runner: makes the inactive runner of a network that takes about as long as the ones measured.
-        image: its input.
         patience_s: seconds to wait in all. Once they are gone, nothing waits any more: a machine that has
             become slower for good is measured as it is now.
         fastest_ms: of an earlier run of the same profile, if there was one.
@@ -34,7 +35,6 @@ class Pace:
     def __init__(
         self,
         make_runner: Callable[[], Runner],
-        image: Array,
         *,
         patience_s: float,
         fastest_ms: float = float("inf"),
@@ -42,7 +42,6 @@ class Pace:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.make_runner = make_runner
-        self.image = image
         self.patience_s = patience_s
         self.fastest_ms = fastest_ms
         self.clock = clock
@@ -60,9 +59,11 @@ class Pace:
 
     def steady(self) -> bool:
         """Whether a probe now is about as fast as the fastest one. Raises :class:`EngineError`."""
-        now = self._probe()
-        self.fastest_ms = min(self.fastest_ms, now)
-        return now <= _STEADY * self.fastest_ms
+        return self.is_steady(self.probe())
+
+    def is_steady(self, probe_ms: float) -> bool:
+        """Whether a probe was about as fast as the fastest one, up to now."""
+        return probe_ms <= _STEADY * self.fastest_ms
 
     def settle(self, at_most_s: float) -> bool:
         """Wait for a steady probe, at most as long as told and as there is patience; False if none came."""
@@ -72,20 +73,24 @@ class Pace:
             if waited >= min(self.patience_s, at_most_s):
                 self.patience_s = max(0.0, self.patience_s - waited)
                 if not self.patience_s:
-                    self.fastest_ms = self._probe()
+                    self.fastest_ms = float("inf")
+                    self.probe()
                 return False
             self.sleep(_POLL_S)
         self.patience_s = max(0.0, self.patience_s - (self.clock() - began))
         return True
 
-    def _probe(self) -> float:
+    def probe(self) -> float:
+        """Milliseconds of the network now. Raises :class:`EngineError`."""
         if self._runner is None:
             self._runner = self.make_runner()
             self._runner.activate()
             # The first runs of a network are slow ones.
             self._time(self._runner)
-        return self._time(self._runner)
+        now = self._time(self._runner)
+        self.fastest_ms = min(self.fastest_ms, now)
+        return now
 
     def _time(self, runner: Runner) -> float:
-        feeds = {runner.inputs[0].name: self.image}
+        feeds = runner.random_feeds(np.random.default_rng(0))
         return float(runner.latencies(feeds, runs=_RUNS, warmup=1).min())
