@@ -185,9 +185,9 @@ def page(data: dict[str, Any]) -> str:
         "- Measured against predicted: "
         + ", ".join(f"{name} {error:+.1%}" for name, error in errors.items())
         + f"; within 5% (or 1.2 x noise floor): {inside} of {len(networks)}.",
-        "- `wider` is the next rung of uniform scaling, above the budget. Measured: the fastest run of"
-        f" {data['settings']['rounds']} rounds of {data['settings']['runs']}, all networks interleaved,"
-        " one thread.",
+        "- `wider` is the next rung of uniform scaling, above the budget. Measured: the median of the fastest"
+        f" runs of {data['settings']['rounds']} rounds of {data['settings']['runs']}, all networks"
+        " interleaved, one thread.",
         "- Seconds by step of the run: "
         + ", ".join(f"{name} {value:.0f}" for name, value in data["step_seconds"].items() if value)
         + " (of the last start only where a step was interrupted).",

@@ -28,8 +28,8 @@ NETWORKS = ("full", "uniform", "found")
 
 
 _INTRODUCTION = """`bcnet-deploy run --seed N`, each seed with its own latency table, supernet, search and
-trainings. 450 test images: one is 0.22 points. Latencies: the fastest of 300 runs, one
-thread. Made by `python -m benchmarks.bm_demo run`, then `page`."""
+trainings. 450 test images: one is 0.22 points. Latencies: the fastest run of each of 10
+rounds of 30, median of the rounds, one thread. Made by `python -m benchmarks.bm_demo run`, then `page`."""
 
 
 def _row(cells: list[str]) -> str:

@@ -1,8 +1,9 @@
 """What is said of a set of timed runs.
 
 Runs come in rounds, between which other networks ran, so that a drift of the machine touches all alike.
-``low`` is the profiler's estimate of the undisturbed time (the fastest run), which latency tables
-predict; median and p90 are what users see.
+``low`` is the undisturbed time, defined as the profiler defines it for the networks that it holds out: a
+round is the fastest of its runs, a network the median of its rounds. It is what latency tables predict;
+median and p90 are what users see.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class LatencyStats:
 
     Attributes:
         runs: timed runs, ``rounds`` of equally many.
-        low_ms: the fastest run; what is compared with predictions.
+        low_ms: median over the rounds of each one's fastest run; what is compared with predictions.
         median_ms, p90_ms: of all runs.
         spread: (p90 - p10) / median.
         noise_floor: how far ``low_ms`` of one half of the rounds is from that of the other, relative:
@@ -52,20 +53,25 @@ def summarise(times: Floats, rng: np.random.Generator) -> LatencyStats:
     flat = times.reshape(-1)
     p10, median, p90 = (float(value) for value in np.quantile(flat, [0.1, 0.5, 0.9]))
     return LatencyStats(
-        runs=flat.size, rounds=len(times), low_ms=float(low(flat)), median_ms=median, p90_ms=p90,
+        runs=flat.size, rounds=len(times), low_ms=undisturbed(times), median_ms=median, p90_ms=p90,
         spread=(p90 - p10) / median, noise_floor=noise_floor(times, rng),
         round_medians_ms=tuple(np.median(times, axis=1).tolist()),
     )  # fmt: skip
 
 
+def undisturbed(times: Floats) -> float:
+    """Milliseconds of (rounds, runs): the median over the rounds of the fastest run in each."""
+    return float(np.median(low(times, axis=1)))
+
+
 def noise_floor(times: Floats, rng: np.random.Generator) -> float | None:
-    """Split-half noise of ``low`` over the rounds of ``times`` (rounds, runs); None for one round."""
+    """Split-half noise of :func:`undisturbed` over the rounds of (rounds, runs); None for one round."""
     rounds = len(times)
     if rounds < 2:
         return None
     squares = []
     for _ in range(_SPLITS):
         order = rng.permutation(rounds)
-        first, second = (float(low(times[half].reshape(-1))) for half in np.array_split(order, 2))
+        first, second = (undisturbed(times[half]) for half in np.array_split(order, 2))
         squares.append(((first - second) / ((first + second) / 2)) ** 2)
     return float(np.sqrt(np.mean(squares)))

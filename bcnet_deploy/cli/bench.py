@@ -100,7 +100,7 @@ def show(result: BenchResult, target: Console, path: str) -> None:
     lines = [
         f"{settings['rounds']} rounds of {settings['runs']} runs after {settings['warmup']} of warm-up each; "
         f"{settings['order']}",
-        "undisturbed: the fastest run, what tables predict; "
+        "undisturbed: the fastest run of each round, median of the rounds: what tables predict; "
         "noise floor: between halves of the rounds",
         f"{machine['cpu_model']}, {machine['cores']} cores, governor {machine['governor']}, clock "
         + " to ".join("unknown" if clock is None else f"{clock:.0f} MHz" for clock in clocks)

@@ -10,7 +10,7 @@ class Network:
     """One line of the summary: ``full``, ``uniform`` or ``found``. None: that step has not run.
 
     Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1. ``measured_ms`` is the
-    undisturbed time (the fastest of all runs), which is what tables predict.
+    undisturbed time (the fastest run of each round, median of the rounds), which is what tables predict.
     """
 
     name: str

@@ -115,8 +115,8 @@ def _summary(content: Content) -> str:
     if content.budget:
         notes.append(f"Budget: {content.budget}.")
     notes.append(
-        "Measured: the fastest of all runs, the undisturbed time that the table predicts; "
-        "median and p90: of all runs. A multiply-accumulate counts as one."
+        "Measured: the fastest run of each round, median of the rounds: the undisturbed time that the table "
+        "predicts; median and p90: of all runs. A multiply-accumulate counts as one."
     )
     text += f'<p class="note">{escape(" ".join(notes))}</p>'
     if all(n.test_top1 is None for n in content.networks):
