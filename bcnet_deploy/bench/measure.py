@@ -10,6 +10,7 @@ machine is measured again (:mod:`bcnet_deploy.profiler.pace`). Timing excludes c
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
 
 _AGAIN = 3
+_SLOWER = 1.12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class BenchSettings:
     threads: int | None = None
     batches: tuple[int, ...] = (1, 4, 16)
     layers: bool = True
-    patience_s: float = 20.0
+    patience_s: float = 30.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ def bench(
     table: LatencyTable | None = None,
     space: WidthSpace | None = None,
     engines: Mapping[str, str | Path] | None = None,
+    reference: bytes | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> BenchResult:
     """Measure networks on every runtime of this machine, interleaved in one run.
@@ -99,6 +102,8 @@ def bench(
         table: predicts each network whose file names its widths; of whole networks and by layer.
         space: the full model's width space; with it, layers are the table's own, else modules.
         engines: TensorRT engines by the same names, measured where their GPU is.
+        reference: the ONNX network by which the table knows this machine's speed (``reference_ms``). Given,
+            a machine slower than when the table was made is waited for; else one slower than at its best.
         progress: told the share done and a note.
 
     Raises:
@@ -131,13 +136,16 @@ def bench(
             feeds = runner.random_feeds(np.random.default_rng(settings.seed))
             return runner.latencies(feeds, runs=settings.runs, warmup=settings.warmup)
 
+    usual_ms = _usual_ms(table, threads) if reference is not None and pairs[0][1] == CPU else None
+
     def probe_runner() -> Runner:
         name, runtime = pairs[0]
         if runtime == CPU:
-            return OrtRunner(subjects[name].data, threads=threads, threads_sleep=True)
+            data = reference if reference is not None and usual_ms is not None else subjects[name].data
+            return OrtRunner(data, threads=threads, threads_sleep=True)
         return factories[runtime][name](False, subjects[name].data)
 
-    with Pace(probe_runner, patience_s=settings.patience_s) as pace:
+    with Pace(probe_runner, patience_s=settings.patience_s, fastest_ms=usual_ms or math.inf) as pace:
         probes: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
         for index in range(settings.rounds):
             turn = index % len(pairs)
@@ -157,11 +165,22 @@ def bench(
                 if not pace.settle(settings.patience_s):
                     break
                 times[pair][index] = once(*pair)
-                if pace.steady():
+                probes[pair][index] = pace.probe()
+                if pace.is_steady(probes[pair][index]):
                     break
     machine["clock_mhz_after"] = clock_mhz()
 
     notes = _elsewhere(profile)
+    speed = (
+        float(np.median([ms for of_pair in probes.values() for ms in of_pair])) / usual_ms
+        if usual_ms
+        else None
+    )
+    if speed is not None and speed > _SLOWER:
+        notes.append(
+            f"the machine took {speed:.2f} times as long as when the table was made, and did not recover "
+            "while this waited: predictions are of the faster machine"
+        )
     predictions = {name: predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}
     for name, runtime in pairs:
@@ -192,6 +211,7 @@ def bench(
         settings={
             "rounds": settings.rounds, "runs": settings.runs, "warmup": settings.warmup, "threads": threads,
             "batches": list(settings.batches), "seed": settings.seed, "measured_again": len(slow),
+            "speed": None if speed is None else round(speed, 4),
             "order": "every network once a round, order rotating, session closed in between",
         },
         machine=machine,
@@ -217,6 +237,14 @@ def _elsewhere(device: DeviceProfile) -> list[str]:
         f"{device.description} is not here ({here}): only this machine's own runtimes were measured; "
         "run 'bcnet-deploy bench' on its host for its figures"
     ]
+
+
+def _usual_ms(table: LatencyTable | None, threads: int) -> float | None:
+    """The reference network's latency when the table was made, if that was on this machine; else None."""
+    if table is None or table.estimated or table.differences() or table.provenance.get("threads") != threads:
+        return None
+    usual = table.provenance.get("reference_ms")
+    return None if usual is None else float(usual)
 
 
 def clock_mhz() -> float | None:

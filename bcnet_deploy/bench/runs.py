@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
@@ -17,9 +20,15 @@ from bcnet_deploy.export.onnx import check, trace
 from bcnet_deploy.export.precision import PRECISIONS
 from bcnet_deploy.export.source import build, load_source
 from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
 from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcnet_deploy.space import WidthSpace
 
 NETWORKS = ("full", "uniform", "found")
 
@@ -79,9 +88,10 @@ def bench_run(
     table = LatencyTable.load(table_path) if table_path.exists() else None
     if table is None:
         notes.append(f"no latency table for {profile.name} in {run.path}: nothing is predicted")
-    _, space = build(config.model)
+    model, space = build(config.model)
     result = bench(
         paths, profile, settings=settings, table=table, space=space, engines=engines,
+        reference=None if table is None else _reference(table, model, space),
         progress=lambda done, note: tell(0.1 + 0.9 * done, note),
     )  # fmt: skip
     result = BenchResult(
@@ -90,6 +100,14 @@ def bench_run(
     )  # fmt: skip
     result.save(run.bench)
     return result
+
+
+def _reference(table: LatencyTable, model: nn.Module, space: WidthSpace) -> bytes | None:
+    """The ONNX network by which the table knows the machine's speed; None if it has none of this space."""
+    widths = table.provenance.get("reference_widths")
+    if widths is None or table.network.fingerprint != space.fingerprint:
+        return None
+    return NetworkMaker(model.eval(), space, batch=table.batch)(np.array(widths))
 
 
 def _exported(run: RunDir, which: str, device: DeviceProfile) -> Path | None:

@@ -227,3 +227,34 @@ def test_what_a_slow_spell_disturbed_is_measured_again(folder: Path, monkeypatch
         times = result.networks[name].runtimes[CPU].latency
         assert times.round_medians_ms == pytest.approx([true_ms(path.read_bytes())] * 4)
     assert result.settings["measured_again"] > 0
+
+
+def test_a_machine_slower_than_the_tables_is_waited_for_and_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = (folder / "small.onnx").read_bytes()
+    lasts = 40
+    asked = 0
+
+    def slow() -> float:
+        nonlocal asked
+        asked += 1
+        return 1.5 if asked < lasts else 1.0
+
+    def fake(data: bytes, **_: Any) -> FakeRunner:
+        return FakeRunner(data, False, slow=slow)
+
+    monkeypatch.setattr(measure, "runtimes", lambda *_: ({CPU: {"one": lambda _, data: fake(data)}}, {}))
+    monkeypatch.setattr(measure, "OrtRunner", fake)
+    monkeypatch.setattr(measure, "_usual_ms", lambda *_: true_ms(reference))
+    networks = {"one": folder / "large.onnx"}
+    settings = BenchSettings(rounds=3, runs=3, warmup=0, batches=(), layers=False, patience_s=2.0)
+    truth = true_ms((folder / "large.onnx").read_bytes())
+    result = bench(networks, "cpu-1thread", settings=settings, reference=reference)
+    assert result.networks["one"].runtimes[CPU].latency.low_ms == pytest.approx(truth)
+    assert result.settings["speed"] == pytest.approx(1.0)
+    assert not any("as long as when the table" in note for note in result.notes)
+    lasts, asked = 10**9, 0
+    result = bench(networks, "cpu-1thread", settings=settings, reference=reference)
+    assert result.networks["one"].runtimes[CPU].latency.low_ms == pytest.approx(1.5 * truth)
+    assert any("took 1.50 times as long as when the table" in note for note in result.notes)
