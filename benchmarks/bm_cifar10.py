@@ -178,6 +178,15 @@ def page(data: dict[str, Any]) -> str:
             f" higher in {int((gaps > 0).sum())}; found's measured latency is"
             f" {found['measured_ms'] / other['measured_ms'] - 1:+.1%} of {name}'s."
         )
+    if all(networks[name]["test_top1"] for name in TRAINED):
+        times = [networks[name]["measured_ms"] for name in ("uniform", "wider")]
+        means = [np.mean(list(networks[name]["test_top1"].values())) for name in ("uniform", "wider")]
+        between = float(np.interp(found["measured_ms"], times, means))
+        own = float(np.mean(list(found["test_top1"].values())))
+        lines.append(
+            f"- At equal measured latency, a straight line between uniform and wider gives {between:.2f}%: found is"
+            f" {own - between:+.2f} points from it."
+        )
     errors = {name: one["measured_ms"] / one["predicted_ms"] - 1 for name, one in networks.items()}
     bars = {name: max(0.05, 1.2 * networks[name]["noise_floor"]) for name in networks}
     inside = sum(abs(errors[name]) <= bars[name] for name in networks)
