@@ -184,8 +184,8 @@ def page(data: dict[str, Any]) -> str:
         between = float(np.interp(found["measured_ms"], times, means))
         own = float(np.mean(list(found["test_top1"].values())))
         lines.append(
-            f"- At equal measured latency, a straight line between uniform and wider gives {between:.2f}%: found is"
-            f" {own - between:+.2f} points from it."
+            "- At equal measured latency, a straight line between uniform and wider gives"
+            f" {between:.2f}%: found is {own - between:+.2f} points from it."
         )
     errors = {name: one["measured_ms"] / one["predicted_ms"] - 1 for name, one in networks.items()}
     bars = {name: max(0.05, 1.2 * networks[name]["noise_floor"]) for name in networks}
