@@ -23,6 +23,7 @@ _SPEED_PRIOR = 0.1
 _NODE_US, _RUN_US, _SLOWER = 5.0, 20.0, 0.02  # how large the parts of a profile's excess may be
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
 _COMPARABLE = 8
+_UNFIT = 1.08
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
 
 
@@ -54,8 +55,7 @@ def fit_layers(
             machine's speed drifts between hours, and fill in what today has not measured.
     """
     widths = np.array([record.widths for record in train], dtype=np.int64)
-    node_us = profiling_overhead(train)
-    times = np.stack([record.layers(node_us) for record in train])
+    times, node_us = layer_times(train)
     by_key: dict[str, list[int]] = {}
     for index, layer in enumerate(network.layers):
         by_key.setdefault(layer.key, []).append(index)
@@ -143,8 +143,18 @@ def calibrate(network: Network, fitted: Fitted, train: Sequence[Record]) -> Netw
     return replace(network, overhead_us=float(solution[0]), scales=tuple(float(scale) for scale in scales))
 
 
-def profiling_overhead(train: Sequence[Record]) -> float:
-    """Microseconds that profiling adds to each node, by what the nodes' sum exceeds the whole network's time.
+@dataclass(frozen=True)
+class Excess:
+    """What a profile's sum has beyond the whole network's time: microseconds for each node and for a run,
+    and a share of the time itself."""
+
+    node_us: float
+    run_us: float
+    slower: float
+
+
+def profiling_excess(train: Sequence[Record]) -> Excess:
+    """What profiling adds, by what the nodes' sum exceeds the whole network's time.
 
     A runtime stamps every node, and splits unaligned layers into more nodes than aligned ones: left in the
     layers, these stamps would count against networks that have none of them.
@@ -155,7 +165,23 @@ def profiling_overhead(train: Sequence[Record]) -> float:
     # Columns: each node, a run, and layers that are slower in a profile.
     design = np.stack([nodes, np.ones(len(train)), latency], axis=1)
     prior = np.array([_NODE_US, _RUN_US, _SLOWER]) ** -2.0
-    return max(0.0, float(_robust_ridge(design, excess, _SUM_ERROR * latency, prior)[0]))
+    node_us, run_us, slower = _robust_ridge(design, excess, _SUM_ERROR * latency, prior)
+    return Excess(max(0.0, float(node_us)), float(run_us), float(slower))
+
+
+def layer_times(train: Sequence[Record]) -> tuple[Floats, float]:
+    """(networks, layers) microseconds without what profiling adds, and what it adds to a node.
+
+    A spell of the machine may last for the profiled runs and be over in the unprofiled ones: where the two
+    do not fit together, the layers are brought to the whole network's time.
+    """
+    excess = profiling_excess(train)
+    times = np.stack([record.layers(excess.node_us) for record in train])
+    latency = np.array([record.latency_ms for record in train]) * 1e3
+    quotient = times.sum(axis=1) / np.maximum(latency * (1 + excess.slower) + excess.run_us, 1e-3)
+    unfit = (quotient > _UNFIT) | (quotient < 1 / _UNFIT)
+    times[unfit] /= np.maximum(quotient[unfit], 1e-3)[:, None]
+    return times, excess.node_us
 
 
 def _robust_ridge(design: Floats, target: Floats, deviation: Floats, prior: Floats) -> Floats:

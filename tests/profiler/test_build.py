@@ -21,7 +21,7 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model
-from bcnet_deploy.profiler.assemble import at_speed, relative_speed, validate
+from bcnet_deploy.profiler.assemble import at_speed, layer_times, relative_speed, validate
 from bcnet_deploy.profiler.build import Profiler, granularity_of
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.measure import faster_half
@@ -204,6 +204,30 @@ def test_what_profiling_adds_to_each_node_is_taken_out(tmp_path: Path) -> None:
     widths = np.concatenate([made.space.random(40, np.random.default_rng(81)), [made.space.full]])
     truth = np.array([true_ms(made.maker(row)) for row in widths])
     assert np.abs(table.predict(widths) / truth - 1).max() < 0.02
+
+
+def test_layers_profiled_in_a_slow_spell_are_brought_to_the_networks_time() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(2, 60, size=(40, 6))
+    nodes = rng.integers(1, 4, size=(40, 6))
+    slow = np.where(np.arange(40) % 8 == 3, 1.6, 1.0)
+    records = [
+        Record(
+            "train",
+            (index,),
+            0,
+            (row.sum() + 10) / 1e3,
+            tuple(factor * row + 3 * count),
+            0.1,
+            0.1,
+            tuple(count),
+        )
+        for index, (row, count, factor) in enumerate(zip(truth, nodes, slow, strict=True))
+    ]
+    times, node_us = layer_times(records)
+    assert node_us == pytest.approx(3.0, abs=0.5)
+    assert times.sum(axis=1) == pytest.approx(truth.sum(axis=1), rel=0.1)
+    assert np.abs(times.sum(axis=1) / truth.sum(axis=1) - 1).mean() < 0.04
 
 
 def test_the_faster_half_of_runs_is_of_whole_runs() -> None:
