@@ -40,8 +40,13 @@ def wide_mobilenet_v2(multiplier: float, num_classes: int) -> nn.Module:
     return model
 
 
+_VIT_SIDE = 224  # fixed when it is built; some weights are of larger images
+
+
 def input_size(name: str) -> tuple[int, int, int]:
     """Input size (channels, height, width) of the evaluation of the default weights of ``name``."""
+    if name.startswith("vit_"):
+        return (3, _VIT_SIDE, _VIT_SIDE)
     (side,) = set(tv.get_model_weights(name).DEFAULT.transforms().crop_size)
     return (3, side, side)
 
