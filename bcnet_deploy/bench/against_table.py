@@ -12,7 +12,7 @@ from bcnet_deploy.bench.runtimes import CPU, CUDA, TRT, Make, Subject
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import MissingEntryError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.profiler.measure import faster_half
+from bcnet_deploy.profiler.measure import faster_half, without_stamps
 from bcnet_deploy.runtime.base import NodeTime
 from bcnet_deploy.runtime.layer_names import module_times
 from bcnet_deploy.runtime.trt import TrtRunner
@@ -101,7 +101,8 @@ def _table_layers(
     layers = layers_of(space, precision=subject.metadata.precision, batch=subject.batch or 1)
     try:
         layer_map = LayerMap(onnx.load_from_string(subject.data), space, layers)
-        times = faster_half(layer_map.layer_times(nodes)) - node_us * layer_map.node_counts(nodes)
+        profiled = faster_half(layer_map.layer_times(nodes))
+        times = without_stamps(profiled, layer_map.node_counts(nodes), node_us)
     except (LookupError, ValueError):
         return None
-    return dict(zip((layer.name for layer in layers), (np.maximum(times, 0.0) / 1e3).tolist(), strict=True))
+    return dict(zip((layer.name for layer in layers), (times / 1e3).tolist(), strict=True))

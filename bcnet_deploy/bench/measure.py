@@ -36,7 +36,7 @@ from bcnet_deploy.export.graph import with_batch
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.profiler.measure import low
-from bcnet_deploy.profiler.pace import Pace
+from bcnet_deploy.profiler.pace import STEADY, Pace
 from bcnet_deploy.runtime.base import Runner
 from bcnet_deploy.runtime.ort import OrtRunner, check_threads
 from bcnet_deploy.runtime.trt import TrtRunner
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
 
 _AGAIN = 3
-_SLOWER = 1.12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +135,15 @@ def bench(
             feeds = runner.random_feeds(np.random.default_rng(settings.seed))
             return runner.latencies(feeds, runs=settings.runs, warmup=settings.warmup)
 
-    usual_ms = _usual_ms(table, threads) if reference is not None and pairs[0][1] == CPU else None
+    probed, probed_on = pairs[0]
+    probe_data, usual_ms = subjects[probed].data, None
+    if reference is not None and probed_on == CPU and (usual_ms := _usual_ms(table, threads)) is not None:
+        probe_data = reference
 
     def probe_runner() -> Runner:
-        name, runtime = pairs[0]
-        if runtime == CPU:
-            data = reference if reference is not None and usual_ms is not None else subjects[name].data
-            return OrtRunner(data, threads=threads, threads_sleep=True)
-        return factories[runtime][name](False, subjects[name].data)
+        if probed_on == CPU:
+            return OrtRunner(probe_data, threads=threads, threads_sleep=True)
+        return factories[probed_on][probed](False, probe_data)
 
     with Pace(probe_runner, patience_s=settings.patience_s, fastest_ms=usual_ms or math.inf) as pace:
         probes: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
@@ -161,13 +161,11 @@ def bench(
             if not pace.is_steady(probes[pair][index])
         ]
         for index, pair in slow:
-            for _ in range(_AGAIN):
-                if not pace.settle(settings.patience_s):
-                    break
+            tries = 0
+            while tries < _AGAIN and not pace.is_steady(probes[pair][index]) and pace.settle():
                 times[pair][index] = once(*pair)
                 probes[pair][index] = pace.probe()
-                if pace.is_steady(probes[pair][index]):
-                    break
+                tries += 1
     machine["clock_mhz_after"] = clock_mhz()
 
     notes = _elsewhere(profile)
@@ -176,7 +174,7 @@ def bench(
         if usual_ms
         else None
     )
-    if speed is not None and speed > _SLOWER:
+    if speed is not None and speed > STEADY:
         notes.append(
             f"the machine took {speed:.2f} times as long as when the table was made, and did not recover "
             "while this waited: predictions are of the faster machine"

@@ -18,7 +18,7 @@ from bcnet_deploy.profiler.journal import Record
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_OVERHEAD_US = 3.0  # of each layer: a profiled node costs its own time stamps, an unprofiled run does not
+_OVERHEAD_US = 3.0  # of each layer: how far a run's time may lie from its layers' sum
 _SPEED_PRIOR = 0.1
 _NODE_US, _RUN_US, _SLOWER = 5.0, 20.0, 0.02  # how large the parts of a profile's excess may be
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
@@ -31,13 +31,13 @@ _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine wi
 class Fitted:
     """Entries and models of all layers of a network.
 
-    ``speed``: how much longer layers take now than in the table that was taken over. ``node_us``: what
-    profiling added to every node, not in entries and models.
+    ``known``: the table that was taken over, at today's speed. ``node_us``: what profiling added to every
+    node, not in entries and models.
     """
 
     entries: dict[str, Entries]
     models: dict[str, Fit]
-    speed: float = 1.0
+    known: LatencyTable | None = None
     node_us: float = 0.0
 
 
@@ -63,17 +63,16 @@ def fit_layers(
     for key, indices in by_key.items():
         dims = np.concatenate([layer_dims(network.layers[index], widths) for index in indices])
         entries[key] = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
-    speed = 1.0
     if known is not None:
-        speed = relative_speed(entries, known)
-        earlier = at_speed(known, speed).entries
+        known = at_speed(known, relative_speed(entries, known))
+        earlier = known.entries
         entries = {
             # Rows of both are today's alone: the table may have come from this very log.
             key: measured.merged(earlier[key].without(measured.dims)) if key in earlier else measured
             for key, measured in entries.items()
         }
     models = {key: fit(e.dims, e.median_us, e.count, granularity) for key, e in entries.items()}
-    return Fitted(entries, models, speed, node_us)
+    return Fitted(entries, models, known, node_us)
 
 
 def relative_speed(now: Mapping[str, Entries], then: LatencyTable) -> float:

@@ -26,7 +26,6 @@ from bcnet_deploy.lut.network import Network
 from bcnet_deploy.lut.table import LatencyTable
 from bcnet_deploy.profiler.assemble import (
     Validation,
-    at_speed,
     calibrate,
     fit_layers,
     held_out_rounds,
@@ -258,7 +257,7 @@ class Profiler:
             return Timing(warmup=2, profiled=5, plain=5)
         typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
         runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, _MOST_RUNS))
-        # Each node has its own fastest run, a whole network needs one without any disturbance: more of those.
+        # Layers are means of many runs, a whole network needs one without any disturbance: more of those.
         return Timing(warmup=2, profiled=runs, plain=2 * runs)
 
     def _choose_held(
@@ -336,8 +335,8 @@ class Profiler:
             complete=complete,
         )
         table = self._validated(table, journal)
-        if self.start is not None:
-            table = table.merged(without_keys(at_speed(self.start, fitted.speed), fitted.entries))
+        if fitted.known is not None:
+            table = table.merged(without_keys(fitted.known, fitted.entries))
         if save:
             table.save(self.path)
         return table

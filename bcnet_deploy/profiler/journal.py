@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.errors import RunDirError
+from bcnet_deploy.profiler.measure import without_stamps
 
 FORMAT = 2  # 1: layers' fastest times, without their nodes
 Role = Literal["train", "held-out", "reference"]
@@ -49,7 +50,7 @@ class Record:
     def layers(self, node_us: float = 0.0) -> npt.NDArray[np.float64]:
         """Microseconds of each layer, less what profiling adds to each of its nodes."""
         times = np.array(self.layers_us or (), dtype=np.float64)
-        return np.maximum(times - node_us * np.array(self.nodes or 0), 0.0)
+        return without_stamps(times, self.nodes or 0, node_us)
 
 
 class Journal:

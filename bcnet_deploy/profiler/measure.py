@@ -68,6 +68,11 @@ def faster_half(times: Floats) -> Floats:
     return np.asarray(times[order[: max(1, len(times) // 2)]].mean(axis=0))
 
 
+def without_stamps(times_us: Floats, nodes: npt.ArrayLike, node_us: float) -> Floats:
+    """Profiled times of layers less what profiling adds to each of their ``nodes``; at least 0."""
+    return np.maximum(times_us - node_us * np.asarray(nodes), 0.0)
+
+
 def measure(
     make_runner: MakeRunner, network: bytes, layer_map: LayerMap, timing: Timing, image: Array
 ) -> Sample:

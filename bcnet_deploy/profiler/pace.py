@@ -14,9 +14,9 @@ from typing import Self
 
 import numpy as np
 
-from bcnet_deploy.runtime.base import Runner
+from bcnet_deploy.runtime.base import Array, Runner
 
-_STEADY = 1.12  # of the fastest probe: beyond what probes of an undisturbed machine differ by
+STEADY = 1.12  # of the fastest probe: beyond what probes of an undisturbed machine differ by
 _RUNS = 3
 _POLL_S = 0.02
 
@@ -47,6 +47,7 @@ class Pace:
         self.clock = clock
         self.sleep = sleep
         self._runner: Runner | None = None
+        self._feeds: dict[str, Array] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +64,9 @@ class Pace:
 
     def is_steady(self, probe_ms: float) -> bool:
         """Whether a probe was about as fast as the fastest one, up to now."""
-        return probe_ms <= _STEADY * self.fastest_ms
+        return probe_ms <= STEADY * self.fastest_ms
 
-    def settle(self, at_most_s: float) -> bool:
+    def settle(self, at_most_s: float = float("inf")) -> bool:
         """Wait for a steady probe, at most as long as told and as there is patience; False if none came."""
         began = self.clock()
         while not self.steady():
@@ -85,6 +86,7 @@ class Pace:
         if self._runner is None:
             self._runner = self.make_runner()
             self._runner.activate()
+            self._feeds = self._runner.random_feeds(np.random.default_rng(0))
             # The first runs of a network are slow ones.
             self._time(self._runner)
         now = self._time(self._runner)
@@ -92,5 +94,4 @@ class Pace:
         return now
 
     def _time(self, runner: Runner) -> float:
-        feeds = runner.random_feeds(np.random.default_rng(0))
-        return float(runner.latencies(feeds, runs=_RUNS, warmup=1).min())
+        return float(runner.latencies(self._feeds, runs=_RUNS, warmup=1).min())
