@@ -48,8 +48,9 @@ RULES: dict[str, dict[str, Any]] = {
     "bilateral-complementary-distilled": {"rule": "bilateral", "distillation": True},
     "bilateral": {"rule": "bilateral", "complementary": False, "distillation": False},
     "bilateral-complementary-min": {"rule": "bilateral", "distillation": False},
+    "bilateral-complementary-min-distilled": {"rule": "bilateral", "distillation": True},
 }
-MIN_LEVEL = {"bilateral-complementary-min": 1}
+MIN_LEVEL = {"bilateral-complementary-min": 1, "bilateral-complementary-min-distilled": 1}
 """m = 1 alone: a larger m leaves level 1 untrained, and half of the vectors to score have it."""
 # Chosen by held-out loss of short trainings (`pilot`), never by the table's accuracies: runs are far shorter
 # than the truth's 60 epochs, so small batches gain by their steps, and augmentation only costs.

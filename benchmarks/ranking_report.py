@@ -6,6 +6,7 @@ This is the only place that reads those accuracies, and nothing flows back from 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -14,15 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ranking_plots import ORDER, kendall_plot, scatter
 from scipy.stats import kendalltau, spearmanr
 
+import bcnet_deploy as bd
 from bcnet_deploy import files
 
-ORDER = (
-    "unilateral", "bilateral", "bilateral-complementary", "bilateral-complementary-min",
-    "bilateral-complementary-distilled", "sandwich",
-)  # fmt: skip
-COLOURS = {"sandwich": "#c2571a", "unilateral": "#777777"}
 JUDGED = {
     "bilateral-complementary": "bilateral + complementary",
     "bilateral-complementary-distilled": "the default, with distillation",
@@ -47,11 +45,17 @@ decay 5e-4, batch {batch_size}, learning rate {learning_rate:g}, augmentation {a
 recipes by the *held-out loss* of short trainings (`bm_ranking.py pilot`, `pilots.json`), the same for every
 rule. The published accuracies chose nothing. Cost 1 is one image, forward and backward, through the full
 width; narrower passes count by their MACs, and teachers and both sides count. Scores are top-1 on
-{held_out_images} images held out of the training data, after batch-norm recalibration on
-{recalibration_images} training images; for rules with two sides the mean of both. *By loss* ranks by the same
-images' cross-entropy, which few images settle better; the bars are held against top-1. The test images are
-not used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m would leave level 1, which
-most of the vectors have, untrained."""
+images held out of the training data, after batch-norm recalibration on training images; for rules with two
+sides the mean of both. *By loss* ranks by the same images' cross-entropy, which few images settle better;
+the bars are held against top-1. The test images are not used. `-min` is a smallest level m = 1 with K + m
+stored levels; a larger m would leave level 1, which most of the vectors have, untrained."""
+
+WIDE_LAYERS = """\
+A full-width layer joins channels that the narrower slices train apart: the left slices use the first, the
+right slices the last. Under plain bilateral training the full width of a layer is drawn for a quarter of the
+vectors, under complementary pairs for an eighth (the complement K - c is never K), so sets of layers at full
+width are hardly trained together and score below narrower ones, or hardly above. Distillation runs the full width in every
+step, which puts the order right: that is why it is the default."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -123,12 +127,15 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         rows.append({**{key: run[key] for key in keys}, **recipe, "agreement": by_set, "by_loss": by_loss})
     files.write_json(results / "summary.json", {"baselines": baselines, "runs": rows})
     folder = docs / "ranking"
-    best = [run for run in runs if run["cost"] == runs[0]["cost"]]
-    files.write_text(folder / "kendall.svg", kendall_plot(rows, baselines, list(sets)[:2], runs[0]["cost"]))
-    for run in best:
-        if run["seed"] == min(other["seed"] for other in best if other["rule"] == run["rule"]):
-            files.write_text(folder / f"{run['rule']}.svg", scatter(run, known))
-    files.write_text(docs / "ranking.md", page(rows, baselines, list(sets), best))
+    for cost in costs_of(rows):
+        plot = kendall_plot(rows, baselines, list(sets)[:2], cost)
+        files.write_text(folder / kendall_name(cost), plot)
+    shown = {}
+    for run in runs:  # by falling cost, then rising seed
+        shown.setdefault(run["rule"], run)
+    for rule, run in shown.items():
+        files.write_text(folder / f"{rule}.svg", scatter(run, known))
+    files.write_text(docs / "ranking.md", page(rows, baselines, list(sets), runs))
 
 
 def _column(table: dict[str, Any], archs: Sequence[str], key: str) -> Floats:
@@ -156,7 +163,7 @@ def page(
     rows: Sequence[dict[str, Any]],
     baselines: dict[str, Any],
     parts: Sequence[str],
-    best: Sequence[dict[str, Any]],
+    runs: Sequence[dict[str, Any]],
 ) -> str:
     """The text of docs/ranking.md; every figure in it comes from the runs' files."""
     first = rows[0]
@@ -165,18 +172,19 @@ def page(
         "",
         *INTRODUCTION.format(**first).splitlines(),
         "",
-        "![Kendall's tau by rule](ranking/kendall.svg)",
-        "",
     ]
-    for cost in sorted({row["cost"] for row in rows}, reverse=True):
+    for cost in costs_of(rows):
         group = [row for row in rows if row["cost"] == cost]
         images = cost / 45000
         lines += [
             f"## Cost {cost:,.0f} full-width image passes (as much as {images:.1f} epochs of the full width)",
             "",
+            f"![Kendall's tau by rule, cost {cost:.0f}](ranking/{kendall_name(cost)})",
+            "",
             "Kendall's tau (95% interval over networks); rows: "
             + ", ".join(f"{part} {group[0]['agreement'][part]['rows']}" for part in parts)
-            + ".",
+            + f". Each score: {group[0]['held_out_images']} held-out images, "
+            f"{group[0]['recalibration_images']} for recalibration.",
             "",
             "| rule | seed | " + " | ".join(parts)
             + " | Spearman, all | by loss: all | by loss: no level-1 | held-out top-1 | held-out loss |",
@@ -206,26 +214,28 @@ def page(
                 "Fewer than three seeds of: " + ", ".join(r for r, n in seeds.items() if 0 < n < 3) + ".",
             ]
         lines.append("")
-    lines += verdict(rows, baselines, parts)
-    lines += ["", ANCHORS, ""]
+    lines += ["## Against the bars", ""]
+    for cost in costs_of(rows):
+        lines += verdict([row for row in rows if row["cost"] == cost], baselines, parts, cost)
+    lines += [ANCHORS, "", *wide_networks(runs), ""]
     lines += ["## Scores against the truth", ""]
-    for rule in dict.fromkeys(run["rule"] for run in best):
+    for rule in (rule for rule in ORDER if any(run["rule"] == rule for run in runs)):
         lines += [f"![{rule}](ranking/{rule}.svg)", ""]
     return "\n".join(lines)
 
 
-def verdict(rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Sequence[str]) -> list[str]:
-    """Whether the bars of the benchmark are met, from the figures alone."""
-    cost = max(row["cost"] for row in rows)
-    group = {(row["rule"], row["seed"]): row["agreement"] for row in rows if row["cost"] == cost}
-    lines = ["## Against the bars", ""]
-    if cost < INTENDED_COST:
-        lines += [
-            f"At the largest cost run so far, {cost:,.0f}. The benchmark is meant for {INTENDED_COST:,.0f} "
-            f"(about 40 minutes of two free cores a run), of which this is {cost / INTENDED_COST:.0%}.",
-            "",
-        ]
-    lines += ["| bar | met | figures |", "|---|---|---|"]
+def verdict(
+    rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Sequence[str], cost: float
+) -> list[str]:
+    """Whether the bars of the benchmark are met at one cost, from the figures alone."""
+    group = {(row["rule"], row["seed"]): row["agreement"] for row in rows}
+    lines = [
+        f"At cost {cost:,.0f}; the benchmark is meant for {INTENDED_COST:,.0f} (about 40 minutes of two free "
+        f"cores a run), of which this is {cost / INTENDED_COST:.0%}.",
+        "",
+        "| bar | met | figures |",
+        "|---|---|---|",
+    ]
     for rule, label in JUDGED.items():
         ours = {seed: value for (other, seed), value in group.items() if other == rule}
         for part, bar in zip(parts, (0.70, 0.50), strict=False):
@@ -242,7 +252,51 @@ def verdict(rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Se
         flops = baselines["MACs alone"][parts[0]]["kendall"]
         values = [(value[parts[0]]["kendall"], flops) for value in ours.values()]
         lines.append(_bar(f"{label}, {parts[0]}, above MACs alone", values))
-    return lines
+    return [*lines, ""]
+
+
+def wide_networks(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """How each supernet treats wide layers: mean score by the number of layers at full width."""
+    counts = range(5)
+    lines = [
+        "## Why plain bilateral supernets rank badly: full-width layers",
+        "",
+        "Mean held-out score of the vectors by how many of their seven layers are at full width, minus the",
+        "mean of those with none. No published accuracy enters. The last column: Kendall's tau of the scores",
+        "against MACs.",
+        "",
+        "| cost | rule | seed | " + " | ".join(map(str, counts)) + " or more | tau to MACs |",
+        "|---|---|---|" + "---|" * len(counts) + "---|",
+    ]
+    for run in runs:
+        archs = [row["arch"] for row in run["scores"]]
+        score = np.array([row["score"] for row in run["scores"]])
+        full = np.minimum([arch.count("4") for arch in archs], counts[-1])
+        means = [float(score[full == count].mean()) for count in counts]
+        macs = float(kendalltau(score, [relative_macs(arch) for arch in archs]).statistic)
+        cells = " | ".join(f"{mean - means[0]:+.2f}" for mean in means)
+        lines.append(f"| {run['cost']:,.0f} | {run['rule']} | {run['seed']} | {cells} | {macs:.2f} |")
+    return [*lines, "", WIDE_LAYERS]
+
+
+def relative_macs(arch: str) -> float:
+    """MACs of a vector of four levels in the published table's network."""
+    return float(_space().macs(np.array([int(level) for level in arch]) * _space().full // 4)[0])
+
+
+@functools.cache
+def _space() -> bd.WidthSpace:
+    model = bd.build_model("channel_bench_macro_mobilenet", num_classes=10)
+    return bd.WidthSpace.from_model(model, (3, 16, 16), levels=4)
+
+
+def costs_of(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Costs that were run, largest first."""
+    return sorted({row["cost"] for row in rows}, reverse=True)
+
+
+def kendall_name(cost: float) -> str:
+    return f"kendall_{cost:.0f}.svg"
 
 
 def _bar(name: str, pairs: Sequence[tuple[float, float]]) -> str:
@@ -258,81 +312,3 @@ def _bar(name: str, pairs: Sequence[tuple[float, float]]) -> str:
 
 def _tau(value: dict[str, float]) -> str:
     return f"{value['kendall']:.3f} ({value['low']:.2f} to {value['high']:.2f})"
-
-
-# -- plots -------------------------------------------------------------------------------------
-
-
-def _svg(width: int, height: int, body: Sequence[str]) -> str:
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="sans-serif" font-size="12" fill="#333">'
-    )
-    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *body, "</svg>", ""])
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{text}</text>'
-
-
-def kendall_plot(
-    rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Sequence[str], cost: float
-) -> str:
-    """A dot a run with its interval, a row a rule, a panel a set of networks."""
-    names = [
-        *(rule for rule in ORDER if any(r["rule"] == rule and r["cost"] == cost for r in rows)),
-        *baselines,
-    ]
-    left, panel, step = 230, 300, 30
-    body = []
-    for column, part in enumerate(parts):
-        x0 = left + column * (panel + 30)
-
-        def x(value: float, x0: float = x0) -> float:
-            return x0 + (value + 0.2) / 1.1 * panel
-
-        body.append(_text(x0 + panel / 2, 20, f"Kendall's tau, {part}", "middle", "bold"))
-        bottom = 40 + step * len(names)
-        for tick in (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8):
-            body.append(f'<path d="M{x(tick):.1f} 30V{bottom}" stroke="#ddd"/>')
-            body.append(_text(x(tick), bottom + 16, f"{tick:g}", "middle"))
-        for line, name in enumerate(names):
-            y = 50 + step * line
-            if column == 0:
-                body.append(_text(left - 10, y + 4, name, "end"))
-            found = [r["agreement"][part] for r in rows if r["rule"] == name and r["cost"] == cost]
-            found = found or [baselines[name][part]]
-            for index, value in enumerate(found):
-                yy = y + 6 * (index - (len(found) - 1) / 2)
-                colour = COLOURS.get(name, "#aaaaaa" if name in baselines else "#1a6fb5")
-                span = f"M{x(value['low']):.1f} {yy:.1f}H{x(value['high']):.1f}"
-                body.append(f'<path d="{span}" stroke="{colour}" opacity="0.6"/>')
-                body.append(f'<circle cx="{x(value["kendall"]):.1f}" cy="{yy:.1f}" r="4" fill="{colour}"/>')
-    return _svg(left + len(parts) * (panel + 30), 65 + step * len(names), body)
-
-
-def scatter(run: dict[str, Any], known: dict[str, dict[str, float]]) -> str:
-    """Supernet score against published accuracy; networks with a level-1 layer apart."""
-    rows = [row for row in run["scores"] if row["arch"] in known]
-    truth = np.array([known[row["arch"]]["acc_mean"] for row in rows])
-    score = np.array([row["score"] for row in rows])
-    narrow = np.array(["1" in row["arch"] for row in rows])
-    x0, y0, width, height = 60, 35, 420, 300
-    (xl, xh), (yl, yh) = ((float(v.min()) - 0.2, float(v.max()) + 0.2) for v in (truth, score))
-    body = [_text(x0, 20, f"{run['rule']}, seed {run['seed']}, cost {run['cost']:,.0f}", weight="bold")]
-    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = x0 + fraction * width, y0 + height - fraction * height
-        body.append(f'<path d="M{x:.1f} {y0}V{y0 + height}M{x0} {y:.1f}H{x0 + width}" stroke="#eee"/>')
-        body.append(_text(x, y0 + height + 16, f"{xl + fraction * (xh - xl):.1f}", "middle"))
-        body.append(_text(x0 - 6, y + 4, f"{yl + fraction * (yh - yl):.0f}", "end"))
-    for a, b, is_narrow in zip(truth, score, narrow, strict=True):
-        x, y = x0 + (a - xl) / (xh - xl) * width, y0 + height - (b - yl) / (yh - yl) * height
-        colour = "#c2571a" if is_narrow else "#1a6fb5"
-        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" opacity="0.6"/>')
-    body.append(_text(x0 + width / 2, y0 + height + 34, "published accuracy, % (mean of 3)", "middle"))
-    body.append(_text(x0 + 8, y0 + 14, "held-out score, %"))
-    body.append(f'<circle cx="{x0 + width - 150}" cy="{y0 + height - 26}" r="4" fill="#c2571a"/>')
-    body.append(_text(x0 + width - 140, y0 + height - 22, "with a level-1 layer"))
-    body.append(f'<circle cx="{x0 + width - 150}" cy="{y0 + height - 10}" r="4" fill="#1a6fb5"/>')
-    body.append(_text(x0 + width - 140, y0 + height - 6, "no level-1 layer"))
-    return _svg(x0 + width + 30, y0 + height + 45, body)
