@@ -1,13 +1,14 @@
-"""Found against uniform scaling on CIFAR-10, after ``bcnet-deploy run --config cifar10_quick``.
+"""Found against uniform scaling on CIFAR-10, after ``bcnet-deploy run --config CONFIG``.
 
-    python -m benchmarks.bm_cifar10 train --run RUN --folder FOLDER [--seeds 0 1 2] [--at-most N]
-    python -m benchmarks.bm_cifar10 bench --run RUN --folder FOLDER
-    python -m benchmarks.bm_cifar10 page  --run RUN --folder FOLDER --machine TEXT
+    python -m benchmarks.bm_cifar10 train   --config CONFIG --run RUN --folder FOLDER [--wider]
+    python -m benchmarks.bm_cifar10 bench   --config CONFIG --run RUN --folder FOLDER
+    python -m benchmarks.bm_cifar10 collect --config CONFIG --run RUN --folder FOLDER --machine TEXT
+    python -m benchmarks.bm_cifar10 page
 
-``train`` trains the networks found and uniform of the run, and ``wider``, the next wider uniform network
-(which exceeds the budget), with every seed, all alike; what is done is skipped, what was killed goes on.
-``bench`` measures them and the full network interleaved, at batch 1. ``page`` writes ``docs/cifar10.json``
-and ``docs/cifar10.md``.
+``train`` trains the networks found and uniform of the run (with ``--wider`` also the next wider uniform
+network, which exceeds the budget), with every seed, all alike; what is done is skipped, what was killed goes
+on. ``bench`` measures them and the full network interleaved, at batch 1. ``collect`` writes
+``docs/cifar10/CONFIG.json``, and ``page`` ``docs/cifar10.md`` from all of these.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import retrain
 
-CONFIG = "cifar10_quick"
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TRAINED = ("found", "uniform", "wider")
 
@@ -48,13 +48,13 @@ def widths(run: RunDir, space: WidthSpace, name: str, levels: int) -> npt.NDArra
     return next(row for row in ladder if (row > uniform).any())
 
 
-def train(run: RunDir, folder: Path, seeds: list[int], at_most: int) -> None:
-    config, info = load(CONFIG), run.load()
+def train(run: RunDir, config: FlowConfig, folder: Path, seeds: list[int], wider: bool, at_most: int) -> None:
+    info = run.load()
     settings = train_settings(config.retrain, info.data)
     splits = load_data(info.data, info.model.input_size, num_classes=info.model.num_classes)
     done = 0
     order = [(name, seed) for seed in seeds for name in ("found", "uniform")]
-    for name, seed in order + [("wider", seed) for seed in seeds]:
+    for name, seed in order + [("wider", seed) for seed in seeds if wider]:
         target = folder / f"{name}-{seed}"
         if (target / "result.json").exists():
             continue
@@ -73,13 +73,13 @@ def train(run: RunDir, folder: Path, seeds: list[int], at_most: int) -> None:
         print(f"{name} seed {seed}: test {result.test_top1:.2f}%, {result.seconds:.0f} s", flush=True)
 
 
-def measure(run: RunDir, folder: Path, rounds: int) -> None:
+def measure(run: RunDir, config: FlowConfig, folder: Path, rounds: int) -> None:
     """All networks, interleaved, with weights as drawn: they do not change the time."""
     info = run.load()
     model, space = build(info.model, 0)
     paths = {}
     for name in ("full", *TRAINED):
-        row = widths(run, space, name, load(CONFIG).levels)
+        row = widths(run, space, name, config.levels)
         module = space.extract(model, row)
         by_name = {variable.name: int(width) for variable, width in zip(space.variables, row, strict=True)}
         note = ModelMetadata(
@@ -93,7 +93,7 @@ def measure(run: RunDir, folder: Path, rounds: int) -> None:
     result.save(folder / "bench.json")
 
 
-def collect(run: RunDir, folder: Path, machine: str) -> dict[str, Any]:
+def collect(run: RunDir, config: FlowConfig, folder: Path, machine: str) -> dict[str, Any]:
     """Everything of the page, as data."""
     info = run.load()
     _, space = build(info.model, 0)
@@ -117,9 +117,11 @@ def collect(run: RunDir, folder: Path, machine: str) -> dict[str, Any]:
         path.stem: json.loads(path.read_text()).get("seconds")
         for path in sorted((run / "flow").glob("*.json"))
     }
-    config: FlowConfig = load(CONFIG)
+    search = json.loads((run.search / "search.json").read_text())
     return {
         "machine": machine, "config": config.to_dict() | {"data": Path(info.data).name},
+        "latency": search["budgets"][0]["given"],
+        "supernet_scores": {name: score["accuracy"] for name, score in search["scores"].items()},
         "retrain": asdict(train_settings(config.retrain, info.data)), "step_seconds": seconds,
         "settings": measured["settings"], "networks": networks,
     }  # fmt: skip
@@ -130,44 +132,58 @@ def _mean(values: dict[str, float]) -> str:
     return f"{numbers.mean():.2f} ± {numbers.std(ddof=1):.2f}" if len(numbers) > 1 else f"{numbers[0]:.2f}"
 
 
-def page(data: dict[str, Any]) -> str:
-    """The text of cifar10.md."""
-    networks, search = data["networks"], data["config"]["search"]
-    full = networks["full"]
+INTRODUCTION = """\
+# CIFAR-10 on a CPU
+
+Found against uniform scaling at nearly equal measured latency, final networks trained alike from scratch.
+Written by `python -m benchmarks.bm_cifar10`, whose docstring has the commands. Channel-Bench-Macro's
+MobileNet, images reduced to 16x16; 45,000 training images, 5,000 held out for the search; test top-1 of the
+untouched 10,000. These are trainings of minutes: accuracies are far below those of 60 epochs, and what is
+compared is networks that learn for the same number of steps.
+"""
+
+
+def page(runs: list[tuple[str, dict[str, Any]]]) -> str:
+    """The text of cifar10.md, a section a configuration."""
+    return INTRODUCTION + "".join(section(name, data) for name, data in runs)
+
+
+def section(config: str, data: dict[str, Any]) -> str:
+    """One configuration: setting, table of networks, what follows from it."""
+    networks, search, scores = data["networks"], data["config"]["search"], data["supernet_scores"]
+    full, train_config = networks["full"], data["config"]["train"]
+    length = (
+        f"cost {train_config['cost']:,} (images through the full width)"
+        if "cost" in train_config
+        else f"{train_config['epochs']} epochs"
+    )
     lines = [
-        "# CIFAR-10 on a CPU", "",
-        "Found against uniform scaling under 0.5x of the full network's latency, final networks trained"
-        f" alike. Machine: {data['machine']}.", "",
-        "```console",
-        f"$ bcnet-deploy run --config {CONFIG} --data cifar10-imagefolder.tar.xz --run-dir RUN",
-        "$ python -m benchmarks.bm_cifar10 train --run RUN --folder FOLDER",
-        "$ python -m benchmarks.bm_cifar10 bench --run RUN --folder FOLDER",
-        "```", "",
-        f"Channel-Bench-Macro's MobileNet, images reduced to 16x16. Supernet:"
-        f" {data['config']['train']['epochs']} epochs; search: {search['evaluations']} evaluations on"
+        "", f"## `bcnet-deploy run --config {config} --latency {data['latency']}`", "",
+        f"Machine: {data['machine']}. Supernet: {length},"
+        f" {'with' if train_config.get('distillation', True) else 'without'} distillation;"
+        f" search: {search['evaluations']} evaluations on"
         f" {search['val_images']} held-out images; final trainings: {data['config']['retrain']['epochs']}"
-        " epochs of the 45,000 training images (5,000 are held out), batch 32, learning rate 0.05, no"
-        " augmentation. These are"
-        " trainings of minutes: accuracies are far below those of 60 epochs, and what is compared is"
-        " networks learning for the same number of steps. `cifar10_cpu` is the recipe of an hour on two"
-        " cores; it was not run to the end here.", "",
-        "| network | widths | MACs | test top-1, %, by seed | mean ± s.d. | predicted | measured"
-        " | noise floor |",
-        "|---|---|---|---|---|---|---|---|",
+        f" epochs, batch {data['retrain']['batch_size']}, learning rate {data['retrain']['learning_rate']},"
+        " no augmentation.",
+        "",
+        "| network | widths | MACs | supernet's score, % | test top-1, %, by seed | mean ± s.d. | predicted"
+        " | measured | noise floor |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, one in networks.items():
         top1 = one["test_top1"]
         cells = [
             name, " ".join(map(str, one["widths"])), f"{one['macs'] / 1e6:.1f}M",
+            f"{scores[name]:.2f}" if name in scores else "-",
             ", ".join(f"{value:.2f}" for value in top1.values()) or "-", _mean(top1) if top1 else "-",
             f"{one['predicted_ms'] * 1e3:.0f} µs", f"{one['measured_ms'] * 1e3:.0f} µs",
             f"{one['noise_floor']:.1%}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     found, share = networks["found"], networks["found"]["measured_ms"] / full["measured_ms"]
-    lines += ["", f"- Found measures {share:.3f}x of the full network (budget 0.5x)."]
+    lines += ["", f"- Found measures {share:.3f}x of the full network (budget {data['latency']})."]
     for name in ("uniform", "wider"):
-        other = networks[name]
+        other = networks.get(name, {"test_top1": {}})
         seeds = sorted(found["test_top1"].keys() & other["test_top1"].keys())
         if not seeds:
             continue
@@ -178,7 +194,7 @@ def page(data: dict[str, Any]) -> str:
             f" higher in {int((gaps > 0).sum())}; found's measured latency is"
             f" {found['measured_ms'] / other['measured_ms'] - 1:+.1%} of {name}'s."
         )
-    if all(networks[name]["test_top1"] for name in TRAINED):
+    if all(networks.get(name, {}).get("test_top1") for name in TRAINED):
         times = [networks[name]["measured_ms"] for name in ("uniform", "wider")]
         means = [np.mean(list(networks[name]["test_top1"].values())) for name in ("uniform", "wider")]
         between = float(np.interp(found["measured_ms"], times, means))
@@ -194,14 +210,16 @@ def page(data: dict[str, Any]) -> str:
         "- Measured against predicted: "
         + ", ".join(f"{name} {error:+.1%}" for name, error in errors.items())
         + f"; within 5% (or 1.2 x noise floor): {inside} of {len(networks)}.",
-        "- `wider` is the next rung of uniform scaling, above the budget. Measured: the median of the fastest"
+        "- Measured: the median of the fastest"
         f" runs of {data['settings']['rounds']} rounds of {data['settings']['runs']}, all networks"
         " interleaved, one thread.",
         "- Seconds by step of the run: "
         + ", ".join(f"{name} {value:.0f}" for name, value in data["step_seconds"].items() if value)
         + " (of the last start only where a step was interrupted).",
-        "", "Data: [cifar10.json](cifar10.json).",
+        f"- Data: [{config}.json](cifar10/{config}.json).",
     ]  # fmt: skip
+    if "wider" in networks:
+        lines.append("- `wider` is the next rung of uniform scaling, above the budget.")
     return "\n".join(lines) + "\n"
 
 
@@ -209,24 +227,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["train", "bench", "page"])
-    parser.add_argument("--run", type=Path, required=True, help="run directory of the configuration")
-    parser.add_argument("--folder", type=Path, required=True, help="for the trainings")
+    parser.add_argument("action", choices=["train", "bench", "collect", "page"])
+    parser.add_argument("--config", default="cifar10_cpu", help="the run's configuration")
+    parser.add_argument("--run", type=Path, help="run directory of the configuration")
+    parser.add_argument("--folder", type=Path, help="for the trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--wider", action="store_true", help="also the next rung of uniform scaling")
     parser.add_argument("--at-most", type=int, default=10**6, help="trainings in this call")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--machine", default="unknown", help="for the page")
     options = parser.parse_args()
-    run = RunDir(options.run)
+    if options.action == "page":
+        found = sorted((DOCS / "cifar10").glob("*.json"))
+        text = page([(path.stem, json.loads(path.read_text())) for path in found])
+        (DOCS / "cifar10.md").write_text(text)
+        return
+    if options.run is None or options.folder is None:
+        parser.error(f"{options.action} needs --run and --folder")
+    run, config = RunDir(options.run), load(options.config)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.action == "train":
-        train(run, options.folder, options.seeds, options.at_most)
+        train(run, config, options.folder, options.seeds, options.wider, options.at_most)
     elif options.action == "bench":
-        measure(run, options.folder, options.rounds)
+        measure(run, config, options.folder, options.rounds)
     else:
-        data = collect(run, options.folder, options.machine)
-        (DOCS / "cifar10.json").write_text(json.dumps(data, indent=1) + "\n")
-        (DOCS / "cifar10.md").write_text(page(data))
+        data = collect(run, config, options.folder, options.machine)
+        target = DOCS / "cifar10" / f"{options.config}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

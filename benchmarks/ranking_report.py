@@ -54,8 +54,8 @@ WIDE_LAYERS = """\
 A full-width layer joins channels that the narrower slices train apart: the left slices use the first, the
 right slices the last. Under plain bilateral training the full width of a layer is drawn for a quarter of the
 vectors, under complementary pairs for an eighth (the complement K - c is never K), so sets of layers at full
-width are hardly trained together and score below narrower ones, or hardly above. Distillation runs the full width in every
-step, which puts the order right: that is why it is the default."""
+width are hardly trained together and score below narrower ones, or hardly above. Distillation
+runs the full width in every step, which puts the order right: that is why it is the default."""
 
 Floats = npt.NDArray[np.float64]
 
