@@ -146,7 +146,7 @@ def load_folder(
     in_memory = len(paths) * int(np.prod(input_size)) <= limit
     notes: list[str] = []
     images = _open(paths, labels, input_size, in_memory, max_unreadable, notes)
-    kept, held = stratified_split(images.labels.numpy(), val_fraction)
+    kept, held = stratified_split(images.labels.numpy(), val_fraction, classes=classes)
     train, val = images.subset(kept), images.subset(held)
 
     def open_test() -> ImageSet | None:

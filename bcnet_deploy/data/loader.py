@@ -93,7 +93,7 @@ class BatchLoader:
         if len(images) < batch_size:
             raise DataError(
                 f"{len(images)} training images are fewer than a batch of {batch_size}; "
-                f"lower batch_size to {len(images)} or less, or add images"
+                f"lower batch_size to {len(images)} or less (--set batch_size={len(images)}), or add images"
             )
         self.images = images
         self.batch_size = batch_size

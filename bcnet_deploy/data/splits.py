@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,9 +113,15 @@ def check_labels(labels: npt.NDArray[np.int64], num_classes: int, what: str) -> 
 
 
 def stratified_split(
-    labels: npt.NDArray[np.int64], fraction: float, seed: int = SPLIT_SEED
+    labels: npt.NDArray[np.int64],
+    fraction: float,
+    seed: int = SPLIT_SEED,
+    *,
+    classes: Sequence[str] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices (kept, held out), each ascending; ``fraction`` of every class is held out, at least one image.
+
+    ``classes`` are the names by label, for the error.
 
     Raises:
         DataError: a class has fewer than two images.
@@ -125,8 +131,9 @@ def stratified_split(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
+            name = repr(classes[int(label)]) if classes is not None else int(label)
             raise DataError(
-                f"class {int(label)} has {len(members)} image; "
+                f"class {name} has {len(members)} image; "
                 "a held-out split needs at least two of each class"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)

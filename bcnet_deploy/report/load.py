@@ -253,16 +253,17 @@ def _budget(budget: Mapping[str, Any]) -> str:
 
 def _curves(run: RunDir) -> list[Curve]:
     sources = {"supernet": run.train, **{name: run.retrained(name) for name in NETWORKS}}
-    quantities = {"loss": ("training loss", 1.0), "val_top1": ("validation top-1, %", 1.0)}
+    accuracy = "validation top-1, %"
+    quantities = {"loss": "training loss", "val_top1": accuracy}
+    quantities |= {f"val_top1_{widths}": accuracy for widths in ("full", "half", "narrowest")}
     curves = []
-    for key, (label, scale) in quantities.items():
+    for key, label in quantities.items():
+        widths = key.removeprefix("val_top1_")
         for name, folder in sources.items():
             lines = _lines(folder / "curves.jsonl")
-            points = tuple(
-                (float(r["epoch"]), scale * float(r[key])) for r in lines if r.get(key) is not None
-            )
+            points = tuple((float(r["epoch"]), float(r[key])) for r in lines if r.get(key) is not None)
             if points:
-                curves.append(Curve(name, label, "epoch", points))
+                curves.append(Curve(name if widths == key else f"{name}, {widths}", label, "epoch", points))
     return curves
 
 

@@ -14,7 +14,7 @@ from bcnet_deploy.errors import ConfigError
 
 Widths = npt.NDArray[np.int64]
 Side = Literal["left", "right"]
-Role = Literal["sampled", "teacher", "pupil"]
+Role = Literal["sampled", "anchor", "teacher", "pupil"]
 SIDES: tuple[Side, Side] = ("left", "right")
 
 
@@ -23,7 +23,8 @@ class Path:
     """One slice of a step: ``widths`` (L,), its ``side``, the ``weight`` of its loss.
 
     A ``teacher`` learns from the labels and its output teaches the step's ``pupil`` paths; a
-    ``sampled`` path learns from the labels alone. ``teacher_index`` is the teacher's place in the step.
+    ``sampled`` path learns from the labels alone, and so does an ``anchor``, which every step runs and
+    which therefore leaves no loss record. ``teacher_index`` is the teacher's place in the step.
     """
 
     widths: Widths

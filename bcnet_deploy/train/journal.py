@@ -153,11 +153,12 @@ def _not_finite(item: Pending, losses: torch.Tensor, last_good: str) -> str:
 def _record_rows(item: Pending, values: list[float]) -> list[dict[str, Any]]:
     """One row a width vector of the step: its mean loss over its sides, under the widths that were run.
 
-    Teachers are left out: the full width of every step would fill the lowest losses that the prior reads.
+    Teachers and anchors are left out: the full width of every step would fill the lowest losses that the
+    prior reads.
     """
     by_widths: dict[tuple[int, ...], list[float]] = {}
     for path, value in zip(item.paths, values, strict=False):
-        if path.role == "teacher":
+        if path.role in ("teacher", "anchor"):
             continue
         by_widths.setdefault(tuple(path.widths.tolist()), []).append(value)
     return [

@@ -53,9 +53,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         return torch.optim.RMSprop(
             groups, lr=config.learning_rate, alpha=0.9, eps=1e-3, momentum=config.momentum
         )
+    on_gpu = all(parameter.is_cuda for parameter in (*decayed, *free))
     return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
-    )
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov,
+        # With fp16 the plain form asks the GPU in every step whether a gradient was infinite.
+        fused=True if on_gpu else None,
+    )  # fmt: skip
 
 
 def soft_cross_entropy(logits: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -120,7 +120,7 @@ class Sandwich(WidthSampler):
         vectors = [self.grid.full, self.grid.narrowest]
         vectors += [self.grid.draw(self.rng) for _ in range(self.random_paths)]
         weight = 1.0 / len(vectors)
-        roles: tuple[Role, Role] = ("teacher", "pupil") if self.distillation else ("sampled", "sampled")
+        roles: tuple[Role, Role] = ("teacher", "pupil") if self.distillation else ("anchor", "sampled")
         return [Step(tuple(Path(w, "left", weight, roles[i > 0]) for i, w in enumerate(vectors)))]
 
 
@@ -137,7 +137,8 @@ class Distilled(WidthSampler):
     """Adds the full width to every step of ``inner``: it learns from the labels and teaches the rest.
 
     On a widened supernet the full width has two slices that differ; then each side has a teacher of
-    its own, so that the channels' training counts stay equal. All the paths of a step weigh the same.
+    its own. Together the two train the m outermost levels of each side once and the rest twice: the
+    pupils' counts stay equal, those with the teachers do not. All the paths of a step weigh the same.
     """
 
     def __init__(self, inner: WidthSampler) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
@@ -28,6 +30,8 @@ from bcnet_deploy.train.trainer import Progress, Trainer
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
 RECALIBRATION_BATCHES = 20
+CURVE_IMAGES = 2000
+"""Held-out images of the accuracies that are taken during training."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def train_supernet(
     check_fit(splits, space)
     with process_group(device) as ranks:
         grid = WidthGrid.create([variable.choices for variable in space.variables], supernet.max_channels)
+        held_out = _HeldOut(supernet, splits, config, device, ranks)
         sampler = make_sampler(
             config.rule, grid, np.random.default_rng([seed, 1]), complementary=config.complementary,
             distillation=config.distillation, random_paths=config.random_paths,
@@ -86,24 +91,43 @@ def train_supernet(
         trainer = Trainer(
             supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=sampler,
             identity={"space": space.fingerprint, "min_level": space.min_level, "levels": space.levels},
-            seed=seed, ranks=ranks, progress=progress, resume=not fresh,
+            seed=seed, ranks=ranks, evaluate=held_out, progress=progress, resume=not fresh,
         )  # fmt: skip
         if fresh and ranks.first:
             # After a kill the former weights must not be taken for the new ones.
             (folder / DESCRIPTION).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
-            evaluator = make_evaluator(supernet, splits, config, device=device, ranks=ranks, limit=2000)
-            points = {"full": space.full, "half": space.uniform(0.5), "narrowest": space.narrowest}
-            top1 = evaluator(np.stack(list(points.values()))).tolist()
+            if not held_out.top1:
+                held_out(supernet)  # a run that was killed between its last step and here
             result = SupernetResult(
                 outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
-                round(outcome.images_per_second, 1), dict(zip(points, top1, strict=True)),
+                round(outcome.images_per_second, 1), held_out.top1,
             )  # fmt: skip
             if ranks.first:
                 _save(supernet, splits, config, seed, folder, result)
         ranks.barrier()
     return result
+
+
+class _HeldOut:
+    """Held-out accuracy of three widths of a supernet in training; the last one is kept."""
+
+    def __init__(
+        self, supernet: Supernet, splits: DataSplits, config: TrainConfig, device: torch.device, ranks: Ranks
+    ) -> None:
+        self._open = partial(
+            make_evaluator, supernet, splits, config, device=device, ranks=ranks, limit=CURVE_IMAGES
+        )
+        space = supernet.space
+        self._points = {"full": space.full, "half": space.uniform(0.5), "narrowest": space.narrowest}
+        self.top1: dict[str, float] = {}
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        # An evaluator remembers each vector: the weights have changed, so it takes a new one.
+        top1 = self._open()(np.stack(list(self._points.values()))).tolist()
+        self.top1 = dict(zip(self._points, top1, strict=True))
+        return {f"val_top1_{name}": value for name, value in self.top1.items()}
 
 
 def check_fit(splits: DataSplits, space: WidthSpace) -> None:

@@ -185,7 +185,7 @@ def test_damage_that_headers_hide_is_named_when_it_is_read(tmp_path: Path) -> No
         ({"train/a": 3, "train/b": 0}, "1 of 2 class folders in .* have no image: b; add images"),
         ({"train/a": 3}, "has 1 class folder"),
         ({"pictures/a": 3}, "has no folder 'train'; the layout is"),
-        ({"train/a": 3, "train/b": 1}, "class 1 has 1 image; a held-out split needs at least two"),
+        ({"train/a": 3, "train/b": 1}, "class 'b' has 1 image; a held-out split needs at least two"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(counts: dict[str, int], message: str, tmp_path: Path) -> None:

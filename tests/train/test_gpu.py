@@ -32,7 +32,7 @@ def test_the_gpu_is_the_default() -> None:
     assert pick_device().type == "cuda"
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_no_step_waits_for_the_device(amp: str, tmp_path: Path) -> None:
     trainer = trainer_on_gpu(tmp_path, amp=amp, distillation=True, ema_decay=0.99, clip_norm=1.0)
     for _ in range(3):

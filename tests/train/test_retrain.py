@@ -36,6 +36,21 @@ def test_the_supernet_comes_back_as_it_was_trained(tmp_path: Path) -> None:
         load_supernet(run, make_supernet(norm=False))
 
 
+def test_looking_at_held_out_images_does_not_disturb_a_supernet(tmp_path: Path) -> None:
+    weights, curves = [], []
+    for every in (0, 0.75):
+        run = tmp_path / str(every)
+        supernet = make_supernet(dropout=0.3)
+        result = train_supernet(supernet, splits(), settings(epochs=2, evaluate_every=every), run)
+        weights.append(supernet.state_dict())
+        curves.append([row for row in read_lines(run / "curves.jsonl") if "val_top1_full" in row])
+        assert {f"val_top1_{name}": value for name, value in result.val_top1.items()} == {
+            key: value for key, value in curves[-1][-1].items() if key.startswith("val_top1")
+        }
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+    assert [[row["epoch"] for row in rows] for rows in curves] == [[2.0], [0.75, 1.5, 2.0]]
+
+
 def test_retraining_looks_at_the_test_images_once_and_last(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, opened = tiny(), Opened()

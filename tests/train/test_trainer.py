@@ -115,6 +115,13 @@ def test_teachers_leave_no_records(tmp_path: Path) -> None:
     assert len({tuple(row["widths"]) for row in rows}) > 6
 
 
+def test_the_widest_of_an_undistilled_sandwich_leaves_no_record(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    make_trainer(supernet, settings(rule="sandwich", random_paths=0), tmp_path).run()
+    rows = read_lines(tmp_path / "records.jsonl")
+    assert [row["widths"] for row in rows] == [supernet.space.narrowest.tolist()] * 12
+
+
 def test_cost_weighs_image_passes_by_macs_and_ends_training(tmp_path: Path) -> None:
     supernet = make_supernet()
     trainer = make_trainer(supernet, settings(rule="sandwich", random_paths=0, cost=500.0), tmp_path)
