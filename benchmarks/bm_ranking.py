@@ -65,6 +65,7 @@ PILOTS: tuple[dict[str, Any], ...] = (
     {"batch_size": 64, "learning_rate": 0.1, "augment": "none"},
     {"batch_size": 64, "learning_rate": 0.05, "augment": "none"},
     {"batch_size": 32, "learning_rate": 0.05, "augment": "none"},
+    {"batch_size": 16, "learning_rate": 0.05, "augment": "none"},
 )
 
 
@@ -165,10 +166,17 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
 
 
 def pilot(plan: Plan, splits: DataSplits) -> None:
-    """Short trainings by other recipes: the lowest held-out loss of both rules chooses :data:`RECIPE`."""
-    rows = []
+    """Short trainings by other recipes: the lowest held-out loss of both rules chooses :data:`RECIPE`.
+
+    Those that ``pilots.json`` has are not run again.
+    """
+    target = RESULTS / "pilots.json"
+    rows = json.loads(target.read_text()) if target.exists() else []
     for rule in ("bilateral-complementary", "unilateral"):
         for change in PILOTS:
+            about = {"rule": rule, **change, "cost": plan.cost}
+            if any(about.items() <= row.items() for row in rows):
+                continue
             recipe = {**RECIPE, **change}
             name = "-".join(["pilot", rule, *map(str, change.values())])
             supernet, _, outcome = trained(rule, 0, plan.cost, recipe, splits, plan.work / name)
@@ -176,12 +184,9 @@ def pilot(plan: Plan, splits: DataSplits) -> None:
             calibration, _ = joined(splits.train, splits, 256)
             scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, 1000), sides_of(rule))
             loss = float(np.mean([scorer(vector)[1] for vector in widths]))
-            rows.append({
-                "rule": rule, **change, "cost": plan.cost, "steps": outcome.steps,
-                "held_out_loss": round(loss, 4),
-            })  # fmt: skip
+            rows.append({**about, "steps": outcome.steps, "held_out_loss": round(loss, 4)})
             print(rows[-1], flush=True)
-    files.write_json(RESULTS / "pilots.json", rows)
+            files.write_json(target, rows)
 
 
 def joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,9 +41,9 @@ MobileNet's networks, each trained three times on CIFAR-10. Supernets trained by
 cost score 640 of its vectors; how well does the order agree?
 
 **Set-up.** CIFAR-10 at {size}x{size} pixels (the truth: 32x32), SGD with Nesterov momentum, cosine, weight
-decay 5e-4, batch {batch_size}, learning rate {learning_rate:g}, augmentation {augment}: the best of five
-recipes by the *held-out loss* of short trainings (`bm_ranking.py pilot`, `pilots.json`), the same for every
-rule. The published accuracies chose nothing. Cost 1 is one image, forward and backward, through the full
+decay 5e-4, batch {batch_size}, learning rate {learning_rate:g}, augmentation {augment}, the same for every
+rule; chosen by the *held-out loss* of short trainings by two of the rules (last section). The published
+accuracies chose nothing. Cost 1 is one image, forward and backward, through the full
 width; narrower passes count by their MACs, and teachers and both sides count. Scores are top-1 on
 images held out of the training data, after batch-norm recalibration on training images; for rules with two
 sides the mean of both. *By loss* ranks by the same images' cross-entropy, which few images settle better;
@@ -52,7 +52,9 @@ stored levels; a larger m would leave level 1, which most of the vectors have, u
 
 WIDE_LAYERS = """\
 A full-width layer joins channels that the narrower slices train apart: the left slices use the first, the
-right slices the last. Under plain bilateral training the full width of a layer is drawn for a quarter of the
+right slices the last; and weights between the outermost channels, such as those of the last input level
+in the last output level, exist only where both layers are wide. Channels are trained equally often, weights
+are not. Under plain bilateral training the full width of a layer is drawn for a quarter of the
 vectors, under complementary pairs for an eighth (the complement K - c is never K), so sets of layers at full
 width are hardly trained together and score below narrower ones, or hardly above. Distillation
 runs the full width in every step, which puts the order right: that is why it is the default."""
@@ -124,9 +126,13 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
             "held_out_loss", "held_out_accuracy", "held_out_images", "recalibration_images", "sides",
         )  # fmt: skip
         recipe = {key: run["config"][key] for key in ("batch_size", "learning_rate", "augment")}
-        rows.append({**{key: run[key] for key in keys}, **recipe, "agreement": by_set, "by_loss": by_loss})
+        rows.append({
+            **{key: run[key] for key in keys}, **recipe, "agreement": by_set, "by_loss": by_loss,
+            "between_sides": between_sides(run),
+        })  # fmt: skip
     files.write_json(results / "summary.json", {"baselines": baselines, "runs": rows})
     folder = docs / "ranking"
+    pilots = json.loads((results / "pilots.json").read_text())
     for cost in costs_of(rows):
         plot = kendall_plot(rows, baselines, list(sets)[:2], cost)
         files.write_text(folder / kendall_name(cost), plot)
@@ -135,7 +141,13 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         shown.setdefault(run["rule"], run)
     for rule, run in shown.items():
         files.write_text(folder / f"{rule}.svg", scatter(run, known))
-    files.write_text(docs / "ranking.md", page(rows, baselines, list(sets), runs))
+    files.write_text(docs / "ranking.md", page(rows, baselines, list(sets), runs, pilots))
+
+
+def between_sides(run: dict[str, Any]) -> float | None:
+    """Kendall's tau of the left scores with the right ones, over all vectors; None for one-sided rules."""
+    sides = np.array([row["accuracy_by_side"] for row in run["scores"]])
+    return float(kendalltau(sides[:, 0], sides[:, 1]).statistic) if sides.shape[1] > 1 else None
 
 
 def _column(table: dict[str, Any], archs: Sequence[str], key: str) -> Floats:
@@ -164,6 +176,7 @@ def page(
     baselines: dict[str, Any],
     parts: Sequence[str],
     runs: Sequence[dict[str, Any]],
+    pilots: Sequence[dict[str, Any]],
 ) -> str:
     """The text of docs/ranking.md; every figure in it comes from the runs' files."""
     first = rows[0]
@@ -186,23 +199,29 @@ def page(
             + f". Each score: {group[0]['held_out_images']} held-out images, "
             f"{group[0]['recalibration_images']} for recalibration.",
             "",
-            "| rule | seed | " + " | ".join(parts)
-            + " | Spearman, all | by loss: all | by loss: no level-1 | held-out top-1 | held-out loss |",
-            "|---|---|" + "---|" * len(parts) + "---|---|---|---|---|",
+            "*Left to right*: tau between the scores of the two sides: how well a supernet agrees with"
+            " itself. Rules differ in steps because the batch is the same and a step runs more or fewer paths.",
+            "",
+            "| rule | seed | steps | " + " | ".join(parts)
+            + " | Spearman, all | by loss: all | by loss: no level-1 | left to right | held-out top-1"
+            " | held-out loss |",
+            "|---|---|---|" + "---|" * len(parts) + "---|---|---|---|---|---|",
         ]
         for row in group:
             cells = [_tau(row["agreement"][part]) for part in parts]
             lines.append(
-                f"| {row['rule']} | {row['seed']} | " + " | ".join(cells)
+                f"| {row['rule']} | {row['seed']} | {row['steps']} | " + " | ".join(cells)
                 + f" | {row['agreement'][parts[0]]['spearman']:.3f} | "
                 + " | ".join(f"{row['by_loss'][part]['kendall']:.3f}" for part in parts[:2])
+                + (" | -" if row["between_sides"] is None else f" | {row['between_sides']:.2f}")
                 + f" | {row['held_out_accuracy']:.1f}% "
                 f"| {row['held_out_loss']:.3f} |"
             )  # fmt: skip
         for name, by_part in baselines.items():
             cells = [_tau(by_part[part]) for part in parts]
             lines.append(
-                f"| *{name}* | | " + " | ".join(cells) + f" | {by_part[parts[0]]['spearman']:.3f} | | | | |"
+                f"| *{name}* | | | " + " | ".join(cells)
+                + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | |"
             )
         missing = [rule for rule in ORDER if rule not in {row["rule"] for row in group}]
         if missing:
@@ -221,6 +240,7 @@ def page(
     lines += ["## Scores against the truth", ""]
     for rule in (rule for rule in ORDER if any(run["rule"] == rule for run in runs)):
         lines += [f"![{rule}](ranking/{rule}.svg)", ""]
+    lines += pilot_table(pilots)
     return "\n".join(lines)
 
 
@@ -277,6 +297,29 @@ def wide_networks(runs: Sequence[dict[str, Any]]) -> list[str]:
         cells = " | ".join(f"{mean - means[0]:+.2f}" for mean in means)
         lines.append(f"| {run['cost']:,.0f} | {run['rule']} | {run['seed']} | {cells} | {macs:.2f} |")
     return [*lines, "", WIDE_LAYERS]
+
+
+def pilot_table(pilots: Sequence[dict[str, Any]]) -> list[str]:
+    """The short trainings that the recipe was chosen by."""
+    rules = list(dict.fromkeys(p["rule"] for p in pilots))
+    lines = [
+        f"## Pilots: cost {pilots[0]['cost']:,.0f}, held-out loss",
+        "",
+        "| batch | learning rate | augmentation | " + " | ".join(rules) + " |",
+        "|---|---|---|" + "---|" * len(rules),
+    ]
+    recipes = dict.fromkeys((p["batch_size"], p["learning_rate"], p["augment"]) for p in pilots)
+    for recipe in sorted(recipes, key=lambda r: (-r[0], -r[1], r[2])):
+        cells = []
+        for rule in rules:
+            found = [
+                f"{p['held_out_loss']:.3f}"
+                for p in pilots
+                if p["rule"] == rule and (p["batch_size"], p["learning_rate"], p["augment"]) == recipe
+            ]
+            cells.append(found[0] if found else "not run")
+        lines.append("| " + " | ".join([*map(str, recipe), *cells]) + " |")
+    return [*lines, ""]
 
 
 def relative_macs(arch: str) -> float:
