@@ -136,7 +136,7 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
     for cost in costs_of(rows):
         plot = kendall_plot(rows, baselines, list(sets)[:2], cost)
         files.write_text(folder / kendall_name(cost), plot)
-    shown = {}
+    shown: dict[str, dict[str, Any]] = {}
     for run in runs:  # by falling cost, then rising seed
         shown.setdefault(run["rule"], run)
     for rule, run in shown.items():
@@ -200,7 +200,7 @@ def page(
             f"{group[0]['recalibration_images']} for recalibration.",
             "",
             "*Left to right*: tau between the scores of the two sides: how well a supernet agrees with"
-            " itself. Rules differ in steps because the batch is the same and a step runs more or fewer paths.",
+            " itself. Rules differ in steps because a step of the same batch runs more or fewer paths.",
             "",
             "| rule | seed | steps | " + " | ".join(parts)
             + " | Spearman, all | by loss: all | by loss: no level-1 | left to right | held-out top-1"
