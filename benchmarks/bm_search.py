@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import bcnet_deploy as bd
+from bcnet_deploy.search.record_effects import additive_effects, best_means
 
 DATA = Path(os.environ.get("BCNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -114,6 +115,9 @@ def regret(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+ESTIMATORS = {"effects": additive_effects, "best": best_means}
+
+
 def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     """Populations from loss records against all given networks that use 0.8-1.0 of the budget."""
     from bcnet_deploy.search import build_constraints
@@ -133,7 +137,9 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
         for seed in range(arguments.seeds):
             rng = np.random.default_rng(seed)
             feasible = Feasible(grid, limits, require_feasible(grid, limits, rng))
-            vectors, drawn_from = prior_population(records, feasible, 40, rng)
+            vectors, drawn_from = prior_population(
+                records, feasible, 40, rng, estimator=ESTIMATORS[arguments.estimator]
+            )
             accuracy = bench(grid.widths(vectors))
             assert len(vectors) == 40 and feasible.mask(vectors).all()
             means.append(float(accuracy[np.isfinite(accuracy)].mean()))
@@ -148,7 +154,8 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
             "expected_cost_farthest": max(costs, key=lambda share: abs(share - 1)),
         })  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
-    return {"records": len(records), "seeds": arguments.seeds, "budgets": rows}
+    made = {"records": len(records), "estimator": arguments.estimator, "seeds": arguments.seeds}
+    return {**made, "budgets": rows}
 
 
 def mobilenet_space() -> Any:
@@ -257,6 +264,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--redraw", type=int, help="regret: accuracies drawn anew with this seed")
     parser.add_argument("--records", type=Path, help="prior: loss records of a supernet")
+    parser.add_argument("--estimator", choices=list(ESTIMATORS), default="effects", help="prior: makes E")
     parser.add_argument("--table", action="append", help="budgets: MODEL=PATH, repeatable")
     parser.add_argument("--results", type=int, default=20, help="budgets: results for each table")
     parser.add_argument("--rounds", type=int, default=8, help="budgets: rounds of measurements")

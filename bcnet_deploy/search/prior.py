@@ -1,6 +1,6 @@
 """The prior initial population: layer-wise sampling probabilities from the supernet's loss records.
 
-E(l, c) is the mean loss of the best records that used choice c at layer l. Wanted are
+E(l, c) is what choice c at layer l does to the loss (:mod:`bcnet_deploy.search.record_effects`). Wanted are
 probabilities P that minimise the expected loss sum P*E with an expected cost within the budgets,
 each layer drawn on its own. (BCNet, CVPR 2021, section 3.4; the hardware-aware form takes the
 expected latency of the table in the place of FLOPs.)
@@ -31,6 +31,7 @@ from bcnet_deploy.search.grid import Float, Grid, Int64, keys, uniform_ladder
 from bcnet_deploy.search.operators import Feasible
 from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs, readable
 from bcnet_deploy.search.prior_solver import solve
+from bcnet_deploy.search.record_effects import Estimator, additive_effects
 
 _LOWEST_SHARE = 0.8
 """Drawn networks use at least this share of one budget (the paper keeps 0.8-1.0)."""
@@ -38,7 +39,7 @@ _LOWEST_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Records:
-    """Losses of sampled networks: widths (R, L) and loss (R,)."""
+    """Losses of sampled networks in the order of training: widths (R, L) and loss (R,)."""
 
     widths: Int64
     loss: Float
@@ -101,23 +102,6 @@ def _parse_lines(lines: Sequence[str], path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def expected_losses(records: Records, grid: Grid, best: int = 100) -> tuple[Float, ...]:
-    """E: for each layer the mean loss by choice, over the ``best`` records of least loss.
-
-    Widths between two choices count for the nearest. A choice that no such record used takes the
-    largest mean seen.
-    """
-    order = np.argsort(records.loss, kind="stable")[:best]
-    indices, loss = grid.nearest(records.widths[order]), records.loss[order]
-    tables = []
-    for column, count in enumerate(grid.counts):
-        used = np.bincount(indices[:, column], minlength=count)
-        total = np.bincount(indices[:, column], weights=loss, minlength=count)
-        tables.append(np.where(used > 0, total / np.maximum(used, 1), -np.inf))
-    largest = max(float(t.max()) for t in tables)
-    return tuple(np.where(np.isinf(t), largest, t) for t in tables)
-
-
 @dataclass(frozen=True)
 class Prior:
     """Layer-wise sampling probabilities.
@@ -171,16 +155,16 @@ def fit_prior(
     rng: np.random.Generator,
     *,
     temperature: float | None = None,
-    best: int = 100,
+    estimator: Estimator = additive_effects,
     forms: Sequence[PairwiseCost] | None = None,
 ) -> Prior:
     """The prior of these records under the budgets.
 
     Args:
         temperature: as a share of the largest difference of E within a layer; None takes 0.1.
-        best: number of least-loss records that make E.
+        estimator: makes E of the records.
     """
-    losses = expected_losses(records, grid, best)
+    losses = estimator(records, grid)
     costs = pairwise_costs(constraints, grid, rng) if forms is None else forms
     spread = max(float(np.ptp(e)) for e in losses) or 1.0
     heat = (0.1 if temperature is None else temperature) * spread
@@ -202,7 +186,7 @@ def prior_population(
     n: int,
     rng: np.random.Generator,
     *,
-    best: int = 100,
+    estimator: Estimator = additive_effects,
 ) -> tuple[Int64, Prior]:
     """(n, L) distinct feasible choice indices drawn from the prior, and the prior itself.
 
@@ -215,7 +199,9 @@ def prior_population(
     chosen: dict[bytes, Int64] = {}
     prior: Prior | None = None
     for temperature in (0.02, 0.05, 0.1, 0.2, 0.4):
-        prior = fit_prior(records, grid, constraints, rng, temperature=temperature, best=best, forms=forms)
+        prior = fit_prior(
+            records, grid, constraints, rng, temperature=temperature, estimator=estimator, forms=forms
+        )  # fmt: skip
         drawn = prior.draw(max(64 * n, 2048), rng)
         good = drawn[_in_band(feasible, drawn)]
         chosen = dict(reversed(list(zip(keys(good), good, strict=True))))

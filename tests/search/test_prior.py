@@ -16,21 +16,11 @@ from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.grid import Grid
 from bcnet_deploy.search.operators import Feasible
 from bcnet_deploy.search.pairwise import PairwiseCost, decompose
-from bcnet_deploy.search.prior import Records, expected_losses, fit_prior, prior_population
+from bcnet_deploy.search.prior import Records, fit_prior, prior_population
 from bcnet_deploy.search.prior_solver import solve
 from tests.search.fakes import FakeSpace, Staircase
 
 LADDER = tuple(range(4, 33, 4))
-
-
-def test_expected_losses_follow_the_definition():
-    grid = Grid(FakeSpace(((1, 2, 3), (5, 6))).variables)
-    widths = np.array([[1, 5], [1, 6], [2, 5], [2, 5], [1, 6]])
-    loss = np.array([1.0, 2.0, 3.0, 5.0, 99.0])
-    table = expected_losses(Records(widths, loss), grid, best=4)
-    # Best 4 are the first four; width 3 of layer 0 was never seen: the largest mean seen, 4.
-    np.testing.assert_allclose(table[0], [1.5, 4.0, 4.0])
-    np.testing.assert_allclose(table[1], [3.0, 2.0])
 
 
 def random_problem(seed, sizes, couple):

@@ -1,0 +1,93 @@
+"""E(l, c): what a choice of a layer does to the loss, from the supernet's loss records.
+
+Two estimators. :func:`best_means` is BCNet's (CVPR 2021, section 3.4): means over the best records. A
+record is the loss of one batch, at one moment of the training: the lowest losses are those of easy batches
+near the end, and among them the widths hardly matter. :func:`additive_effects` takes all the records,
+divides out the moment, and fits one effect a choice. By cross-validation on the records of supernets
+(docs/search.md) the former hardly foretells the losses of records left out, the latter does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from bcnet_deploy.search.grid import Float, Grid, Int64
+
+WINDOW = 101
+"""Neighbouring records whose mean is the moment's; 25 to 401 give the same within the noise."""
+_RIDGE = 10.0
+"""Records' worth of the belief that a choice has no effect; 1 to 1000 give the same within the noise."""
+
+
+class LossRecords(Protocol):
+    """Losses of sampled networks in the order of training."""
+
+    @property
+    def widths(self) -> Int64:
+        """(R, L) channels."""
+
+    @property
+    def loss(self) -> Float:
+        """(R,)"""
+
+
+Estimator = Callable[[LossRecords, Grid], tuple[Float, ...]]
+"""(records, grid) -> for each layer E, (choices,)."""
+
+
+def additive_effects(records: LossRecords, grid: Grid) -> tuple[Float, ...]:
+    """Ridge regression of the records' relative losses on one indicator a choice.
+
+    The relative loss is log(loss) minus its mean over :data:`WINDOW` neighbouring records; plain differences
+    where a loss is not positive. Widths between two choices count for the nearest. A choice that no
+    record used takes the largest effect.
+
+    Returns:
+        for each layer (choices,) effects: differences of log loss, or of loss.
+    """
+    indices = grid.nearest(records.widths)
+    loss = np.asarray(records.loss, dtype=np.float64)
+    level = np.log(loss) if float(loss.min()) > 0 else loss
+    relative = level - _moving_mean(level, WINDOW)
+    starts = np.concatenate([[0], np.cumsum(grid.counts)])
+    total = int(starts[-1])
+    columns = indices + starts[:-1]
+    used = np.bincount(columns.ravel(), minlength=total)
+    gram = np.zeros((total, total))
+    for a in range(grid.length):
+        for b in range(grid.length):
+            np.add.at(gram, (columns[:, a], columns[:, b]), 1.0)
+    moment = np.zeros(total)
+    np.add.at(moment, columns, relative[:, None])
+    effects = np.linalg.solve(gram + _RIDGE * np.eye(total), moment)
+    effects = np.where(used > 0, effects, effects[used > 0].max())
+    return tuple(effects[starts[i] : starts[i + 1]] for i in range(grid.length))
+
+
+def best_means(records: LossRecords, grid: Grid, best: int = 100) -> tuple[Float, ...]:
+    """BCNet's: for each layer the mean loss by choice, over the ``best`` records of least loss.
+
+    Widths between two choices count for the nearest. A choice that no such record used takes the
+    largest mean seen.
+    """
+    order = np.argsort(records.loss, kind="stable")[:best]
+    indices, loss = grid.nearest(records.widths[order]), records.loss[order]
+    tables = []
+    for column, count in enumerate(grid.counts):
+        used = np.bincount(indices[:, column], minlength=count)
+        total = np.bincount(indices[:, column], weights=loss, minlength=count)
+        tables.append(np.where(used > 0, total / np.maximum(used, 1), -np.inf))
+    largest = max(float(t.max()) for t in tables)
+    return tuple(np.where(np.isinf(t), largest, t) for t in tables)
+
+
+def _moving_mean(values: Float, window: int) -> Float:
+    """(R,) mean of the ``window`` nearest in order, of fewer at the ends."""
+    half = min(window, len(values)) // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
