@@ -154,15 +154,19 @@ def _record_rows(item: Pending, values: list[float]) -> list[dict[str, Any]]:
     """One row a width vector of the step: its mean loss over its sides, under the widths that were run.
 
     Teachers and anchors are left out: the full width of every step would fill the lowest losses that the
-    prior reads.
+    prior reads. Their loss on the same batch is kept beside the others' as ``reference``: a batch that is
+    hard for one is hard for all.
     """
     by_widths: dict[tuple[int, ...], list[float]] = {}
+    references = []
     for path, value in zip(item.paths, values, strict=False):
         if path.role in ("teacher", "anchor"):
+            references.append(value)
             continue
         by_widths.setdefault(tuple(path.widths.tolist()), []).append(value)
+    known = {"reference": sum(references) / len(references)} if references else {}
     return [
-        {"step": item.step, "widths": list(widths), "loss": sum(found) / len(found)}
+        {"step": item.step, "widths": list(widths), "loss": sum(found) / len(found), **known}
         for widths, found in by_widths.items()
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,28 @@ def test_teachers_leave_no_records(tmp_path: Path) -> None:
     rows = read_lines(tmp_path / "records.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert len({tuple(row["widths"]) for row in rows}) > 6
+
+
+def test_the_teachers_loss_on_the_same_batch_is_the_records_reference(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    trainer = make_trainer(supernet, settings(distillation=True), tmp_path)
+    seen: list[float] = []
+    plain = torch.nn.functional.cross_entropy
+
+    def spy(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        loss = plain(logits, labels, **kwargs)
+        seen.append(float(loss.detach()))
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.nn.functional.cross_entropy", spy)
+        trainer.run()
+    rows = read_lines(tmp_path / "records.jsonl")
+    # Three paths a step: the teacher first.
+    assert [row["reference"] for row in rows] == pytest.approx(seen[::3], rel=1e-5)
+    assert [row["loss"] for row in rows] == pytest.approx(
+        [(a + b) / 2 for a, b in zip(seen[1::3], seen[2::3], strict=True)], rel=1e-5
+    )
 
 
 def test_the_widest_of_an_undistilled_sandwich_leaves_no_record(tmp_path: Path) -> None:
