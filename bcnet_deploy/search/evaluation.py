@@ -23,6 +23,42 @@ from bcnet_deploy.search.grid import Float, Grid, Int64, keys
 JOURNAL_FORMAT = 1
 Accuracy = Callable[[Any], Any]
 OnError = Literal["stop", "skip"]
+_DECIMALS = 9
+
+
+class NetworkFailedError(EvaluationError):
+    """The evaluation of one network failed; what was evaluated before is kept.
+
+    Attributes:
+        widths: of the network.
+        reason: the failure's type and text.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        reason: str,
+        remedy: str = "What was evaluated before is kept where a checkpoint is set; set on_error='skip'",
+    ) -> None:
+        super().__init__(
+            f"evaluating widths {widths} failed: {reason}. {remedy} to go on without this network"
+        )
+        self.widths = widths
+        self.reason = reason
+
+
+def rounded(accuracy: Any) -> Float:
+    """Accuracies to 9 decimals: a mean of two sides differs in its last bit by the order of the sum, and
+    a network must not stay in the front for that. Large values have no such decimals and stay."""
+    values = np.asarray(accuracy, dtype=np.float64)
+    small = np.abs(values) < 1e6
+    return np.where(small, np.round(np.where(small, values, 0.0), _DECIMALS), values)
+
+
+def named(error: BaseException) -> str:
+    """``MemoryError`` or ``RuntimeError: out of memory``: an exception without a text has its type."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class Journal:
@@ -62,7 +98,7 @@ class Journal:
             for record in records:
                 value = record["accuracy"]
                 self.known[np.array(record["widths"], dtype=np.int64).tobytes()] = (
-                    -math.inf if value is None else float(value)
+                    -math.inf if value is None else float(rounded(value))
                 )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -97,7 +133,8 @@ class Evaluator:
     """The accuracy callable with a memory, a limit and careful errors.
 
     Args:
-        accuracy: widths (N, L) -> (N,) floats; ``-inf`` marks a network that cannot be had.
+        accuracy: widths (N, L) -> (N,) floats, kept to 9 decimals; ``-inf`` marks a network that cannot
+            be had.
         grid: the choices.
         limit: number of distinct vectors that may be asked.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` counts the vector as ``-inf``.
@@ -220,7 +257,7 @@ class Evaluator:
         return values
 
     def _call(self, widths: Int64) -> Float:
-        values = np.asarray(self._accuracy(widths.copy()), dtype=np.float64)
+        values = rounded(self._accuracy(widths.copy()))
         if values.shape != (len(widths),):
             raise EvaluationError(
                 f"the accuracy callable returned shape {values.shape} for {len(widths)} width vectors; "
@@ -236,9 +273,6 @@ class Evaluator:
     def _failed(self, widths: Int64, error: Exception) -> Float:
         vector = [int(w) for w in widths[0]]
         if self._on_error == "stop":
-            raise EvaluationError(
-                f"evaluating widths {vector} failed: {error}. What was evaluated before is kept where a "
-                "checkpoint is set; set on_error='skip' to go on without this network"
-            ) from error
-        self.failures.append((vector, f"{type(error).__name__}: {error}"))
+            raise NetworkFailedError(vector, named(error)) from error
+        self.failures.append((vector, named(error)))
         return np.array([-math.inf])

@@ -42,7 +42,7 @@ class FakeSpace:
 
 
 class Hashed:
-    """A repeatable random accuracy a vector; counts what it is asked."""
+    """A repeatable random accuracy a vector, to 9 decimals as a search keeps; counts what it is asked."""
 
     def __init__(self, seed: int = 0, absent: float = 0.0, distinct: int = 1 << 30) -> None:
         self.seed, self.absent, self.distinct = seed, absent, distinct
@@ -52,7 +52,7 @@ class Hashed:
         rng = np.random.default_rng([self.seed, *(int(w) for w in row)])
         if rng.random() < self.absent:
             return -np.inf
-        return float(rng.integers(self.distinct)) / self.distinct
+        return round(float(rng.integers(self.distinct)) / self.distinct, 9)
 
     def __call__(self, widths: Any) -> np.ndarray:
         self.asked += [tuple(int(w) for w in row) for row in widths]
