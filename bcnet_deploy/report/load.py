@@ -236,7 +236,7 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
         content.generations.append(
             Generation(
                 record["generation"], None if best is None else best / 100,
-                float(np.mean(known)) / 100 if known else None, record["feasible_share"],
+                float(np.mean(known)) / 100 if known else None, record.get("proposed_feasible"),
             )
         )  # fmt: skip
 

@@ -277,7 +277,7 @@ def _progress(content: Content) -> str:
         ]
         for g in shown
     ]
-    head = ["generation", "best", "mean", "feasible"]
+    head = ["generation", "best", "mean", "proposed within the budgets before repair"]
     return f'<figure id="plot-progress">{chart}</figure>' + _data(head, rows)
 
 

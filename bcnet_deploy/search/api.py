@@ -27,6 +27,7 @@ from bcnet_deploy.search.strategies import (
     exhaustive,
     greedy,
     random_search,
+    require_enumerable,
     uniform_scaling,
 )
 
@@ -68,7 +69,7 @@ def search(
     Args:
         space: a :class:`bcnet_deploy.WidthSpace`, or anything with ``variables``, ``macs`` and ``params``.
         accuracy: widths (N, L) of channels -> (N,) floats, more is better; ``-inf`` marks a network
-            that cannot be had. Asked at most once for each vector.
+            that cannot be had. Asked at most once for each vector; kept to 9 decimals.
         constraints: ``macs``, ``params``, ``latency_ms``, ``peak_activation_bytes``, ``weight_bytes`` ->
             budget: a number, or text such as ``'300M'`` or ``'0.5x'``. A latency is (table, budget), or
             {device: (table, budget), ...}.
@@ -107,6 +108,8 @@ def search(
     budgets = build_constraints(space, constraints, confidence)
     anchor = require_feasible(grid, budgets, rng)
     feasible = Feasible(grid, budgets, anchor)
+    if strategy == "exhaustive":
+        require_enumerable(grid, budgets, evaluations)
     limit = evaluations or (min(grid.size, ENUMERABLE) if strategy == "exhaustive" else DEFAULT_EVALUATIONS)
     journal = None
     if checkpoint is not None:
@@ -118,7 +121,7 @@ def search(
     )
     log: list[Generation] = []
 
-    def record(proposed_feasible: float) -> None:
+    def record(proposed_feasible: float | None) -> None:
         generation = _generation(grid, budgets, evaluator, len(log), limit, proposed_feasible, started)
         log.append(generation)
         if progress is not None:
@@ -198,7 +201,7 @@ def _generation(
     evaluator: Evaluator,
     index: int,
     limit: int,
-    proposed: float,
+    proposed: float | None,
     started: float,
 ) -> Generation:
     accuracy, indices = evaluator.accuracy, evaluator.indices

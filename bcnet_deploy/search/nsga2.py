@@ -62,19 +62,18 @@ class _Run:
         self.algorithm.mating.n_max_iterations = 5
         self.surrogate = Surrogate(grid.length)
         self.everything = enumerate_feasible(context) if grid.size <= _SMALL and context.surrogate else None
-        self.proposed_feasible = 1.0
 
     def run(self) -> str:
         context = self.context
         self._advance(self._first())
-        context.record(self.proposed_feasible)
+        context.record(context.feasible.take_share())
         idle, state = 0, self._state()
         while context.evaluator.remaining > 0:
             chosen = self._choose()
             if not len(chosen):
                 return "no new networks"
             self._advance(chosen)
-            context.record(self.proposed_feasible)
+            context.record(context.feasible.take_share())
             before, state = state, self._state()
             idle = idle + 1 if state == before else 0
             if idle >= context.patience:
@@ -84,6 +83,7 @@ class _Run:
     def _first(self) -> Int64:
         context = self.context
         parts = [] if context.initial is None else [context.feasible.repair(context.initial, context.rng)]
+        context.feasible.take_share()  # a prior's networks were chosen to keep the budgets: no proposals
         spread = context.feasible.spread(3 * self.size, context.rng)
         if not context.pareto:
             # With one budget the networks that use it up matter; a few cheaper ones keep the front.

@@ -25,12 +25,27 @@ class Feasible:
         grid: the choices.
         constraints: the budgets.
         anchor: (L,) indices that keep all budgets (from :func:`require_feasible`).
+
+    What is proposed (to :meth:`repair`, or drawn by :meth:`sample`) and how much of it kept the budgets
+    before any repair is counted; :meth:`take_share` tells.
     """
 
     def __init__(self, grid: Grid, constraints: Constraints, anchor: Int64) -> None:
         self.grid = grid
         self.constraints = constraints
         self.anchor = anchor
+        self._proposed = 0
+        self._kept = 0
+
+    def take_share(self) -> float | None:
+        """Of what was proposed since the last call, the share within the budgets; None: nothing was."""
+        share = self._kept / self._proposed if self._proposed else None
+        self._proposed = self._kept = 0
+        return share
+
+    def _count(self, inside: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        self._proposed += len(inside)
+        self._kept += int(inside.sum())
 
     def mask(self, indices: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """(N, L) indices -> (N,) whether they keep all budgets."""
@@ -42,7 +57,9 @@ class Feasible:
         Each vector is moved towards the anchor by single steps in random order, as far as bisection
         finds necessary: 11 batched cost evaluations, always ending on a feasible vector.
         """
-        outside = ~self.mask(indices)
+        inside = self.mask(indices)
+        self._count(inside)
+        outside = ~inside
         if not outside.any():
             return indices
         result = indices.copy()
@@ -105,7 +122,9 @@ class Feasible:
         found = np.zeros((0, self.grid.length), dtype=np.int64)
         for _ in range(8):
             draws = self.grid.random(4 * n, rng)
-            found = np.concatenate([found, draws[self.mask(draws)]])
+            inside = self.mask(draws)
+            self._count(inside)
+            found = np.concatenate([found, draws[inside]])
             if len(found) >= n:
                 return found[:n]
         return np.concatenate([found, self.repair(self.grid.random(n - len(found), rng), rng)])

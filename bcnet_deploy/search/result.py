@@ -25,7 +25,8 @@ class Generation:
         best_accuracy: of the networks within the budgets; -inf while there is none.
         best_widths: its channels, empty while there is none.
         feasible_share: of the networks asked so far, those that could be had (accuracy not -inf).
-        proposed_feasible: of the last proposals, those within the budgets.
+        proposed_feasible: of what this generation proposed (offspring, random draws), the share that kept
+            all budgets before repair; None where nothing was proposed.
         seconds: since the start of this process's search. Not part of the result.
         seconds_left: estimate from the pace so far; None before there is one.
     """
@@ -36,7 +37,7 @@ class Generation:
     best_accuracy: float
     best_widths: tuple[int, ...]
     feasible_share: float
-    proposed_feasible: float
+    proposed_feasible: float | None
     seconds: float
     seconds_left: float | None
 
@@ -48,6 +49,7 @@ class Generation:
             "best_accuracy": self.best_accuracy if math.isfinite(self.best_accuracy) else None,
             "best_widths": list(self.best_widths),
             "feasible_share": self.feasible_share,
+            "proposed_feasible": self.proposed_feasible,
         }
 
 

@@ -30,7 +30,8 @@ class Context:
         initial: (n, L) indices of a first population, or None.
         pareto: whether every budget up to the limits matters, not only the limits.
         patience: generations without improvement after which the search has converged.
-        record: called after each generation with the share of proposals that kept the budgets.
+        record: called after each generation with the share of its proposals that kept the budgets
+            before repair, None where it proposed nothing.
         surrogate: whether candidates are screened.
     """
 
@@ -40,7 +41,7 @@ class Context:
     evaluator: Evaluator
     rng: np.random.Generator
     population_size: int
-    record: Callable[[float], None]
+    record: Callable[[float | None], None]
     initial: Int64 | None = None
     pareto: bool = False
     patience: int = 15
@@ -84,16 +85,37 @@ def enumerate_feasible(context: Context, at_most: int | None = None) -> Int64 | 
 def exhaustive(context: Context) -> str:
     """Every feasible vector of a small space."""
     vectors = enumerate_feasible(context, context.evaluator.remaining)
-    if vectors is None:
-        raise ConfigError(
-            f"exhaustive search: the space has {context.grid.size:.3g} networks and "
-            f"{context.evaluator.remaining} evaluations are allowed (at most {ENUMERABLE} networks are "
-            "enumerated); allow more evaluations, or use strategy 'nsga2'"
-        )
+    assert vectors is not None, "require_enumerable was not called"
+    share = len(vectors) / context.grid.size
     for start in range(0, len(vectors), max(context.population_size, 256)):
         context.evaluate(vectors[start : start + max(context.population_size, 256)])
-        context.record(1.0)
+        context.record(share)
     return "every feasible network evaluated"
+
+
+def require_enumerable(
+    grid: Grid, constraints: Constraints | None = None, evaluations: int | None = None
+) -> None:
+    """Refuse an exhaustive search that cannot be one, before anything is evaluated.
+
+    Without constraints or a number of evaluations only the size of the space is looked at.
+
+    Raises:
+        ConfigError: the space is too large, or more networks keep the budgets than may be evaluated.
+    """
+    if grid.size > ENUMERABLE:
+        raise ConfigError(
+            f"strategy 'exhaustive': the space has {grid.size:.3g} networks, at most {ENUMERABLE:,} are "
+            "enumerated whatever the evaluations; use strategy 'nsga2', or a space of fewer levels"
+        )
+    if evaluations is None or constraints is None:
+        return
+    count = sum(int(constraints.feasible(grid.widths(block)).sum()) for block in grid.blocks())
+    if count > evaluations:
+        raise ConfigError(
+            f"strategy 'exhaustive': {count:,} networks keep the budgets and {evaluations:,} evaluations are "
+            f"allowed; allow {count:,}, tighten the budgets, or use strategy 'nsga2'"
+        )
 
 
 def random_search(context: Context) -> str:
@@ -103,14 +125,15 @@ def random_search(context: Context) -> str:
         chosen = context.rng.permutation(len(known))[: context.evaluator.remaining]
         for start in range(0, len(chosen), context.population_size):
             context.evaluate(known[chosen[start : start + context.population_size]])
-            context.record(1.0)
+            context.record(len(known) / context.grid.size)
         return "evaluations spent" if len(known) > len(chosen) else "every feasible network evaluated"
     idle = 0
+    context.feasible.take_share()
     while context.evaluator.remaining and idle < context.patience:
         before = context.evaluator.count
         context.evaluate(context.feasible.sample(context.population_size, context.rng))
         idle = idle + 1 if context.evaluator.count == before else 0
-        context.record(1.0)
+        context.record(context.feasible.take_share())
     return "evaluations spent" if not context.evaluator.remaining else "no new networks"
 
 
