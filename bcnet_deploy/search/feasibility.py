@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 
+from bcnet_deploy import units
 from bcnet_deploy.errors import ConstraintError, InfeasibleError
 from bcnet_deploy.search.constraints import Budget, Constraints, CostFunction
 from bcnet_deploy.search.grid import Float, Grid, Int64
@@ -183,17 +185,53 @@ def _infeasible(
         if found.value < narrow:
             text += f", {found.how} {budget.format(found.value)}"
         text += f" (proven). " if found.proven else " (none faster was found; not proven). "  # noqa: F541
-        parts.append(text + f"Nearest feasible budget: {_exactly(budget, smallest)}")
+        text += _margin_alone(grid, budget, found)
+        parts.append(text + f"Nearest feasible budget: {exactly(budget.kind, smallest)}")
     proven = all(least[i].proven for i in impossible)
     message = "; ".join(parts) + ". Raise the budget, or allow narrower networks with more levels"
     return BudgetInfeasibleError(message, nearest, proven)
 
 
-def _exactly(budget: Budget, value: float) -> str:
-    """``value`` in a form that the command line reads back to no less."""
-    if budget.kind == "latency_ms":
-        return f"{value:.6g}ms"
-    return f"{value:.6g}" + (" bytes" if budget.kind.endswith("bytes") else "")
+def _margin_alone(grid: Grid, budget: Budget, least: _Least) -> str:
+    """What to say where the prediction keeps the budget and only the margin of the confidence breaks it."""
+    if budget.confidence is None:
+        return ""
+    row = grid.widths(least.indices[None])
+    predicted = float(np.asarray(budget.cost(row))[0])
+    deviation = float(np.asarray(budget.table.uncertainty(row))[0])
+    if predicted > budget.limit or deviation <= 0:
+        return ""
+    # Rounded down, so that the confidence named does keep the budget.
+    allowed = math.floor(100 * NormalDist().cdf((budget.limit - predicted) / deviation) - 1e-9) / 100
+    estimate = "; the table is an estimate, so the margin is wide" if _estimated(budget) else ""
+    return (
+        f"The prediction alone, {budget.format(predicted)}, keeps the budget{estimate}: measuring the device "
+        f"('bcnet-deploy profile --device {budget.device}') or a lower confidence "
+        f"(--confidence {max(allowed, 0.5):g}) would allow it. "
+    )
+
+
+def _estimated(budget: Budget) -> bool:
+    return bool(getattr(budget.table, "estimated", False))
+
+
+def exactly(kind: str, value: float) -> str:
+    """``value`` as people write it (``1.696M``), in a form that the command line reads back to no less."""
+    kind = kind.partition("[")[0]
+    if kind == "latency_ms":
+        forms, read = [f"{value:.6g}ms", f"{value!r}ms"], units.parse_latency
+    elif kind.endswith("bytes"):
+        forms, read = [_decimal_bytes(value), f"{math.ceil(value)}B"], units.parse_bytes
+    else:
+        forms, read = [units.format_count(value), f"{math.ceil(value)}"], units.parse_count
+    return next((form for form in forms if read(form).value >= value), forms[-1])
+
+
+def _decimal_bytes(value: float) -> str:
+    for factor, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{value / factor:.4g}{suffix}"
+    return f"{value:.4g}B"
 
 
 def _conflict(
@@ -217,7 +255,7 @@ def _conflict_of(
     chosen = [constraints.budgets[i] for i in which]
     nearest = {b.key: round_up(max(float(bounds[i]), b.limit)) for i, b in zip(which, chosen, strict=True)}
     how = "proven" if proven else "none was found; not proven"
-    together = " together with ".join(_exactly(b, nearest[b.key]) for b in chosen)
+    together = " together with ".join(exactly(b.kind, nearest[b.key]) for b in chosen)
     return BudgetConflictError(
         f"{' and '.join(b.label() for b in chosen)} conflict: each can be met, but not by one network "
         f"({how}). Nearest feasible budgets: {together}. Relax one of them",
