@@ -57,8 +57,7 @@ class Records:
         if isinstance(given, cls):
             widths, loss = given.widths, given.loss
         elif isinstance(given, (str, Path)):
-            lines = files.read_text(given, DataError, "loss records").split("\n")
-            return cls.of(_parse_lines(lines, str(given)), grid)
+            return _read_records(given, grid)
         elif isinstance(given, tuple) and len(given) == 2:
             widths, loss = np.asarray(given[0]), np.asarray(given[1], dtype=np.float64)
         elif isinstance(given, Iterable):
@@ -86,20 +85,55 @@ class Records:
         return cls(widths[finite].astype(np.int64), loss[finite])
 
 
-def _parse_lines(lines: Sequence[str], path: str) -> list[dict[str, Any]]:
-    rows = []
+_REMEDY = (
+    "search without the records (--no-prior, or records=None), or train again ('bcnet-deploy train --fresh')"
+)
+
+
+def _read_records(path: str | Path, grid: Grid) -> Records:
+    """The records of a ``records.jsonl``. Raises :class:`DataError` naming file, line and what helps."""
+    try:
+        lines = files.read_text(path, DataError, "loss records").split("\n")
+    except DataError as error:
+        raise DataError(f"{error}; {_REMEDY}") from error
+    rows: list[tuple[list[int], float]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number >= len(lines) - 1:
+            rows.append(_record(line, grid))
+        except (ValueError, KeyError, TypeError) as error:
+            if number >= len(lines) - 1 and isinstance(error, json.JSONDecodeError):
                 continue  # a kill can cut the last line
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            raise DataError(f"{path}, line {number}: {_reason(error)}; {_REMEDY}") from error
     if not rows:
-        raise DataError(f"{path} holds no loss record; train the supernet first ('bcnet-deploy train')")
-    return rows
+        raise DataError(f"{path} holds no loss record; {_REMEDY}")
+    widths, losses = zip(*rows, strict=True)
+    try:
+        return Records.of((np.array(widths), np.array(losses)), grid)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def _record(line: str, grid: Grid) -> tuple[list[int], float]:
+    """One line's widths and loss; raises a ValueError, KeyError or TypeError that says what is wrong."""
+    row = json.loads(line)
+    widths, loss = row["widths"], row["loss"]
+    if not isinstance(widths, list) or not all(type(w) is int and w > 0 for w in widths):
+        raise ValueError(f"widths are {widths!r}, not a list of channel counts")
+    if len(widths) != grid.length:
+        raise ValueError(
+            f"it has {len(widths)} widths, this space has {grid.length} variables: another model's records?"
+        )
+    return widths, float(loss)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg})"
+    if isinstance(error, KeyError):
+        return f"it lacks the key {error}"
+    return f"it is no loss record ({error})"
 
 
 @dataclass(frozen=True)
