@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet_deploy.search.constraints import Budget, Constraints
+from bcnet_deploy.search.constraints import Budget, Constraints, CostFunction
 from bcnet_deploy.search.grid import Grid, Int64, uniform_ladder
 from bcnet_deploy.search.result import FORMAT, SearchResult
 
@@ -35,16 +35,27 @@ def costs_of(constraints: Constraints, widths: Int64) -> dict[str, float]:
 
 
 def latency_of(budget: Budget, widths: Int64, *, layers: bool = True) -> dict[str, Any]:
-    """Predicted latency on one device: interval, and share of each layer where the table tells."""
-    row, table = widths[None], budget.table
-    predicted = float(np.asarray(budget.cost(row))[0])
+    """Predicted latency on the device of a budget; see :func:`predicted_latency`."""
+    found = predicted_latency(budget.device, budget.table, budget.cost, widths, layers=layers)
+    bound = float(np.asarray(budget.bound(widths[None]))[0])
+    return {**found, "budget_ms": budget.limit, "confidence": budget.confidence, "bound_ms": bound}
+
+
+def predicted_latency(
+    device: str | None, table: Any, cost: CostFunction, widths: Int64, *, layers: bool = True
+) -> dict[str, Any]:
+    """Predicted latency on one device: interval, and share of each layer where the table tells.
+
+    Only the whole network has an interval: a table's error is known from held-out whole networks, and how it
+    is shared by the layers cannot be told from those (``docs/tables.md``).
+    """
+    row = widths[None]
+    predicted = float(np.asarray(cost(row))[0])
     found: dict[str, Any] = {
-        "device": budget.device,
+        "device": device,
         "source": getattr(table, "source", "unknown"),
         "predicted_ms": predicted,
-        "budget_ms": budget.limit,
-        "confidence": budget.confidence,
-        "bound_ms": float(np.asarray(budget.bound(row))[0]),
+        "budget_ms": None,
     }
     if hasattr(table, "uncertainty"):
         reach = NormalDist().inv_cdf((1 + INTERVAL) / 2) * float(np.asarray(table.uncertainty(row))[0])
@@ -65,6 +76,7 @@ def explain(
     model: Mapping[str, Any] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``widths.yaml``.
 
@@ -73,19 +85,29 @@ def explain(
         model: reference of the model, to build it again.
         scores: for ``found``, ``uniform`` and ``full``, accuracies by name (``accuracy``, ``left``, ...).
         provenance: of supernet and tables, beside what the result knows.
+        tables: device -> latency table bound to the space, of devices without a budget: their latencies are
+            told as information (``budget_ms`` is None).
     """
     constraints = result.constraints
     names = [variable.name for variable in constraints.space.variables]
     full = np.array([int(v.channels) for v in constraints.space.variables], dtype=np.int64)
     networks = {"found": result.widths, "uniform": uniform_within(constraints), "full": full}
     latencies = [b for b in constraints.budgets if b.kind == "latency_ms"]
+    told = {d: t for d, t in (tables or {}).items() if d not in {b.device for b in latencies}}
+    sources = [*((b.device, b.table) for b in latencies), *told.items()]
 
     def network(which: str, widths: Int64) -> dict[str, Any]:
         return {
             "widths": {name: int(width) for name, width in zip(names, widths, strict=True)},
             "scores": dict((scores or {}).get(which, {})),
             "costs": _whole(costs_of(constraints, widths)),
-            "latency": [latency_of(budget, widths, layers=which == "found") for budget in latencies],
+            "latency": [
+                *(latency_of(budget, widths, layers=which == "found") for budget in latencies),
+                *(
+                    predicted_latency(device, table, table.predict, widths, layers=which == "found")
+                    for device, table in told.items()
+                ),
+            ],
         }
 
     found = network("found", result.widths)
@@ -111,7 +133,10 @@ def explain(
             "generations": len(result.generations),
             "stopped": result.stopped,
         },
-        "provenance": {"tables": [_table(budget) for budget in latencies], **dict(provenance or {})},
+        "provenance": {
+            "tables": [_table(device, table) for device, table in sources],
+            **dict(provenance or {}),
+        },
     }
 
 
@@ -119,12 +144,11 @@ def _whole(costs: dict[str, float]) -> dict[str, float]:
     return {k: v if k.startswith("latency") else int(v) for k, v in costs.items()}
 
 
-def _table(budget: Budget) -> dict[str, Any]:
-    table = budget.table
+def _table(device: str | None, table: Any) -> dict[str, Any]:
     known = {
         key: getattr(table, key)
         for key in ("source", "precision", "batch", "fingerprint")
         if getattr(table, key, None) is not None
     }
     measured = getattr(table, "provenance", None)
-    return {"device": budget.device, **known, **({"made": dict(measured)} if measured else {})}
+    return {"device": device, **known, **({"made": dict(measured)} if measured else {})}
