@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import MissingStepError, RunDirError
+from bcnet_deploy.errors import CheckpointError, MissingStepError, RunDirError
 
 FORMAT = 1
+SUPERNET_FORMAT = 1
+
+if TYPE_CHECKING:
+    from bcnet_deploy.space import WidthSpace
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,55 @@ class RunDir:
                 "seed": config.seed,
                 "extra": config.extra,
             },
+        )
+
+    def supernet(self) -> dict[str, Any]:
+        """The description of the trained supernet.
+
+        Raises:
+            MissingStepError: nothing was trained here, or training has not finished.
+            CheckpointError: the description is damaged or of another version.
+        """
+        path = self.train / "supernet.json"
+        if not path.exists():
+            begun = (self.train / "checkpoint.safetensors").exists()
+            state = "training has not finished" if begun else "no supernet has been trained"
+            raise MissingStepError(f"{state} in {self.path}; run 'bcnet-deploy train'")
+        info = files.read_json(path, CheckpointError, "supernet description")
+        if not isinstance(info, dict) or info.get("format") != SUPERNET_FORMAT or "space" not in info:
+            raise CheckpointError(f"{path} is not of format {SUPERNET_FORMAT}; train again")
+        return info
+
+    def require_levels(self, model: ModelRef) -> None:
+        """Refuse a supernet that was trained with other levels than the run's: its weights rank other widths.
+
+        Raises:
+            CheckpointError: the levels, or the smallest one, differ; and as :meth:`supernet`.
+        """
+        info = self.supernet()
+        for key in ("levels", "min_level"):
+            trained, asked = info.get(key), getattr(model, key)
+            if trained is not None and trained != asked:
+                raise CheckpointError(
+                    f"the supernet in {self.train} was trained with {key} {trained}, {self.config_path} says "
+                    f"{key} {asked}; train again with 'bcnet-deploy train --fresh --run-dir {self.path}', or "
+                    f"restore '{key}: {trained}' in {self.config_path.name}"
+                )
+
+    def require_supernet_of(self, space: WidthSpace) -> None:
+        """Raise :class:`CheckpointError` where the trained supernet is of another model than ``space``."""
+        info = self.supernet()
+        if info["space"] == space.fingerprint:
+            return
+        size = "x".join(map(str, info.get("input_size", ())))
+        trained = f"{info['model']} at {size}" if "model" in info else "another model"
+        here = f"{space.model_name} at {'x'.join(map(str, space.input_size))}"
+        if trained == here:
+            here += " with other layers or channels"
+        raise CheckpointError(
+            f"the supernet in {self.train} is of {trained} (space {info['space']}), the run's model is now "
+            f"{here} (space {space.fingerprint}); train again with 'bcnet-deploy train --fresh --run-dir "
+            f"{self.path}', or name the run directory it belongs to with --run-dir"
         )
 
     def require(self, path: Path, what: str, command: str) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
-from bcnet_deploy.errors import CheckpointError, DataError, MissingStepError
+from bcnet_deploy.errors import CheckpointError, DataError
 from bcnet_deploy.nn import Supernet
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.rundir import SUPERNET_FORMAT, RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
@@ -27,7 +26,6 @@ from bcnet_deploy.train.grid import SIDES, WidthGrid
 from bcnet_deploy.train.samplers import make_sampler
 from bcnet_deploy.train.trainer import Progress, Trainer
 
-FORMAT = 1
 WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
 RECALIBRATION_BATCHES = 20
 CURVE_IMAGES = 2000
@@ -183,36 +181,20 @@ def load_supernet(run_dir: RunDir | str | Path, supernet: Supernet | None = None
         CheckpointError: the weights are damaged or of another space.
     """
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    info = supernet_info(run)
+    run.supernet()  # before a model is built
     if supernet is None:
         from bcnet_deploy.models import build_model
 
         ref = run.load().model
         model = build_model(ref.name, num_classes=ref.num_classes)
         supernet = Supernet(model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level))
-    if info["space"] != supernet.space.fingerprint:
-        raise CheckpointError(
-            f"the supernet in {run.train} is of space {info['space']}, this model's is "
-            f"{supernet.space.fingerprint}; train again or use the run directory it belongs to"
-        )
+    run.require_supernet_of(supernet.space)
     try:
         supernet.load_state_dict(load_file(str(run.train / WEIGHTS)))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"cannot load {run.train / WEIGHTS}: {reason}; train again") from error
     return supernet
-
-
-def supernet_info(run: RunDir) -> dict[str, Any]:
-    """The description of the trained supernet. Raises as :func:`load_supernet`."""
-    if not (run.train / DESCRIPTION).exists():
-        begun = (run.train / "checkpoint.safetensors").exists()
-        state = "training has not finished" if begun else "no supernet has been trained"
-        raise MissingStepError(f"{state} in {run.path}; run 'bcnet-deploy train'")
-    info = files.read_json(run.train / DESCRIPTION, CheckpointError, "supernet description")
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise CheckpointError(f"{run.train / DESCRIPTION} is not of format {FORMAT}; train again")
-    return info
 
 
 def open_evaluator(
@@ -226,12 +208,13 @@ def open_evaluator(
 
     Raises:
         MissingStepError, CheckpointError, DataError: see :func:`load_supernet` and
-            :func:`bcnet_deploy.data.load_data`.
+            :func:`bcnet_deploy.data.load_data`; the supernet was trained with other levels than the run's.
     """
     from bcnet_deploy.data import load_data
 
     run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    info = supernet_info(run)
+    info = run.supernet()
+    run.require_levels(run.load().model)
     device = device or pick_device()
     supernet = load_supernet(run).to(device)
     splits = load_data(run.load().data, supernet.space.input_size)
@@ -251,7 +234,9 @@ def _save(
     with files.replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, str(temporary))
     description = {
-        "format": FORMAT, "space": supernet.space.fingerprint, "levels": supernet.space.levels,
+        "format": SUPERNET_FORMAT, "space": supernet.space.fingerprint,
+        "model": supernet.space.model_name, "input_size": list(supernet.space.input_size),
+        "levels": supernet.space.levels,
         "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
         "std": list(splits.std), "seed": seed, "config": config.to_dict(), "result": asdict(result),
     }  # fmt: skip
