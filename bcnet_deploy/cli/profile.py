@@ -68,7 +68,7 @@ def command(
         raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     reference = _reference(run_dir, config, model, size, num_classes, levels)
 
-    from bcnet_deploy.cli.run_space import keep_space
+    from bcnet_deploy.flow.run_space import keep_space
     from bcnet_deploy.models import build_model
     from bcnet_deploy.profiler.device import profile_device
     from bcnet_deploy.profiler.runners import check_gpu

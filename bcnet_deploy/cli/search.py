@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,40 +11,26 @@ import click
 
 from bcnet_deploy import files
 from bcnet_deploy.cli.common import emit, json_option, progress, quiet_option, run_dir_option
-from bcnet_deploy.cli.run_space import keep_space, space_of_run
+from bcnet_deploy.cli.search_inputs import (
+    Inputs,
+    Request,
+    bound,
+    constraints_of,
+    load_inputs,
+    read_counted,
+    read_latencies,
+    records_of,
+)
 from bcnet_deploy.cli.search_view import show_dry_run, show_result
-from bcnet_deploy.errors import ConstraintError, MissingStepError, TableError
+from bcnet_deploy.flow.run_space import keep_space
 from bcnet_deploy.rundir import RunConfig, RunDir
 
 if TYPE_CHECKING:
-    from bcnet_deploy.lut import LatencyTable
-    from bcnet_deploy.search import Constraints, Generation, SearchResult
+    from bcnet_deploy.search import Generation, SearchResult
+    from bcnet_deploy.space import WidthSpace
 
-_COUNTED = {
-    "macs": "macs",
-    "params": "params",
-    "peak_memory": "peak_activation_bytes",
-    "weights": "weight_bytes",
-}
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The options of one call."""
-
-    latency: tuple[str, ...]
-    counted: dict[str, str]
-    confidence: float | None
-    strategy: str
-    evaluations: int | None
-    population_size: int
-    seed: int
-    pareto: bool
-    prior: bool
-    patience: int
-    on_error: str
-    fresh: bool
-    val_images: int | None
+STRATEGIES = ("nsga2", "random", "greedy", "uniform", "exhaustive")
+"""Written down, so that ``--help`` loads no search."""
 
 
 @click.command(name="search")
@@ -55,12 +40,15 @@ class _Request:
     metavar="[DEVICE=]BUDGET",
     help="'5ms' or '0.5x' on the run's device, 'cpu=8ms' on another; repeatable.",
 )
-@click.option("--macs", metavar="BUDGET", help="Multiply-accumulates: '300M', '0.5x'.")
-@click.option("--params", metavar="BUDGET", help="Parameters: '2M', '0.5x'.")
+@click.option("--macs", multiple=True, metavar="BUDGET", help="Multiply-accumulates: '300M', '0.5x'.")
+@click.option("--params", multiple=True, metavar="BUDGET", help="Parameters: '2M', '0.5x'.")
 @click.option(
-    "--peak-memory", metavar="BUDGET", help="Activations alive at once, FP32, batch 1: '4MiB', '0.5x'."
+    "--peak-memory", multiple=True, metavar="BUDGET",
+    help="Activations alive at once, FP32, batch 1: '4MiB', '0.5x'.",
+)  # fmt: skip
+@click.option(
+    "--weights", multiple=True, metavar="BUDGET", help="Bytes of the weights, FP32: '10MB', '0.5x'."
 )
-@click.option("--weights", metavar="BUDGET", help="Bytes of the weights, FP32: '10MB', '0.5x'.")
 @click.option(
     "--confidence",
     type=float,
@@ -69,11 +57,14 @@ class _Request:
     help="Probability, by the table's uncertainty, that a latency budget is met; 0.5: the bare prediction.",
 )
 @click.option(
-    "--pareto", is_flag=True, help="Look for the best network at every budget up to the given ones."
+    "--pareto",
+    is_flag=True,
+    help="Look for the best network at every budget up to the given ones, or up to the full network.",
 )
 @click.option(
-    "--strategy", default="nsga2", show_default=True, help="nsga2, random, greedy, uniform or exhaustive."
-)
+    "--strategy", type=click.Choice(STRATEGIES), default="nsga2", show_default=True,
+    help="How to search; all but nsga2 are baselines.",
+)  # fmt: skip
 @click.option("--evaluations", type=int, help="Most networks to evaluate [default: 2000; exhaustive: all].")
 @click.option(
     "--population", "population_size", type=int, default=40, show_default=True, help="Networks a generation."
@@ -94,10 +85,11 @@ class _Request:
     default=True,
     help="Start without the supernet's loss records.",
 )
-@click.option("--val-images", type=int, help="Score on so many held-out images only.")
+@click.option("--val-images", type=click.IntRange(min=1), help="Score on so many held-out images only.")
 @click.option(
-    "--on-error", default="stop", show_default=True, help="stop, or skip networks whose evaluation fails."
-)
+    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+    help="Where the evaluation of a network fails: stop, or go on without it.",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Evaluate again what an interrupted or earlier search evaluated.")
 @click.option(
     "--dry-run", is_flag=True, help="Check the budgets and show the size of the space; evaluate nothing."
@@ -112,10 +104,10 @@ def command(
     dry_run: bool,
     latency: tuple[str, ...],
     seed: int | None,
-    macs: str | None,
-    params: str | None,
-    peak_memory: str | None,
-    weights: str | None,
+    macs: tuple[str, ...],
+    params: tuple[str, ...],
+    peak_memory: tuple[str, ...],
+    weights: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Find the best widths under hard budgets.
@@ -124,25 +116,27 @@ def command(
     """
     config = run_dir.load()
     given = {"macs": macs, "params": params, "peak_memory": peak_memory, "weights": weights}
-    counted = {_COUNTED[name]: value for name, value in given.items() if value is not None}
-    if not latency and not counted and not options["pareto"]:
+    if not latency and not any(given.values()) and not options["pareto"]:
         raise click.UsageError("give a budget, for example --latency 5ms, --macs 0.5x, or --pareto")
-    request = _Request(
-        latency=latency, counted=counted, seed=config.seed if seed is None else seed, **options
-    )
     from bcnet_deploy.search.api import check_settings
+    from bcnet_deploy.search.constraints import check_confidence
 
-    tables = _tables(run_dir, config, latency)
+    request = Request(
+        latency=read_latencies(config, latency), counted=read_counted(given),
+        seed=config.seed if seed is None else seed, **options,
+    )  # fmt: skip
+    check_confidence(request.confidence)
     check_settings(
         request.evaluations, request.seed, request.strategy, request.population_size, request.patience,
         request.on_error,
     )  # fmt: skip
-    _refuse_early(run_dir, tables, request)
+    inputs = load_inputs(run_dir, config, request, evaluating=not dry_run)
     if dry_run:
-        data = _dry_run(run_dir, request, tables)
+        assert inputs.space is not None, "a dry run loads the space"
+        data = _dry_run(request, inputs, inputs.space)
         emit(data, as_json=as_json, show=lambda: show_dry_run(data))
         return
-    explained, result = _search(run_dir, config, request, tables, quiet=quiet or as_json)
+    explained, result = _search(run_dir, config, request, inputs, quiet=quiet or as_json)
     emit(
         {**explained, "front": result.front.to_list(), "files": [str(run_dir.widths)]},
         as_json=as_json,
@@ -150,150 +144,61 @@ def command(
     )
 
 
-# -- budgets -----------------------------------------------------------------------------------
-
-
-def _tables(run: RunDir, config: RunConfig, budgets: tuple[str, ...]) -> dict[str, tuple[LatencyTable, str]]:
-    """Device -> (its table, the budget as text)."""
-    from bcnet_deploy.lut import LatencyTable
-
-    found: dict[str, tuple[LatencyTable, str]] = {}
-    for text in budgets:
-        device, _, budget = text.rpartition("=")
-        device = device.strip() or config.device
-        if device in found:
-            raise ConstraintError(
-                f"two latency budgets for device {device!r} conflict: {found[device][1]!r} and {budget!r}; "
-                "give one"
-            )
-        path = run.latency_table(device)
-        if not path.exists():
-            known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-            there = f"; there are tables of {', '.join(known)}" if known else ""
-            raise MissingStepError(
-                f"no latency table of device {device!r} in {run.path}{there}; "
-                f"run 'bcnet-deploy profile --device {device}' first"
-            )
-        table = LatencyTable.load(path)
-        network = table.network
-        if tuple(network.input_size) != tuple(config.model.input_size):
-            size = "x".join(map(str, config.model.input_size))
-            raise TableError(
-                f"{path} is of {network.description}, the run's model {config.model.name} is at {size}; "
-                f"run 'bcnet-deploy profile --device {device}' again"
-            )
-        found[device] = (table, budget)
-    return found
-
-
-def _constraints(request: _Request, tables: dict[str, tuple[LatencyTable, str]]) -> dict[str, Any]:
-    found: dict[str, Any] = dict(request.counted)
-    if len(tables) == 1:
-        (found["latency_ms"],) = tables.values()
-    elif tables:
-        found["latency_ms"] = dict(tables)
-    return found
-
-
-class _NetworkOfTable:
-    """A table's network as a space that knows no other cost: enough to refuse a latency at once."""
-
-    def __init__(self, table: LatencyTable) -> None:
-        self.variables = table.network.variables
-        self.interacting_pairs = sorted(
-            {
-                (a, b)
-                for layer in table.network.layers
-                for a in layer.variables
-                for b in layer.variables
-                if a < b
-            }
-        )
-
-    def macs(self, widths: Any) -> Any:
-        raise NotImplementedError
-
-    params = macs
-
-
-def _refuse_early(run: RunDir, tables: dict[str, tuple[LatencyTable, str]], request: _Request) -> None:
-    """Raise for budgets that cannot be had before PyTorch is even imported.
-
-    Latencies need the tables alone; other costs need the width space, kept by an earlier command.
-    """
-    for device, (table, budget) in tables.items():
-        _require(_NetworkOfTable(table), {"latency_ms": {device: (table, budget)}}, request)
-    if request.counted:
-        _require(space_of_run(run), _constraints(request, tables), request)
-
-
-def _require(space: Any, given: dict[str, Any], request: _Request) -> Constraints:
+def _dry_run(request: Request, inputs: Inputs, space: WidthSpace) -> dict[str, Any]:
+    """What is known before anything is evaluated. Costs are expected ones; a ``bound`` is what is held
+    against the limit, for a latency the value that is kept with the confidence's probability."""
     import numpy as np
 
     from bcnet_deploy.search.constraints import build_constraints
-    from bcnet_deploy.search.feasibility import require_feasible
-    from bcnet_deploy.search.grid import Grid
-
-    constraints = build_constraints(space, given, request.confidence)
-    require_feasible(Grid(space.variables), constraints, np.random.default_rng(request.seed))
-    return constraints
-
-
-# -- dry run -----------------------------------------------------------------------------------
-
-
-def _dry_run(run: RunDir, request: _Request, tables: dict[str, tuple[LatencyTable, str]]) -> dict[str, Any]:
-    import numpy as np
-
     from bcnet_deploy.search.explain import uniform_within
     from bcnet_deploy.search.grid import Grid
 
-    space = space_of_run(run)
-    constraints = _require(space, _constraints(request, tables), request)
+    constraints = build_constraints(space, constraints_of(inputs, request), request.confidence)
     grid, rng = Grid(space.variables), np.random.default_rng(request.seed)
     draws = grid.widths(grid.random(2000, rng))
     uniform = uniform_within(constraints)
-    narrowest = constraints.bounds(grid.widths(grid.narrowest[None]))[0]
+    ends = grid.widths(np.stack([grid.narrowest, grid.top]))
+    bounds = constraints.bounds(ends)
+    expected = [np.asarray(b.cost(ends), dtype=np.float64) for b in constraints.budgets]
     return {
         "variables": grid.length,
         "networks_log10": math.log10(space.size),
         "feasible_share_of_uniform_draws": float(constraints.feasible(draws).mean()),
         "budgets": [
             {
-                "cost": b.key, "device": b.device, "limit": b.limit, "given": b.given, "full": b.full,
-                "narrowest": float(least), "confidence": b.confidence,
+                "cost": b.key, "device": b.device, "limit": b.limit, "given": b.given,
+                "confidence": b.confidence, "estimated": bool(getattr(b.table, "estimated", False)),
+                "narrowest": float(expected[i][0]), "narrowest_bound": float(bounds[0, i]),
+                "full": b.full, "full_bound": float(bounds[1, i]),
             }
-            for b, least in zip(constraints.budgets, narrowest, strict=True)
+            for i, b in enumerate(constraints.budgets)
         ],
         "uniform_macs": None if uniform is None else int(space.macs(uniform[None])[0]),
         "evaluations": request.evaluations,
     }  # fmt: skip
 
 
-# -- the search --------------------------------------------------------------------------------
-
-
 def _search(
     run: RunDir,
     config: RunConfig,
-    request: _Request,
-    tables: dict[str, tuple[LatencyTable, str]],
+    request: Request,
+    inputs: Inputs,
     *,
     quiet: bool,
 ) -> tuple[dict[str, Any], SearchResult]:
     from bcnet_deploy.search import search
+    from bcnet_deploy.search.evaluation import NetworkFailedError
     from bcnet_deploy.search.explain import explain, uniform_within
     from bcnet_deploy.train import open_evaluator
 
-    run.require(run.train, "supernet", "bcnet-deploy train")
     evaluator = open_evaluator(run, limit=request.val_images)
     space = evaluator.supernet.space
     keep_space(run, config.model, space)
+    inputs = bound(inputs, run, config, space)
     identity = _identity(run, request.val_images)
     journal = run.search / f"journal-{identity}.jsonl"
     if request.fresh:
         journal.unlink(missing_ok=True)
-    records = run.train / "records.jsonl"
     with progress(quiet=quiet) as display:
         task = display.add_task("search", total=request.evaluations or 2000, note="")
 
@@ -303,19 +208,22 @@ def _search(
             )
             display.update(
                 task, completed=generation.evaluations,
-                note=f"generation {generation.index}, best {best}, "
-                f"{generation.feasible_share:.0%} feasible",
+                note=f"generation {generation.index}, best {best}{share_note(generation.proposed_feasible)}",
             )  # fmt: skip
 
-        result = search(
-            space, evaluator, _constraints(request, tables),
-            evaluations=request.evaluations, seed=request.seed, strategy=request.strategy,
-            population_size=request.population_size, confidence=request.confidence if tables else None,
-            records=records if request.prior and request.strategy == "nsga2" and records.exists() else None,
-            pareto=request.pareto, patience=request.patience, on_error=request.on_error,  # type: ignore[arg-type]
-            checkpoint=journal, evaluator_id=identity, batch_size=1, progress=show,
-            answered=lambda count: display.update(task, completed=count),
-        )  # fmt: skip
+        try:
+            result = search(
+                space, evaluator, constraints_of(inputs, request),
+                evaluations=request.evaluations, seed=request.seed, strategy=request.strategy,
+                population_size=request.population_size, confidence=request.confidence,
+                records=records_of(run, request),
+                pareto=request.pareto, patience=request.patience, on_error=request.on_error,
+                checkpoint=journal, evaluator_id=identity, batch_size=1, progress=show,
+                answered=lambda count: display.update(task, completed=count),
+            )  # fmt: skip
+        except NetworkFailedError as error:
+            remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
+            raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
     networks = {"found": result.widths, "uniform": uniform_within(result.constraints), "full": space.full}
     scores = {}
     for name, widths in networks.items():
@@ -332,10 +240,17 @@ def _search(
             "images": evaluator.val_count,
         }
     }  # fmt: skip
-    explained = explain(result, model=config.model.to_dict(), scores=scores, provenance=supernet)
+    explained = explain(
+        result, model=config.model.to_dict(), scores=scores, provenance=supernet, tables=inputs.told
+    )
     files.write_json(run.search / "search.json", {**result.to_dict(), "scores": scores})
     files.write_yaml(run.widths, explained)
     return explained, result
+
+
+def share_note(share: float | None) -> str:
+    """For the progress line; nothing where a generation proposed nothing."""
+    return "" if share is None else f", {share:.0%} of proposals within the budgets before repair"
 
 
 def _identity(run: RunDir, val_images: int | None) -> str:

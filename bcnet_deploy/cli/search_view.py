@@ -22,13 +22,32 @@ def show_dry_run(data: dict[str, Any]) -> None:
         f"{data['variables']} width variables, 10^{data['networks_log10']:.1f} networks; of uniform draws "
         f"{data['feasible_share_of_uniform_draws']:.1%} keep the budgets. Nothing was evaluated."
     )
+    if not data["budgets"]:
+        return
+    confidences = sorted({row["confidence"] for row in data["budgets"] if row["confidence"] is not None})
+    columns = {"narrowest network": "narrowest", "budget": "limit", "full network": "full"}
+    if confidences:
+        # A bound and a mean side by side, or the narrowest network could seem slower than the full one.
+        bound = f"{confidences[0]:.0%} bound"
+        columns = {
+            "narrowest: expected": "narrowest", f"narrowest: {bound}": "narrowest_bound", "budget": "limit",
+            "full: expected": "full", f"full: {bound}": "full_bound",
+        }  # fmt: skip
     table = Table(title="budgets: all can be met")
-    for header in ("cost", "narrowest network", "budget", "full network"):
+    for header in ("cost", *columns):
         table.add_column(header, justify="left" if header == "cost" else "right")
     for row in data["budgets"]:
-        values = (format_cost(row["cost"], row[key]) for key in ("narrowest", "limit", "full"))
-        table.add_row(row["cost"], *values)
+        plain = row["confidence"] is None
+        values = (
+            "" if plain and key.endswith("_bound") else format_cost(row["cost"], row[key])
+            for key in columns.values()
+        )
+        table.add_row(row["cost"] + (", estimate" if row["estimated"] else ""), *values)
     out.print(table)
+    if confidences:
+        out.print(
+            "Held against a budget is the bound, by the table's uncertainty; where none is shown, the cost."
+        )
 
 
 def show_result(run: RunDir, explained: dict[str, Any], result: SearchResult) -> None:
@@ -47,8 +66,9 @@ def show_result(run: RunDir, explained: dict[str, Any], result: SearchResult) ->
         table.add_column(header, justify="right")
     for latency in explained["latency"]:
         estimate = ", estimate" if latency["source"] == "estimated" else ""
-        budget = format_milliseconds(latency["budget_ms"])
-        table.add_column(f"{latency['device']} latency (budget {budget}{estimate})", justify="right")
+        limit = latency["budget_ms"]
+        budget = "no budget" if limit is None else f"budget {format_milliseconds(limit)}"
+        table.add_column(f"{latency['device']} latency ({budget}{estimate})", justify="right")
     for name, network in networks.items():
         if network is None:
             table.add_row(name, "none within the budgets")

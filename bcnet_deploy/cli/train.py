@@ -151,6 +151,7 @@ def command(
     import torch
 
     from bcnet_deploy.data import load_data
+    from bcnet_deploy.flow.run_space import keep_space
     from bcnet_deploy.models import build_model
     from bcnet_deploy.nn import Supernet
     from bcnet_deploy.space import WidthSpace
@@ -168,6 +169,8 @@ def command(
     supernet = Supernet(network, space, generator=torch.Generator().manual_seed(used))
     if not run_dir.exists() or run_dir.load() != run:
         run_dir.save(run)
+    if os.environ.get("RANK", "0") == "0":
+        keep_space(run_dir, ref, space)
     messages = console(stderr=True, quiet=quiet)
     for note in splits.notes:
         messages.print(f"Note: {note}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcnet_deploy import files
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import ConfigError, DataError, EngineError, ExportError, TableError, nearest
 
@@ -72,12 +73,24 @@ def check_export(config: FlowConfig, device: DeviceProfile) -> str:
     return precision
 
 
-def check_table(path: str | None) -> None:
-    """Raise :class:`TableError` where a latency table is named that is not there."""
+def check_table(path: str | None, device: str) -> None:
+    """Raise :class:`TableError` where a latency table is named that is not there, or of another device."""
     if path is not None and not Path(path).is_file():
         raise TableError(
             f"no latency table at {path}; give a file that 'bcnet-deploy profile' wrote, "
             "or leave --table out to measure one"
+        )
+    if path is not None:
+        require_device(path, files.read_json(path, TableError, "latency table"), device)
+
+
+def require_device(path: str | Path, table: Any, device: str) -> None:
+    """Raise :class:`TableError` where a table, or its file's content, is of another device than asked for."""
+    made_for = table.get("device") if isinstance(table, dict) else getattr(table, "device", None)
+    if made_for != device:
+        raise TableError(
+            f"{path} is a table of device {made_for!r}, asked for is {device!r}; give a table of {device!r}, "
+            f"ask for {made_for!r}, or run 'bcnet-deploy profile --device {device}'"
         )
 
 

@@ -12,6 +12,7 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import InfeasibleError, RunDirError
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance
+from bcnet_deploy.flow.run_space import keep_space
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.units import parse_latency
 
@@ -46,6 +47,7 @@ def run_search(
 
     evaluator = open_evaluator(run, limit=int(settings["val_images"]) or None)
     space = evaluator.supernet.space
+    keep_space(run, run.load().model, space)
     table = LatencyTable.load(table_path).for_space(space)
     content = (run.train / "supernet.safetensors").read_bytes() + str(evaluator.val_count).encode()
     identity = hashlib.sha256(content).hexdigest()[:12]

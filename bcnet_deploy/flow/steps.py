@@ -12,6 +12,7 @@ from bcnet_deploy.errors import ConfigError, RunDirError
 from bcnet_deploy.flow.checks import check_classes, check_export, check_table, classes_of, known_settings
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance, Step
+from bcnet_deploy.flow.run_space import keep_space
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
 from bcnet_deploy.units import parse_duration
 
@@ -120,7 +121,7 @@ class Steps:
         self.final_settings = train_settings(config.retrain, config.data)
         check_classes(config.data, self.ref.num_classes, self.ref.input_size)
         self.precision = check_export(config, self.profile)
-        check_table(config.table)
+        check_table(config.table, self.profile.name)
         # Checked here, so that a mistake in a later step's settings does not cost the steps before it.
         self.search_settings = known_settings(
             "search",
@@ -163,6 +164,7 @@ class Steps:
         from bcnet_deploy.lut import LatencyTable
 
         _, space = build(self.ref, self.config.seed)
+        keep_space(self.run, self.ref, space)
         if self.config.table:
             LatencyTable.load(self.config.table).for_space(space).save(self.table)
             return
@@ -197,6 +199,7 @@ class Steps:
 
         seed = self.config.seed
         model, space = build(self.ref, seed)
+        keep_space(self.run, self.ref, space)
         require_budget(space, self.table, self.config)
         splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
         supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))

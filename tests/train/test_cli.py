@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
+from bcnet_deploy.space import WidthSpace
 
 MODEL = "tests.train.cli_model:net"
 QUICK = ["--set", "epochs=1", "--set", "augment=none", "--quiet"]
@@ -36,6 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
     names = {path.name for path in (trained / "train").iterdir()}
     assert {"supernet.safetensors", "supernet.json", "records.jsonl", "curves.jsonl"} <= names
+    kept = WidthSpace.from_dict(json.loads((trained / "search" / "space.json").read_text())["space"])
+    assert [v.channels for v in kept.variables] == [8, 12], "the search refuses budgets by it"
     assert yaml.safe_load((trained / "run.yaml").read_text())["model"]["levels"] == 4
     again = call("train", "--run-dir", str(trained), *QUICK)
     assert again.exit_code == 0 and "Trained 14 steps" in again.output
@@ -44,7 +47,7 @@ def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
 def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
     missing = call("retrain", "--run-dir", str(trained), *QUICK)
     assert missing.exit_code == 1 and "run 'bcnet-deploy search' first" in missing.output
-    (trained / "search").mkdir()
+    (trained / "search").mkdir(exist_ok=True)  # training keeps the space there
     (trained / "search" / "widths.yaml").write_text(yaml.safe_dump({"widths": {"0": 4, "3": 6}}))
     found = call("retrain", "--run-dir", str(trained), *QUICK, "--json", "--inherit", "--distill")
     assert found.exit_code == 0, found.output

@@ -18,7 +18,8 @@ FILE = "space.json"
 
 
 def space_of_run(run: RunDir) -> WidthSpace:
-    """The space of the run's model; captured once and kept in ``search/space.json``.
+    """The space of the run's model; captured once and kept in ``search/space.json``, by whichever command
+    traces the model first: later ones then refuse a budget without PyTorch.
 
     Raises:
         MissingStepError: there is no run yet.
@@ -43,9 +44,14 @@ def keep_space(run: RunDir, ref: ModelRef, space: WidthSpace) -> None:
 
 def cached_space(run: RunDir, ref: ModelRef) -> WidthSpace | None:
     """The kept space if it is of this model; a damaged or other one counts as none."""
-    path = _path(run)
     # A model of the user's own can change under the same name: it is always captured anew.
-    if not path.exists() or ":" in ref.name:
+    return None if ":" in ref.name else last_space(run, ref)
+
+
+def last_space(run: RunDir, ref: ModelRef) -> WidthSpace | None:
+    """The space as it was last captured, also of a model that may have changed since."""
+    path = _path(run)
+    if not path.exists():
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
