@@ -171,3 +171,33 @@ def test_interrupt_passes_through_and_keeps_the_journal(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         bd.search(SPACE, accuracy, BUDGET, 200, checkpoint=path, batch_size=5)
     assert len(path.read_text().splitlines()) == 1 + len(asked.asked)
+
+
+def test_accuracies_that_differ_in_the_last_bit_are_one(tmp_path):
+    """The mean of two sides depends on the order of the sum: 85.83333333333333 and ...34 are equal."""
+    low, high = 85.83333333333333, 85.83333333333334
+    assert low < high
+    space = FakeSpace(((1, 2), (1, 2)))
+
+    def accuracy(widths):
+        return np.where(np.asarray(widths).sum(axis=1) > 2, high, low)
+
+    path = tmp_path / "journal.jsonl"
+    result = bd.search(space, accuracy, {"macs": "1x"}, 4, checkpoint=path)
+    assert result.front.tolist() == [[1, 1]], "the cheapest is as good as the others"
+    # A journal written before is read the same way.
+    lines = path.read_text().splitlines()
+    rows = [json.loads(line) for line in lines[1:]]
+    old = [json.dumps({**row, "accuracy": low if row["widths"] == [1, 1] else high}) for row in rows]
+    path.write_text("\n".join([lines[0], *old]) + "\n")
+    assert bd.search(space, accuracy, {"macs": "1x"}, 4, checkpoint=path).to_dict() == result.to_dict()
+    for value in (1e300, -1e300, 123456789.123456789012):
+        assert bd.search(space, lambda w, v=value: np.full(len(w), v), {"macs": "1x"}, 4).accuracy == value
+
+
+def test_an_exception_without_text_is_named_by_its_type():
+    def accuracy(widths):
+        raise MemoryError
+
+    with pytest.raises(bd.EvaluationError, match=r"failed: MemoryError\. .*on_error='skip'"):
+        bd.search(SPACE, accuracy, BUDGET, 20)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bcnet_deploy as bd
+from bcnet_deploy import units
 from bcnet_deploy.search.constraints import build_constraints
 from bcnet_deploy.search.feasibility import BudgetConflictError, require_feasible, round_up
 from bcnet_deploy.search.grid import Grid
@@ -145,3 +146,62 @@ def test_start_is_within_the_budgets_where_the_narrowest_network_is_not():
 @given(st.floats(1e-9, 1e15))
 def test_round_up_never_rounds_down(value):
     assert value <= round_up(value) <= value * 1.0011
+
+
+@given(st.integers(1, 10**13), st.sampled_from(["macs", "params", "peak_activation_bytes", "latency_ms[t4]"]))
+def test_nearest_budgets_read_back_to_no_less(value, kind):
+    from bcnet_deploy.search.feasibility import exactly
+
+    smallest = round_up(float(value))
+    read = {"l": units.parse_latency, "p": units.parse_bytes}.get(kind[0], units.parse_count)
+    read = units.parse_count if kind == "params" else read
+    text = exactly(kind, smallest)
+    assert smallest <= read(text).value <= 1.001 * smallest, text
+
+
+def test_nearest_budgets_are_written_as_people_do():
+    from bcnet_deploy.search.feasibility import exactly
+
+    assert exactly("macs", 1696000.0) == "1.696M"
+    assert exactly("weight_bytes", 2.5e6) == "2.5MB"
+    assert exactly("latency_ms[t4]", 0.3611) == "0.3611ms"
+
+
+class Estimate(Staircase):
+    estimated = True
+
+
+def test_a_share_on_an_estimated_table_is_of_predictions():
+    """Its error is mostly one factor for all networks: a margin of 50% would refuse the full network."""
+    space = FakeSpace((tuple(range(4, 33, 4)),) * 5)
+    table = Estimate(relative_error=0.5)
+    full = float(table.predict([[32] * 5])[0])
+    result = bd.search(space, lambda w: w.sum(axis=1), {"latency_ms": (table, "0.5x")}, 200, confidence=0.95)
+    assert 0.4 * full < result.costs["latency_ms"] == result.bounds["latency_ms"] <= 0.5 * full
+    assert result.to_dict()["budgets"][0]["confidence"] is None
+    whole = bd.search(space, lambda w: w.sum(axis=1), {"latency_ms": (table, "100%")}, 50, confidence=0.95)
+    assert whole.widths.tolist() == [32] * 5
+    # Milliseconds keep the margin (1.6449 deviations), and so does a share on a measured table.
+    least = float(table.predict([[4] * 5])[0])
+    error = refuse(space, {"latency_ms": (table, 1.4 * least)}, confidence=0.95)
+    assert error.nearest["latency_ms"] == pytest.approx(least * (1 + 0.5 * 1.6449), rel=1e-3)
+    message = str(error)
+    # 0.4 of the prediction is 0.8 deviations: 0.788 in tables of the normal distribution.
+    assert "prediction alone" in message and "estimate" in message and "--confidence 0.78)" in message
+    refuse(space, {"latency_ms": (Staircase(relative_error=0.5), f"{1.4 * least / full}x")}, confidence=0.95)
+    assert "prediction alone" not in str(refuse(space, {"latency_ms": (table, 0.9 * least)}, confidence=0.95))
+
+
+@pytest.mark.parametrize(
+    ("length", "evaluations", "words"),
+    [(9, None, ["1.34e+08", "131,072", "nsga2"]), (3, 100, ["512 networks", "100 evaluations", "512"])],
+)
+def test_an_exhaustive_search_that_cannot_be_one_evaluates_nothing(length, evaluations, words):
+    space = FakeSpace((tuple(range(4, 33, 4)),) * length)
+
+    def accuracy(widths):
+        raise AssertionError("evaluated")
+
+    with pytest.raises(bd.ConfigError) as caught:
+        bd.search(space, accuracy, {"macs": "1x"}, evaluations, strategy="exhaustive")
+    assert all(word in str(caught.value) for word in words), caught.value
