@@ -44,6 +44,10 @@ def show_dry_run(data: dict[str, Any]) -> None:
         )
         table.add_row(row["cost"] + (", estimate" if row["estimated"] else ""), *values)
     out.print(table)
+    if any(row["estimated"] and row["confidence"] is None for row in data["budgets"]):
+        out.print(
+            "A share of the full network on an estimated table is held by the prediction, without a margin."
+        )
     if confidences:
         out.print(
             "Held against a budget is the bound, by the table's uncertainty; where none is shown, the cost."

@@ -203,16 +203,15 @@ def _margin_alone(grid: Grid, budget: Budget, least: _Least) -> str:
         return ""
     # Rounded down, so that the confidence named does keep the budget.
     allowed = math.floor(100 * NormalDist().cdf((budget.limit - predicted) / deviation) - 1e-9) / 100
-    estimate = "; the table is an estimate, so the margin is wide" if _estimated(budget) else ""
+    profile = f"'bcnet-deploy profile --device {budget.device}'"
+    if getattr(budget.table, "estimated", False):
+        why, better = "; the table is an estimate, so the margin is wide", f"measuring the device ({profile})"
+    else:
+        why, better = "", f"a more accurate table ({profile} with a longer --budget)"
     return (
-        f"The prediction alone, {budget.format(predicted)}, keeps the budget{estimate}: measuring the device "
-        f"('bcnet-deploy profile --device {budget.device}') or a lower confidence "
-        f"(--confidence {max(allowed, 0.5):g}) would allow it. "
+        f"The prediction alone, {budget.format(predicted)}, keeps the budget{why}: {better} or a lower "
+        f"confidence (--confidence {max(allowed, 0.5):g}) would allow it. "
     )
-
-
-def _estimated(budget: Budget) -> bool:
-    return bool(getattr(budget.table, "estimated", False))
 
 
 def exactly(kind: str, value: float) -> str:
