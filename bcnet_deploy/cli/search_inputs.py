@@ -6,15 +6,14 @@ tables' own networks, and only then a trace of the model.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy.errors import BCNetError, ConstraintError, MissingStepError, TableError
-from bcnet_deploy.flow.checks import require_device
-from bcnet_deploy.flow.run_space import cached_space, last_space, space_of_run
+from bcnet_deploy.cli.search_tables import bind, latency_of_full, load, of_the_model, told_table
+from bcnet_deploy.errors import ConstraintError, TableError
+from bcnet_deploy.flow.run_space import cached_space, space_of_run
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
 
 if TYPE_CHECKING:
@@ -126,13 +125,13 @@ def load_inputs(run: RunDir, config: RunConfig, request: Request, *, evaluating:
         ConfigError: the space is too large for the strategy.
     """
     ref = config.model
-    tables = {device: _load(run, config, device) for device in request.latency}
-    told = _told(run, config, request)
+    tables = {device: load(run, config, device) for device in request.latency}
+    told = told_table(run, config, request.latency)
     if evaluating and (run.train / "supernet.json").exists():
         run.require_levels(ref)
     inputs = Inputs(cached_space(run, ref), tables, told)
     if inputs.space is None:
-        known = _of_the_model(run, ref, tables)
+        known = of_the_model(run, ref, tables)
         if known:
             # The tables' own network is the run's: latencies need no trace to be refused.
             outline = _Outline([table.network for table in known.values()], ref)
@@ -162,11 +161,11 @@ def bound(inputs: Inputs, run: RunDir, config: RunConfig, space: WidthSpace) -> 
     Raises:
         TableError: a table of another model that lacks layers of this one; names device and file.
     """
-    tables = {device: _bind(run, config, device, table, space) for device, table in inputs.tables.items()}
+    tables = {device: bind(run, config, device, table, space) for device, table in inputs.tables.items()}
     told = {}
     for device, table in inputs.told.items():
         try:
-            told[device] = _bind(run, config, device, table, space)
+            told[device] = bind(run, config, device, table, space)
         except TableError as error:
             _log.warning("latency is left out of the result: %s", error)
     return Inputs(space, tables, told)
@@ -180,7 +179,7 @@ def constraints_of(inputs: Inputs, request: Request) -> dict[str, Any]:
     """
     if not request.latency and not request.counted and inputs.told:
         ((device, table),) = inputs.told.items()
-        return {"latency_ms": (table, _latency_of_full(table, request.confidence)), "macs": "1x"}
+        return {"latency_ms": (table, latency_of_full(table, request.confidence)), "macs": "1x"}
     return {**request.counted, **_pairs(inputs.tables, request.latency)}
 
 
@@ -190,90 +189,11 @@ def records_of(run: RunDir, request: Request) -> Path | None:
     return path if request.prior and request.strategy == "nsga2" and path.exists() else None
 
 
-# -- tables ------------------------------------------------------------------------------------
-
-
-def _load(run: RunDir, config: RunConfig, device: str) -> LatencyTable:
-    from bcnet_deploy.lut import LatencyTable
-
-    path = run.latency_table(device)
-    if not path.exists():
-        known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        there = f"; there are tables of {', '.join(known)}" if known else ""
-        raise MissingStepError(
-            f"no latency table of device {device!r} in {run.path}{there}; "
-            f"run 'bcnet-deploy profile --device {device}' first"
-        )
-    table = LatencyTable.load(path)
-    require_device(path, table, device)
-    if all(tuple(n.input_size) != tuple(config.model.input_size) for n in table.networks):
-        size = "x".join(map(str, config.model.input_size))
-        raise TableError(
-            f"{path}, the table of device {device!r}, is of {table.network.description}, the run's model "
-            f"{config.model.name} is at {size}; run 'bcnet-deploy profile --device {device}' again"
-        )
-    return table
-
-
-def _told(run: RunDir, config: RunConfig, request: Request) -> dict[str, LatencyTable]:
-    """The table of the run's own device, to tell latencies that have no budget; a bad one stops nothing."""
-    if config.device in request.latency or not run.latency_table(config.device).exists():
-        return {}
-    try:
-        return {config.device: _load(run, config, config.device)}
-    except TableError as error:
-        _log.warning("latency is left out of the result: %s", error)
-        return {}
-
-
-def _bind(
-    run: RunDir, config: RunConfig, device: str, table: LatencyTable, space: WidthSpace
-) -> LatencyTable:
-    try:
-        return table.for_space(space)
-    except TableError as error:
-        raise TableError(
-            f"{run.latency_table(device)}, the table of device {device!r}, is not of the run's model "
-            f"{config.model.name}: {error}"
-        ) from error
-
-
-def _of_the_model(
-    run: RunDir, ref: ModelRef, tables: dict[str, LatencyTable]
-) -> dict[str, LatencyTable] | None:
-    """The tables with the run's network first, or None where one is not known to be of the run's model."""
-    prints = set()
-    last = last_space(run, ref)
-    if last is not None:
-        prints.add(last.fingerprint)
-    with contextlib.suppress(BCNetError):  # said when the supernet is needed
-        prints.add(str(run.supernet()["space"]))
-    found = {}
-    for device, table in tables.items():
-        network = next((n for n in table.networks if n.fingerprint in prints), None)
-        if network is None:
-            return None
-        others = tuple(n for n in table.networks if n is not network)
-        found[device] = replace(table, networks=(network, *others))
-    return found
-
-
 def _pairs(tables: dict[str, LatencyTable], budgets: dict[str, str]) -> dict[str, Any]:
     pairs = {device: (tables[device], text) for device, text in budgets.items()}
     if len(pairs) == 1:
         return {"latency_ms": next(iter(pairs.values()))}
     return {"latency_ms": pairs} if pairs else {}
-
-
-def _latency_of_full(table: LatencyTable, confidence: float) -> str:
-    """A budget that the full network just keeps."""
-    from bcnet_deploy.search.constraints import upper_bound
-    from bcnet_deploy.search.feasibility import exactly, round_up
-
-    if table.estimated:
-        return "1x"
-    full = [[variable.channels for variable in table.network.variables]]
-    return exactly("latency_ms", round_up(float(upper_bound(table, full, confidence)[0]), 6))
 
 
 # -- refusals ----------------------------------------------------------------------------------
