@@ -82,6 +82,9 @@ def test_every_step_leaves_its_result(place: Path, done: dict[str, Any]) -> None
         "export-uniform", "export-found", "bench",
     ]  # fmt: skip
     assert all((run / "export" / f"{name}.onnx").exists() for name in ("full", "uniform", "found"))
+    assert (run / "search" / "space.json").exists(), "'bcnet-deploy search' refuses budgets by it at once"
+    log = json.loads((run / "search" / "search.json").read_text())["generations"]
+    assert all("proposed_feasible" in generation for generation in log)
     assert done["estimated"] is True and "estimated" in (run / "report.html").read_text()
 
 
