@@ -124,7 +124,8 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
     from bcnet_deploy.search.operators import Feasible
-    from bcnet_deploy.search.prior import Records, prior_population
+    from bcnet_deploy.search.prior import prior_population
+    from bcnet_deploy.search.records import Records
 
     bench = MacroBench()
     grid = Grid(bench.space.variables)

@@ -251,7 +251,7 @@ def _require_enumerable(
 
 def _check_records(run: RunDir, request: Request, space: WidthSpace) -> None:
     from bcnet_deploy.search.grid import Grid
-    from bcnet_deploy.search.prior import Records
+    from bcnet_deploy.search.records import Records
 
     path = records_of(run, request)
     if path is not None:

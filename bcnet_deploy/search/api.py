@@ -17,7 +17,8 @@ from bcnet_deploy.search.front import front_of
 from bcnet_deploy.search.grid import Float, Grid, Int64, Space
 from bcnet_deploy.search.nsga2 import nsga2
 from bcnet_deploy.search.operators import Feasible
-from bcnet_deploy.search.prior import Records, prior_population
+from bcnet_deploy.search.prior import prior_population
+from bcnet_deploy.search.records import Records
 from bcnet_deploy.search.result import Generation, SearchResult
 from bcnet_deploy.search.strategies import (
     ENUMERABLE,

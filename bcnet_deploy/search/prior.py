@@ -16,124 +16,22 @@ population uses the lowest temperature that yields enough distinct networks.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bcnet_deploy import files
-from bcnet_deploy.errors import DataError
 from bcnet_deploy.search.constraints import Constraints
 from bcnet_deploy.search.grid import Float, Grid, Int64, keys, uniform_ladder
 from bcnet_deploy.search.operators import Feasible
 from bcnet_deploy.search.pairwise import PairwiseCost, decompose, interacting_pairs, readable
 from bcnet_deploy.search.prior_solver import solve
 from bcnet_deploy.search.record_effects import Estimator, additive_effects
+from bcnet_deploy.search.records import Records
 
 _LOWEST_SHARE = 0.8
 """Drawn networks use at least this share of one budget (the paper keeps 0.8-1.0)."""
-
-
-@dataclass(frozen=True)
-class Records:
-    """Losses of sampled networks in the order of training: widths (R, L) and loss (R,)."""
-
-    widths: Int64
-    loss: Float
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    @classmethod
-    def of(cls, given: Any, grid: Grid) -> Records:
-        """From records, (widths, loss) arrays, mappings with these keys, or a ``records.jsonl`` path.
-
-        Raises:
-            DataError: unreadable, of another number of layers, or without any finite loss.
-        """
-        if isinstance(given, cls):
-            widths, loss = given.widths, given.loss
-        elif isinstance(given, (str, Path)):
-            return _read_records(given, grid)
-        elif isinstance(given, tuple) and len(given) == 2:
-            widths, loss = np.asarray(given[0]), np.asarray(given[1], dtype=np.float64)
-        elif isinstance(given, Iterable):
-            rows = list(given)
-            try:
-                widths = np.array([row["widths"] for row in rows])
-                loss = np.array([row["loss"] for row in rows], dtype=np.float64)
-            except (TypeError, KeyError, ValueError) as error:
-                raise DataError(
-                    "loss records are mappings with 'widths' (one channel count a variable) and 'loss'; "
-                    f"cannot read them: {error!r}"
-                ) from error
-        else:
-            raise DataError(
-                f"cannot read loss records from {type(given).__name__}; give a records.jsonl path"
-            )
-        if widths.ndim != 2 or widths.shape[1] != grid.length or loss.shape != (len(widths),):
-            raise DataError(
-                f"loss records have widths of shape {widths.shape} and losses of shape {loss.shape}; this "
-                f"space has {grid.length} variables: were they written for another space?"
-            )
-        finite = np.isfinite(loss)
-        if not finite.any():
-            raise DataError("no loss record is finite; train the supernet again")
-        return cls(widths[finite].astype(np.int64), loss[finite])
-
-
-_REMEDY = (
-    "search without the records (--no-prior, or records=None), or train again ('bcnet-deploy train --fresh')"
-)
-
-
-def _read_records(path: str | Path, grid: Grid) -> Records:
-    """The records of a ``records.jsonl``. Raises :class:`DataError` naming file, line and what helps."""
-    try:
-        lines = files.read_text(path, DataError, "loss records").split("\n")
-    except DataError as error:
-        raise DataError(f"{error}; {_REMEDY}") from error
-    rows: list[tuple[list[int], float]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_record(line, grid))
-        except (ValueError, KeyError, TypeError) as error:
-            if number >= len(lines) - 1 and isinstance(error, json.JSONDecodeError):
-                continue  # a kill can cut the last line
-            raise DataError(f"{path}, line {number}: {_reason(error)}; {_REMEDY}") from error
-    if not rows:
-        raise DataError(f"{path} holds no loss record; {_REMEDY}")
-    widths, losses = zip(*rows, strict=True)
-    try:
-        return Records.of((np.array(widths), np.array(losses)), grid)
-    except DataError as error:
-        raise DataError(f"{path}: {error}; {_REMEDY}") from error
-
-
-def _record(line: str, grid: Grid) -> tuple[list[int], float]:
-    """One line's widths and loss; raises a ValueError, KeyError or TypeError that says what is wrong."""
-    row = json.loads(line)
-    widths, loss = row["widths"], row["loss"]
-    if not isinstance(widths, list) or not all(type(w) is int and w > 0 for w in widths):
-        raise ValueError(f"widths are {widths!r}, not a list of channel counts")
-    if len(widths) != grid.length:
-        raise ValueError(
-            f"it has {len(widths)} widths, this space has {grid.length} variables: another model's records?"
-        )
-    return widths, float(loss)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg})"
-    if isinstance(error, KeyError):
-        return f"it lacks the key {error}"
-    return f"it is no loss record ({error})"
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ divides out the moment, and fits one effect a choice. By cross-validation on the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
-from bcnet_deploy.search.grid import Float, Grid, Int64
+from bcnet_deploy.search.grid import Float, Grid
+from bcnet_deploy.search.records import Records
 
 WINDOW = 101
 """Neighbouring records whose mean is the moment's; 25 to 401 give the same within the noise."""
@@ -22,27 +22,16 @@ _RIDGE = 10.0
 """Records' worth of the belief that a choice has no effect; 1 to 1000 give the same within the noise."""
 
 
-class LossRecords(Protocol):
-    """Losses of sampled networks in the order of training."""
-
-    @property
-    def widths(self) -> Int64:
-        """(R, L) channels."""
-
-    @property
-    def loss(self) -> Float:
-        """(R,)"""
-
-
-Estimator = Callable[[LossRecords, Grid], tuple[Float, ...]]
+Estimator = Callable[[Records, Grid], tuple[Float, ...]]
 """(records, grid) -> for each layer E, (choices,)."""
 
 
-def additive_effects(records: LossRecords, grid: Grid) -> tuple[Float, ...]:
+def additive_effects(records: Records, grid: Grid) -> tuple[Float, ...]:
     """Ridge regression of the records' relative losses on one indicator a choice.
 
-    The relative loss is log(loss) minus its mean over :data:`WINDOW` neighbouring records; plain differences
-    where a loss is not positive. Widths between two choices count for the nearest. A choice that no
+    The relative loss is log(loss), less log(reference) where the records have the full width's loss on the
+    same batch, minus its mean over :data:`WINDOW` neighbouring records; plain differences where a loss is
+    not positive. Widths between two choices count for the nearest. A choice that no
     record used takes the largest effect.
 
     Returns:
@@ -50,7 +39,11 @@ def additive_effects(records: LossRecords, grid: Grid) -> tuple[Float, ...]:
     """
     indices = grid.nearest(records.widths)
     loss = np.asarray(records.loss, dtype=np.float64)
-    level = np.log(loss) if float(loss.min()) > 0 else loss
+    against = np.zeros(len(loss)) if records.reference is None else records.reference
+    positive = float(loss.min()) > 0 and (records.reference is None or float(against.min()) > 0)
+    level = np.log(loss) if positive else loss
+    if records.reference is not None:
+        level = level - (np.log(against) if positive else against)
     relative = level - _moving_mean(level, WINDOW)
     starts = np.concatenate([[0], np.cumsum(grid.counts)])
     total = int(starts[-1])
@@ -64,10 +57,10 @@ def additive_effects(records: LossRecords, grid: Grid) -> tuple[Float, ...]:
     np.add.at(moment, columns, relative[:, None])
     effects = np.linalg.solve(gram + _RIDGE * np.eye(total), moment)
     effects = np.where(used > 0, effects, effects[used > 0].max())
-    return tuple(effects[starts[i] : starts[i + 1]] for i in range(grid.length))
+    return tuple(np.split(effects, starts[1:-1]))
 
 
-def best_means(records: LossRecords, grid: Grid, best: int = 100) -> tuple[Float, ...]:
+def best_means(records: Records, grid: Grid, best: int = 100) -> tuple[Float, ...]:
     """BCNet's: for each layer the mean loss by choice, over the ``best`` records of least loss.
 
     Widths between two choices count for the nearest. A choice that no such record used takes the

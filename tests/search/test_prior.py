@@ -16,8 +16,9 @@ from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.grid import Grid
 from bcnet_deploy.search.operators import Feasible
 from bcnet_deploy.search.pairwise import PairwiseCost, decompose
-from bcnet_deploy.search.prior import Records, fit_prior, prior_population
+from bcnet_deploy.search.prior import fit_prior, prior_population
 from bcnet_deploy.search.prior_solver import solve
+from bcnet_deploy.search.records import Records
 from tests.search.fakes import FakeSpace, Staircase
 
 LADDER = tuple(range(4, 33, 4))

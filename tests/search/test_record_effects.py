@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 from sklearn.linear_model import Ridge
 
 from bcnet_deploy.search.grid import Grid
-from bcnet_deploy.search.prior import Records
 from bcnet_deploy.search.record_effects import additive_effects, best_means
+from bcnet_deploy.search.records import Records
 from tests.search.fakes import FakeSpace
 
 
@@ -66,3 +69,25 @@ def test_a_choice_never_used_is_pessimistic_and_losses_may_be_negative() -> None
     for shift in (0.0, -5.0):
         first, second = additive_effects(Records(widths, np.array([1.0, 3.0] * 20) + shift), grid)
         assert first[0] < first[1] and first[2] == max(*first[:2], *second) and second[0] < second[1]
+
+
+def test_the_full_widths_loss_on_the_same_batch_takes_the_batch_out(tmp_path: Path) -> None:
+    """With losses = effect x difficulty of the batch, references leave but the window."""
+    rng = np.random.default_rng(2)
+    choices = ((1, 2, 3, 4), (5, 6))
+    grid = Grid(FakeSpace(choices).variables)
+    widths = sampled(rng, 3000, choices)
+    effect = -0.05 * widths[:, 0] + 0.03 * (widths[:, 1] == 6)
+    batch = np.exp(rng.normal(0, 0.5, 3000))
+    rows = [
+        {"step": i, "widths": w.tolist(), "loss": float(b * np.exp(e)), "reference": float(b)}
+        for i, (w, b, e) in enumerate(zip(widths, batch, effect, strict=True))
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = additive_effects(Records.of(path, grid), grid)
+    np.testing.assert_allclose(np.diff(first), [-0.05] * 3, atol=0.003)
+    np.testing.assert_allclose(np.diff(second), [0.03], atol=0.003)
+    gaps = rows[:1] + [{**row, "reference": None} for row in rows[1:]]
+    without = additive_effects(Records.of(gaps, grid), grid)
+    assert abs(float(np.diff(without[1])[0]) - 0.03) > 0.003
