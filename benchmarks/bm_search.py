@@ -1,7 +1,7 @@
 """What the search finds and what it costs beyond evaluation.
 
     python benchmarks/bm_search.py regret [--strategies nsga2,random,greedy,uniform] [--redraw SEED]
-    python benchmarks/bm_search.py prior --records RUN/train/records.jsonl
+    python benchmarks/bm_search.py prior --records NAME=RUN/train/records.jsonl [--records ...]
     python benchmarks/bm_search.py overhead
     python benchmarks/bm_search.py infeasible
     python benchmarks/bm_search.py budgets --table demo=RUN/latency/cpu-1thread.json
@@ -10,7 +10,8 @@
 deciles of the given rows' FLOPs, 400 evaluations a run, absent ones included. Regret is the best given
 accuracy within the budget less that of the network found, in percentage points. `--redraw` draws every
 accuracy anew, by the standard deviation that its row gives: same networks, another best one.
-`prior`: populations of 40 from a supernet's loss records at these budgets, by their true accuracy against
+`prior`: for each estimator of what a width does to the loss, how well it foretells records left out, and
+populations of 40 from a supernet's loss records at these budgets, by their true accuracy against
 the given networks in 0.8-1.0 of the budget. `overhead`: MobileNetV2 with an accuracy that costs nothing,
 population 40 by 50 generations, a budget of half the MACs. `infeasible`: 20 impossible combinations of
 budgets, latencies on one and two devices among them, and whether the nearest ones named do work.
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 import bcnet_deploy as bd
 from bcnet_deploy.search.record_effects import additive_effects, best_means
@@ -119,28 +121,67 @@ ESTIMATORS = {"effects": additive_effects, "best": best_means}
 
 
 def prior(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both estimators of E on every log of records."""
+    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.records import Records
+
+    bench = MacroBench()
+    grid = Grid(bench.space.variables)
+    rows = []
+    for text in arguments.records:
+        name, _, path = text.rpartition("=")
+        records = Records.of(path, grid)
+        for kind, estimator in ESTIMATORS.items():
+            row = {
+                "records_of": name, "records": len(records), "references": records.reference is not None,
+                "estimator": kind, "foretells": foretells(records, grid, estimator),
+                "budgets": populations(bench, records, estimator, arguments.seeds),
+            }  # fmt: skip
+            rows.append(row)
+            gains = [f"{one['prior'] - one['uniform']:+.3f}" for one in row["budgets"]]
+            cells = [name, kind, f"{row['foretells']:.2f}", *gains]
+            print(f"| {' | '.join(cells)} |", file=sys.stderr)
+    return {"draws": arguments.seeds, "rows": rows}
+
+
+def foretells(records: Any, grid: Any, estimator: Any) -> float:
+    """Spearman of summed E with the relative losses of records left out, mean of five folds.
+
+    Folds are every fifth record, so that each covers the whole training.
+    """
+    from bcnet_deploy.search.record_effects import relative_losses
+    from bcnet_deploy.search.records import Records
+
+    relative, place = relative_losses(records), np.arange(len(records))
+    found = []
+    for fold in range(5):
+        out = place % 5 == fold
+        reference = None if records.reference is None else records.reference[~out]
+        table = estimator(Records(records.widths[~out], records.loss[~out], reference), grid)
+        indices = grid.nearest(records.widths[out])
+        summed = sum(effect[indices[:, layer]] for layer, effect in enumerate(table))
+        found.append(float(spearmanr(summed, relative[out]).statistic))
+    return float(np.mean(found))
+
+
+def populations(bench: MacroBench, records: Any, estimator: Any, draws: int) -> list[dict[str, Any]]:
     """Populations from loss records against all given networks that use 0.8-1.0 of the budget."""
     from bcnet_deploy.search import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
     from bcnet_deploy.search.grid import Grid
     from bcnet_deploy.search.operators import Feasible
     from bcnet_deploy.search.prior import prior_population
-    from bcnet_deploy.search.records import Records
 
-    bench = MacroBench()
     grid = Grid(bench.space.variables)
-    records = Records.of(arguments.records, grid)
     rows = []
     for budget in bench.budgets:
         limits = build_constraints(bench.space, {"macs": float(budget)})
         band = bench.accuracy[(bench.flops <= budget) & (bench.flops >= 0.8 * budget)]
         means, given, costs, sampled = [], [], [], []
-        for seed in range(arguments.seeds):
+        for seed in range(draws):
             rng = np.random.default_rng(seed)
             feasible = Feasible(grid, limits, require_feasible(grid, limits, rng))
-            vectors, drawn_from = prior_population(
-                records, feasible, 40, rng, estimator=ESTIMATORS[arguments.estimator]
-            )
+            vectors, drawn_from = prior_population(records, feasible, 40, rng, estimator=estimator)
             accuracy = bench(grid.widths(vectors))
             assert len(vectors) == 40 and feasible.mask(vectors).all()
             means.append(float(accuracy[np.isfinite(accuracy)].mean()))
@@ -154,9 +195,7 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
             "expected_cost": float(np.mean(costs)),
             "expected_cost_farthest": max(costs, key=lambda share: abs(share - 1)),
         })  # fmt: skip
-        print(rows[-1], file=sys.stderr, flush=True)
-    made = {"records": len(records), "estimator": arguments.estimator, "seeds": arguments.seeds}
-    return {**made, "budgets": rows}
+    return rows
 
 
 def mobilenet_space() -> Any:
@@ -264,8 +303,7 @@ def main() -> None:
     parser.add_argument("--strategies", default="nsga2,random,greedy,uniform")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--redraw", type=int, help="regret: accuracies drawn anew with this seed")
-    parser.add_argument("--records", type=Path, help="prior: loss records of a supernet")
-    parser.add_argument("--estimator", choices=list(ESTIMATORS), default="effects", help="prior: makes E")
+    parser.add_argument("--records", action="append", default=[], help="prior: NAME=loss records, repeatable")
     parser.add_argument("--table", action="append", help="budgets: MODEL=PATH, repeatable")
     parser.add_argument("--results", type=int, default=20, help="budgets: results for each table")
     parser.add_argument("--rounds", type=int, default=8, help="budgets: rounds of measurements")

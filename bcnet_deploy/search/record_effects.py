@@ -29,22 +29,12 @@ Estimator = Callable[[Records, Grid], tuple[Float, ...]]
 def additive_effects(records: Records, grid: Grid) -> tuple[Float, ...]:
     """Ridge regression of the records' relative losses on one indicator a choice.
 
-    The relative loss is log(loss), less log(reference) where the records have the full width's loss on the
-    same batch, minus its mean over :data:`WINDOW` neighbouring records; plain differences where a loss is
-    not positive. Widths between two choices count for the nearest. A choice that no
-    record used takes the largest effect.
+    Widths between two choices count for the nearest. A choice that no record used takes the largest effect.
 
     Returns:
         for each layer (choices,) effects: differences of log loss, or of loss.
     """
-    indices = grid.nearest(records.widths)
-    loss = np.asarray(records.loss, dtype=np.float64)
-    against = np.zeros(len(loss)) if records.reference is None else records.reference
-    positive = float(loss.min()) > 0 and (records.reference is None or float(against.min()) > 0)
-    level = np.log(loss) if positive else loss
-    if records.reference is not None:
-        level = level - (np.log(against) if positive else against)
-    relative = level - _moving_mean(level, WINDOW)
+    indices, relative = grid.nearest(records.widths), relative_losses(records)
     starts = np.concatenate([[0], np.cumsum(grid.counts)])
     total = int(starts[-1])
     columns = indices + starts[:-1]
@@ -58,6 +48,21 @@ def additive_effects(records: Records, grid: Grid) -> tuple[Float, ...]:
     effects = np.linalg.solve(gram + _RIDGE * np.eye(total), moment)
     effects = np.where(used > 0, effects, effects[used > 0].max())
     return tuple(np.split(effects, starts[1:-1]))
+
+
+def relative_losses(records: Records) -> Float:
+    """(R,) losses without what is not the widths': the moment of the training and, where known, the batch.
+
+    log(loss), less log(reference) where the records have the full width's loss on the same batch, minus
+    its mean over :data:`WINDOW` neighbouring records; plain differences where a loss is not positive.
+    """
+    loss = np.asarray(records.loss, dtype=np.float64)
+    against = np.zeros(len(loss)) if records.reference is None else records.reference
+    positive = float(loss.min()) > 0 and (records.reference is None or float(against.min()) > 0)
+    level = np.log(loss) if positive else loss
+    if records.reference is not None:
+        level = level - (np.log(against) if positive else against)
+    return level - _moving_mean(level, WINDOW)
 
 
 def best_means(records: Records, grid: Grid, best: int = 100) -> tuple[Float, ...]:
