@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ def bench_run(
     *,
     device: str | None = None,
     settings: BenchSettings | None = None,
+    exported: Mapping[str, Path] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> BenchResult:
     """Measure the run's networks and save ``bench/bench.json``.
@@ -50,6 +51,7 @@ def bench_run(
         run: after ``export``, or at least ``search``.
         device: profile whose table and threads are used; None: the run's.
         settings: how often, how long.
+        exported: ONNX files by network; of the others, and by default, those in ``export/`` are taken.
         progress: told the share done and a note.
 
     Raises:
@@ -63,9 +65,9 @@ def bench_run(
     notes: list[str] = []
     for index, which in enumerate(NETWORKS):
         tell(0.02 * (index + 1), f"preparing {which}")
-        exported = _exported(run, which, profile)
-        if exported is not None:
-            paths[which] = exported
+        file = (exported or {}).get(which) or _exported(run, which, profile)
+        if file is not None:
+            paths[which] = file
             continue
         try:
             paths[which] = _for_timing(run, which)

@@ -19,6 +19,7 @@ from bcnet_deploy.export.onnx import DEFAULT_OPSET, OPSETS, ExportResult, export
 from bcnet_deploy.export.precision import PRECISIONS, Precision
 from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.runtime.engine_file import sidecar_path
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
@@ -115,9 +116,8 @@ def run_export(
         precision = job.precision or _precision(device)
         check_device(device, precision)
     folder = job.out or run.export
-    stem = _stem(job, precision, device)
-    path = folder / f"{stem}{ {'onnx': '.onnx', 'ort': '.ort', 'trt': '.engine'}[job.engine] }"
-    kept = next((file for file in (path, folder / f"{stem}.onnx") if file.exists()), None)
+    path, onnx_path = (written := exported_files(folder, job, precision, device))[0], written[-1]
+    kept = next((file for file in (path, onnx_path) if file.exists()), None)
     if kept is not None and not job.force:
         raise ExportError(
             f"{kept} exists already and is kept; give --force to replace it, or --out another folder"
@@ -131,7 +131,7 @@ def run_export(
     module = recalibrated(source.module, splits) if source.shared else source.module
     tell(0.2, "exporting to ONNX")
     onnx = export_onnx(
-        module, folder / f"{stem}.onnx", source.model.input_size, precision=precision,
+        module, onnx_path, source.model.input_size, precision=precision,
         parity_inputs=images(splits, splits.val, PARITY_IMAGES),
         calibration_inputs=images(splits, splits.train, CALIBRATION_IMAGES) if precision == "int8" else None,
         batch=None if job.dynamic_batch else 1, opset=job.opset,
@@ -219,6 +219,22 @@ def _gpu_device(name: str, *, given: bool) -> DeviceProfile:
 
 def _precision(device: DeviceProfile) -> Precision:
     return next(precision for precision in PRECISIONS if precision == device.precision)
+
+
+def exported_files(
+    folder: Path, job: ExportJob, precision: Precision, device: DeviceProfile | None
+) -> tuple[Path, ...]:
+    """Every file of an export: the one asked for first, the ONNX file behind it last.
+
+    Args:
+        device: of a TensorRT engine; None for other engines.
+    """
+    stem = _stem(job, precision, device)
+    onnx = folder / f"{stem}.onnx"
+    if job.engine == "trt":
+        engine = folder / f"{stem}.engine"
+        return engine, sidecar_path(engine), onnx
+    return (folder / f"{stem}.ort", onnx) if job.engine == "ort" else (onnx,)
 
 
 def _stem(job: ExportJob, precision: Precision, device: DeviceProfile | None) -> str:

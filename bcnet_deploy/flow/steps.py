@@ -18,6 +18,7 @@ from bcnet_deploy.units import parse_duration
 if TYPE_CHECKING:
     from torch import nn
 
+    from bcnet_deploy.export.job import ExportJob
     from bcnet_deploy.space import WidthSpace
 
 FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "flow")
@@ -253,36 +254,45 @@ class Steps:
             go,
         )
 
-    def exporting(self, which: str) -> Step:
-        config = self.config
+    def _export_job(self, which: str) -> ExportJob:
+        from bcnet_deploy.export.job import ExportJob
+
         # Full and uniform are only compared with: they need no engine of their own.
-        engine = config.engine if which == "found" else "onnx"
-        settings = {"engine": engine, "precision": self.precision, "device": self.profile.name}
+        engine = self.config.engine if which == "found" else "onnx"
+        return ExportJob(which=which, engine=engine, precision=self.precision, force=True)  # type: ignore[arg-type]
+
+    def _exported(self, which: str) -> tuple[Path, ...]:
+        """The files of one network's export, the ONNX file last."""
+        from bcnet_deploy.export.job import exported_files
+
+        job = self._export_job(which)
+        device = self.profile if job.engine == "trt" else None
+        return exported_files(self.run.export, job, self.precision, device)  # type: ignore[arg-type]
+
+    def exporting(self, which: str) -> Step:
+        job = self._export_job(which)
+        settings = {"engine": job.engine, "precision": self.precision, "device": self.profile.name}
         inputs = [self.run.retrained(which) / name for name in ("weights.safetensors", "subnet.yaml")]
-        outputs = [self.run.export / f"{which}.onnx"] if engine != "trt" and self.precision == "fp32" else []
 
         def go(fresh: bool, advance: Advance) -> None:
-            from bcnet_deploy.export.job import ExportJob, run_export
+            from bcnet_deploy.export.job import run_export
 
-            job = ExportJob(
-                which=which, engine=engine, precision=self.precision, device=None, force=True,  # type: ignore[arg-type]
-            )  # fmt: skip
             run_export(self.run, job, progress=advance)
 
-        return Step(f"export-{which}", f"exporting {which}", 5, settings, inputs, outputs, go)
+        return Step(f"export-{which}", f"exporting {which}", 5, settings, inputs, self._exported(which), go)
 
     def measuring(self) -> Step:
-        exported = [self.run.export / f"{name}.onnx" for name in self.config.networks]
-        inputs = [
-            self.table,
-            *(exported if self.precision == "fp32" and self.config.engine != "trt" else []),
-        ]
+        exported = {name: self._exported(name) for name in self.config.networks}
+        # Exactly what is measured: a former export of another kind may lie in the folder as well.
+        networks = {name: paths[-1] for name, paths in exported.items()}
+        engines = [path for paths in exported.values() for path in paths if path.suffix == ".engine"]
 
         def go(fresh: bool, advance: Advance) -> None:
             from bcnet_deploy.bench.measure import BenchSettings
             from bcnet_deploy.bench.runs import bench_run
 
             settings = {**self.bench_settings, "batches": tuple(self.bench_settings["batches"])}
-            bench_run(self.run, settings=BenchSettings(**settings), progress=advance)
+            bench_run(self.run, settings=BenchSettings(**settings), exported=networks, progress=advance)
 
+        inputs = [self.table, *networks.values(), *engines]
         return Step("bench", "measuring", 20, self.bench_settings, inputs, [self.run.bench], go)

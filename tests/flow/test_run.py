@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.rundir import RunDir
+from tests.export.test_job import needs_rtx
 from tests.flow.tinynet import MODEL
 
 CONFIG = {
@@ -159,6 +160,55 @@ def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done:
     shutil.copytree(place / "whole", place / "tighter")
     ran = json.loads(call(place, "tighter", "--json", "--latency", "0.7x").stdout)["steps_run"]
     assert ran[0] == "search" and "retrain-full" not in ran and "retrain-found" in ran
+
+
+def test_another_budget_is_measured_anew_in_every_precision(place: Path, done: dict[str, Any]) -> None:
+    """The benchmark's networks are the search's: after another budget, and after an export was deleted."""
+    import shutil
+
+    shutil.copytree(place / "whole", place / "half")
+    (place / "half.yaml").write_text(yaml.safe_dump({**CONFIG, "precision": "fp16"}))
+
+    def again(*more: str) -> list[str]:
+        finished = call(place, "half", "--config", str(place / "half.yaml"), "--json", *more)
+        assert finished.returncode == 0, finished.stderr
+        bench = json.loads((place / "half" / "bench" / "bench.json").read_text())["networks"]
+        found = yaml.safe_load((place / "half" / "search" / "widths.yaml").read_text())["widths"]
+        assert bench["found"]["widths"] == found and bench["found"]["precision"] == "fp16"
+        return list(json.loads(finished.stdout)["steps_run"])
+
+    assert again() == ["export-full", "export-uniform", "export-found", "bench"]
+    assert "bench" in again("--latency", "0.7x")
+    (place / "half" / "export" / "found-fp16.onnx").unlink()
+    assert again("--latency", "0.7x")[0] == "export-found"
+
+
+def test_an_engines_files_are_outputs_of_its_export_and_inputs_of_the_benchmark(tmp_path: Path) -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.export.job import ExportJob, exported_files
+
+    job = ExportJob(which="found", engine="trt")
+    names = [path.name for path in exported_files(tmp_path, job, "fp16", load_device("t4"))]
+    assert names == ["found-t4-fp16.engine", "found-t4-fp16.engine.json", "found-t4-fp16.onnx"]
+    job = ExportJob(which="full", engine="ort", dynamic_batch=True)
+    names = [path.name for path in exported_files(tmp_path, job, "fp32", None)]
+    assert names == ["full-dynamic.ort", "full-dynamic.onnx"]
+
+
+@needs_rtx
+def test_a_deleted_engine_is_built_again_and_counts_for_the_benchmark(tmp_path: Path) -> None:
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.flow.steps import Steps
+
+    steps = Steps(RunDir(tmp_path), FlowConfig(device="t4", estimate=True, engine="trt"))
+    engine = tmp_path / "export" / "found-t4-fp16.engine"
+    assert {engine, Path(f"{engine}.json"), engine.with_suffix(".onnx")} == set(
+        steps.exporting("found").outputs
+    )
+    measured = {path.name for path in steps.measuring().inputs}
+    assert measured == {
+        "t4.json", "full-fp16.onnx", "uniform-fp16.onnx", "found-t4-fp16.onnx", "found-t4-fp16.engine",
+    }  # fmt: skip
 
 
 def test_another_model_is_refused_unless_forced(place: Path, done: dict[str, Any]) -> None:
