@@ -11,6 +11,7 @@ import numpy as np
 from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
 from bcnet_deploy.bench.result import BenchResult
+from bcnet_deploy.bench.runtimes import open_subject
 from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import EngineError, MissingStepError
 from bcnet_deploy.export import metadata as meta
@@ -24,6 +25,7 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
 from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+from bcnet_deploy.stale import difference, given_widths, searched_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +67,7 @@ def bench_run(
     notes: list[str] = []
     for index, which in enumerate(NETWORKS):
         tell(0.02 * (index + 1), f"preparing {which}")
-        file = (exported or {}).get(which) or _exported(run, which, profile)
+        file = (exported or {}).get(which) or _exported(run, which, profile, notes)
         if file is not None:
             paths[which] = file
             continue
@@ -112,17 +114,31 @@ def _reference(table: LatencyTable, model: nn.Module, space: WidthSpace) -> byte
     return NetworkMaker(model.eval(), space, batch=table.batch)(np.array(widths))
 
 
-def _exported(run: RunDir, which: str, device: DeviceProfile) -> Path | None:
-    """The ONNX file to measure: of the device's precision if there is one, else any of a fixed batch."""
+def _exported(run: RunDir, which: str, device: DeviceProfile, notes: list[str]) -> Path | None:
+    """The ONNX file to measure: of the device's precision if there is one, else any of a fixed batch.
+
+    What was exported before the latest search found other widths is left out, with a note.
+    """
     names: dict[str, str] = {**{precision: f"-{precision}" for precision in PRECISIONS}, "fp32": ""}
     suffixes = [names[device.precision], *names.values(), f"-{device.name}-{device.precision}"]
     paths = (run.export / f"{which}{suffix}.onnx" for suffix in suffixes)
-    return next((path for path in paths if path.exists()), None)
+    wanted = given_widths(run, which) or searched_widths(run, which)
+    for path in paths:
+        if not path.exists():
+            continue
+        widths = open_subject(path).metadata.widths
+        if wanted is None or not widths or not (other := difference(widths, wanted)):
+            return path
+        notes.append(
+            f"export/{path.name} is of other widths than the latest search found ({other}): it was not "
+            "measured; run 'bcnet-deploy retrain' and 'bcnet-deploy export --force'"
+        )
+    return None
 
 
 def _for_timing(run: RunDir, which: str) -> Path:
     """An FP32 export without parity, kept under ``bench/`` and made anew each time."""
-    source = load_source(run, which)
+    source = load_source(run, which, former=True)  # its weights do not change how long it takes
     model, _ = trace(source.module, source.model.input_size)
     meta.attach(model, describe(source, None))
     path = run.bench.parent / f"{which}.onnx"
@@ -133,7 +149,8 @@ def _for_timing(run: RunDir, which: str) -> Path:
 def _engine(run: RunDir, which: str, onnx_path: Path, device: str, precision: str) -> Path:
     """The engine exported for the device, else one built here and kept while its ONNX file is the same."""
     exported = run.export / f"{which}-{device}-{precision}.engine"
-    if exported.exists():
+    widths = dict(open_subject(onnx_path).metadata.widths)
+    if exported.exists() and read_info(exported).network.get("widths", {}) == widths:
         return exported
     path = run.bench.parent / exported.name
     if (

@@ -29,6 +29,9 @@ def command(run_dir: RunDir, out: Path | None, quiet: bool, as_json: bool) -> No
 
     path, content = write_report(run_dir, out)
 
+    for warning in content.warnings:
+        click.echo(f"bcnet-deploy: note: {warning}", err=True)
+
     def show() -> None:
         console(quiet=quiet).print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, ru
 from bcnet_deploy.cli.train import settings, shown_progress
 from bcnet_deploy.errors import ConfigError, WidthError
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.stale import GIVEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +136,12 @@ def command(
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":
         return
+    given = run_dir.retrained(network) / GIVEN
+    if widths_file is not None:
+        named = {v.name: int(w) for v, w in zip(space.variables, widths, strict=True)}
+        files.write_yaml(given, {"from": widths_file, "widths": named})
+    else:
+        given.unlink(missing_ok=True)
 
     def show() -> None:
         final = "no test images" if result.test_top1 is None else (

@@ -17,7 +17,7 @@ from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.onnx import DEFAULT_OPSET, OPSETS, ExportResult, export_onnx
 from bcnet_deploy.export.precision import PRECISIONS, Precision
-from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated
+from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated, require_current
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.engine_file import sidecar_path
 
@@ -93,7 +93,8 @@ def run_export(
         progress: told the share done and a note.
 
     Raises:
-        ExportError: the output exists already, an argument is out of range, or a check fails.
+        ExportError: the output exists already, an argument is out of range, a check fails, or the network
+            was retrained at a former search's widths.
         EngineError: no TensorRT is installed, or it refuses the device or precision.
         MissingStepError, CheckpointError, DataError: see :func:`load_source` and the data's loader.
     """
@@ -115,6 +116,7 @@ def run_export(
         device = _gpu_device(job.device or config.device, given=job.device is not None)
         precision = job.precision or _precision(device)
         check_device(device, precision)
+    require_current(run, job.which)
     folder = job.out or run.export
     path, onnx_path = (written := exported_files(folder, job, precision, device))[0], written[-1]
     kept = next((file for file in (path, onnx_path) if file.exists()), None)

@@ -101,7 +101,8 @@ class Content:
     """Everything on the page; an empty field becomes a line naming the command that fills it.
 
     ``budget_ms`` is the latency budget, ``budget_share`` the same as given where that was a share of the
-    full network's latency (0.5x).
+    full network's latency (0.5x). ``warnings`` is what a reader must know before the figures: results left
+    out because they are of another network, say.
     """
 
     title: str
@@ -113,6 +114,7 @@ class Content:
     budget_ms: float | None = None
     budget_share: float | None = None
     noise_floor: float | None = None
+    warnings: list[str] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
     widths: list[LayerWidth] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)

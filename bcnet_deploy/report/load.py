@@ -6,7 +6,7 @@ Only files are read, by numpy alone: a report can be made where neither PyTorch 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -27,10 +27,10 @@ from bcnet_deploy.report.content import (
     Network,
     Pair,
 )
+from bcnet_deploy.report.current import NETWORKS, drop_former
 from bcnet_deploy.rundir import RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
-NETWORKS = ("full", "uniform", "found")
 _REACH = NormalDist().inv_cdf(0.975)
 
 
@@ -53,12 +53,13 @@ def gather(run: RunDir) -> Content:
         bench = _json(run.bench, "benchmark")
         results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
         widths = _widths(explained)
-        content.networks = _networks(widths, explained, results, bench, table, config)
+        content.warnings = drop_former(run, widths, results, bench)
+        content.networks = _networks(widths, explained, results, bench, table)
         content.widths = _layer_widths(widths)
         content.pairs = _held_out(run, table) + _measured_pairs(content.networks)
         content.layers = _layers(widths, table)
         _add_search(content, run, explained)
-        content.curves = _curves(run)
+        content.curves = _curves(run, [name for name in NETWORKS if results[name] is not None])
         content.provenance = _provenance(config, table, explained, bench)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, (TableError, WidthError)):
@@ -96,7 +97,7 @@ def _widths(explained: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 def _networks(
     widths: Mapping[str, Mapping[str, int]], explained: Mapping[str, Any], results: Mapping[str, Any],
-    bench: Any, table: LatencyTable | None, config: RunConfig,
+    bench: Any, table: LatencyTable | None,
 ) -> list[Network]:  # fmt: skip
     networks = []
     for name in NETWORKS:
@@ -138,7 +139,7 @@ def _latency(bench: Any, name: str) -> dict[str, float]:
 
 
 def _layer_widths(widths: Mapping[str, Mapping[str, int]]) -> list[LayerWidth]:
-    if "found" not in widths:
+    if "found" not in widths or "full" not in widths:
         return []
     full, uniform = widths["full"], widths.get("uniform")
     return [
@@ -251,8 +252,8 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return text
 
 
-def _curves(run: RunDir) -> list[Curve]:
-    sources = {"supernet": run.train, **{name: run.retrained(name) for name in NETWORKS}}
+def _curves(run: RunDir, retrained: Sequence[str]) -> list[Curve]:
+    sources = {"supernet": run.train, **{name: run.retrained(name) for name in retrained}}
     accuracy = "validation top-1, %"
     quantities = {"loss": "training loss", "val_top1": accuracy}
     quantities |= {f"val_top1_{widths}": accuracy for widths in ("full", "half", "narrowest")}

@@ -110,7 +110,8 @@ def _summary(content: Content) -> str:
     ]  # fmt: skip
     head = ["network", "test top-1", "predicted", "measured", "median", "p90", "MACs", "parameters"]
     chosen = next((i for i, n in enumerate(content.networks) if n.name == "found"), None)
-    text = _cards(content) + _table(head, rows, chosen)
+    text = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in content.warnings)
+    text += _cards(content) + _table(head, rows, chosen)
     notes = []
     if content.budget:
         notes.append(f"Budget: {content.budget}.")

@@ -81,7 +81,7 @@ def test_an_existing_file_is_kept_unless_forced(run: RunDir) -> None:
 def test_retrained_weights_win(tmp_path: Path) -> None:
     run = searched(tmp_path)
     model, space = build(REF)
-    widths = space.uniform(0.25)
+    widths = space.uniform(0.5)
     net = space.extract(model, widths)
     with torch.no_grad():
         next(net.parameters()).fill_(0.5)
@@ -96,6 +96,25 @@ def test_retrained_weights_win(tmp_path: Path) -> None:
     assert described.class_names == tuple("abcdefghij")
     assert described.preprocessing["mean"] == [0.1]
     assert list(described.widths.values()) == widths.tolist()
+
+
+def test_what_was_trained_before_a_new_search_is_refused(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    model, space = build(REF)
+    widths = space.uniform(0.25)
+    save_subnet(run.retrained("uniform"), space.extract(model, widths), widths, space, REF, {})
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = export(run, "--which", "uniform", "--force")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "other widths than the latest search" in result.stderr
+    assert "bcnet-deploy retrain --network uniform" in result.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is written"
+    # Widths that the user gave to the retraining are no leftover of a search.
+    named = {v.name: int(width) for v, width in zip(space.variables, widths, strict=True)}
+    files.write_yaml(run.retrained("uniform") / "given.yaml", {"widths": named})
+    result = export(run, "--which", "uniform", "--json")
+    assert result.exit_code == 0, result.output
+    assert "of your own" in json.loads(result.stdout)["origin"]
 
 
 def test_the_supernets_slice_is_taken_and_recalibrated(

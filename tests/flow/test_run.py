@@ -129,7 +129,8 @@ def test_the_reports_marks_are_the_numbers_in_the_files(place: Path, done: dict[
     assert chosen[0] == search["costs"]["latency_ms"] and chosen[1] == pytest.approx(search["accuracy"])
     curve = [json.loads(line) for line in (run / "train" / "curves.jsonl").read_text().splitlines()]
     losses = [pair[1] for pair in values("plot-curve-training-loss")]
-    assert losses[: len(curve)] == [row["loss"] for row in curve if "loss" in row]
+    told = [row["loss"] for row in curve if "loss" in row]
+    assert losses[: len(told)] == told
     layers = sum(pair[0] or 0 for pair in values("plot-layers"))
     assert layers == pytest.approx(sum(n["predicted_ms"] for n in done["networks"]))
 
@@ -271,6 +272,29 @@ def test_the_report_of_a_part_of_a_run(place: Path, done: dict[str, Any], tmp_pa
         assert result.exit_code == 0, result.output
     content = gather(RunDir(tmp_path / "search"))
     assert content.front is None and content.widths == []
+
+
+def test_a_new_search_takes_the_former_networks_figures_out(
+    place: Path, done: dict[str, Any], tmp_path: Path
+) -> None:
+    """``search`` alone after a whole run: the report shows nothing measured or trained at the old widths."""
+    import shutil
+
+    target = tmp_path / "searched"
+    shutil.copytree(place / "whole", target)
+    explained = yaml.safe_load((target / "search" / "widths.yaml").read_text())
+    explained["widths"] = {name: width - 1 for name, width in explained["widths"].items()}
+    (target / "search" / "widths.yaml").write_text(yaml.safe_dump(explained))
+    content = gather(RunDir(target))
+    found, full = content.network("found"), content.network("full")
+    assert found is not None and full is not None
+    assert found.test_top1 is None and found.measured_ms is None and found.predicted_ms is not None
+    assert full.test_top1 is not None and full.measured_ms is not None
+    assert [curve.run for curve in content.curves].count("found") == 0
+    result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
+    assert result.exit_code == 0 and "retrain --network found" in result.stderr
+    page = (target / "report.html").read_text()
+    assert "its training is left out" in page and "its measurement is left out" in page
 
 
 def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
