@@ -12,7 +12,7 @@ from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
 from bcnet_deploy.bench.result import BenchResult
 from bcnet_deploy.bench.runtimes import open_subject
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, MissingStepError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.engine import build_engine
@@ -61,7 +61,7 @@ def bench_run(
         EngineError, ExportError: see :func:`bench`.
     """
     config = run.load()
-    profile = load_device(device or config.device)
+    profile = device_of_run(run, device or config.device)
     tell = progress or (lambda done, note: None)
     paths: dict[str, Path] = {}
     notes: list[str] = []
@@ -85,7 +85,7 @@ def bench_run(
     if present is not None and present[1] == profile.compute_capability and installed_flavours():
         for which, path in paths.items():
             try:
-                engines[which] = _engine(run, which, path, profile.name, profile.precision)
+                engines[which] = _engine(run, which, path, profile)
             except EngineError as error:
                 notes.append(f"{which} has no TensorRT engine: {error}")
     table_path = run.latency_table(profile.name)
@@ -146,9 +146,10 @@ def _for_timing(run: RunDir, which: str) -> Path:
     return path
 
 
-def _engine(run: RunDir, which: str, onnx_path: Path, device: str, precision: str) -> Path:
+def _engine(run: RunDir, which: str, onnx_path: Path, device: DeviceProfile) -> Path:
     """The engine exported for the device, else one built here and kept while its ONNX file is the same."""
-    exported = run.export / f"{which}-{device}-{precision}.engine"
+    precision = device.precision
+    exported = run.export / f"{which}-{device.name}-{precision}.engine"
     widths = dict(open_subject(onnx_path).metadata.widths)
     if exported.exists() and read_info(exported).network.get("widths", {}) == widths:
         return exported

@@ -70,7 +70,7 @@ def command(
         result = run_export(run_dir, job, progress=tell)
 
     def show() -> None:
-        target = console(quiet=quiet)
+        target = console()
         target.print(f"wrote   {result.path}", soft_wrap=True)
         target.print(f"weights {result.origin}", soft_wrap=True)
         if result.onnx.parity is not None:

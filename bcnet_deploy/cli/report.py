@@ -33,7 +33,7 @@ def command(run_dir: RunDir, out: Path | None, quiet: bool, as_json: bool) -> No
         click.echo(f"bcnet-deploy: note: {warning}", err=True)
 
     def show() -> None:
-        console(quiet=quiet).print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)", soft_wrap=True)
+        console().print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)", soft_wrap=True)
 
     emit(
         {"path": str(path), "networks": [asdict(network) for network in content.networks]},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option
+from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option, warn_of_threads
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds, parse_size
 
@@ -52,15 +52,18 @@ def command(
 
     size = parse_size(input_size) if input_size else None
     settings = load(config).replace(**given, input_size=size)
+    from bcnet_deploy.devices import device_of_run
     from bcnet_deploy.flow.run import run_flow
 
+    warn_of_threads(device_of_run(run_dir, settings.device).threads or 1)
     result = run_flow(
         run_dir, settings, console(stderr=True, quiet=quiet or as_json), quiet=quiet or as_json, force=force
     )
     data = {
         "networks": [asdict(network) for network in result.content.networks],
         "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
-        "measured_share": result.content.measured_share, "estimated": result.content.estimated,
+        "measured_share": result.content.measured_share, "measured_on": result.content.measured_on,
+        "measured_departs": result.content.measured_departs, "estimated": result.content.estimated,
         "steps_run": result.ran, "seconds": round(result.seconds, 1), "report": str(result.report),
     }  # fmt: skip
     emit(data, as_json=as_json, show=lambda: show(result))
@@ -75,7 +78,11 @@ def show(result: FlowResult) -> None:
     budget = "" if result.budget_ms is None else f", budget {format_milliseconds(result.budget_ms)}"
     table = Table(title=f"{content.model} on {content.data}, {content.device}{budget}{estimated}")
     table.add_column("network")
-    for header in ("test top-1", f"predicted{estimated}", "measured", "p90", "MACs", "parameters"):
+    # What was measured on another runtime than the device's must not pass for the device's time.
+    here = f" on {content.measured_on.split(',')[0]} here" if content.measured_departs else ""
+    for header in (
+        "test top-1", f"predicted{estimated}", f"measured{here}", f"p90{here}", "MACs", "parameters",
+    ):  # fmt: skip
         table.add_column(header, justify="right")
     for network in content.networks:
         times = (network.predicted_ms, network.measured_ms, network.measured_p90_ms)
@@ -110,7 +117,12 @@ def verdict(result: FlowResult) -> str:
         )
         parts.append(f"Found: {abs(gap):.2f} points {word} than {kept}")
     content = result.content
-    if content.budget_share is not None and content.measured_share is not None:
+    if content.measured_departs and found and found.measured_ms is not None:
+        parts.append(
+            f"measured on {content.measured_on}, not as predicted for {content.device} "
+            f"({content.measured_departs}): no verdict on the budget"
+        )
+    elif content.budget_share is not None and content.measured_share is not None:
         parts.append(
             f"measured {content.measured_share:.3f}x of the full network (budget {content.budget_share:g}x)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcnet_deploy import files
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.onnx import DEFAULT_OPSET, OPSETS, ExportResult, export_onnx
@@ -113,12 +113,13 @@ def run_export(
     if job.engine == "trt":
         from bcnet_deploy.export.engine import check_device
 
-        device = _gpu_device(job.device or config.device, given=job.device is not None)
+        device = _gpu_device(run, job.device or config.device, given=job.device is not None)
         precision = job.precision or _precision(device)
         check_device(device, precision)
     require_current(run, job.which)
     folder = job.out or run.export
     path, onnx_path = (written := exported_files(folder, job, precision, device))[0], written[-1]
+    listed = exports(folder / "export.json", anew=job.force)
     kept = next((file for file in (path, onnx_path) if file.exists()), None)
     if kept is not None and not job.force:
         raise ExportError(
@@ -129,7 +130,8 @@ def run_export(
 
     tell(0.05, "loading the network")
     source = load_source(run, job.which)
-    splits = load_data(config.data, source.model.input_size, num_classes=source.model.num_classes)
+    # Of the data only images are used: a run of a published model may still name the default digits.
+    splits = load_data(config.data, source.model.input_size)
     module = recalibrated(source.module, splits) if source.shared else source.module
     tell(0.2, "exporting to ONNX")
     onnx = export_onnx(
@@ -151,7 +153,10 @@ def run_export(
         tell(0.8, "building the engine")
         engine = build_engine(onnx.path, path, device, precision)
     result = JobResult(job.which, path, onnx, engine, source.origin)
-    _note(folder / "export.json", result)
+    # Beside what is listed, in the place of an older entry of the same file.
+    files.write_json(
+        folder / "export.json", {"format": 1, "exports": {**listed, result.path.name: result.to_dict()}}
+    )
     tell(1.0, "done")
     return result
 
@@ -162,6 +167,8 @@ def describe(source: Source, splits: DataSplits | None) -> ModelMetadata:
     mean = extra.get("mean") or (list(splits.mean) if splits else [])
     std = extra.get("std") or (list(splits.std) if splits else [])
     channels = source.model.input_size[0]
+    named = splits is not None and len(splits.classes) == source.model.num_classes
+    known = splits.classes if splits is not None and named else ()
     return ModelMetadata(
         model=source.model.to_dict(), which=source.which, widths=source.widths,
         fingerprint=source.fingerprint,
@@ -170,7 +177,7 @@ def describe(source: Source, splits: DataSplits | None) -> ModelMetadata:
             "size": list(source.model.input_size[1:]), "value_range": [0.0, 1.0], "mean": mean, "std": std,
             "formula": "(value - mean) / std, by channel",
         },
-        class_names=tuple(extra.get("classes") or (splits.classes if splits else ())),
+        class_names=tuple(extra.get("classes") or known),
         extra={"weights": source.origin},
     )  # fmt: skip
 
@@ -209,8 +216,8 @@ def write_ort(onnx_path: Path, path: Path) -> None:
             raise EngineError(ort_message(error)) from error
 
 
-def _gpu_device(name: str, *, given: bool) -> DeviceProfile:
-    device = load_device(name)
+def _gpu_device(run: RunDir, name: str, *, given: bool) -> DeviceProfile:
+    device = device_of_run(run, name)
     if device.compute_capability is None and not given:
         raise EngineError(
             f"the run's device {name!r} is no GPU, which TensorRT needs; name one with --device, "
@@ -250,8 +257,26 @@ def _stem(job: ExportJob, precision: Precision, device: DeviceProfile | None) ->
     return "-".join(parts)
 
 
-def _note(path: Path, result: JobResult) -> None:
-    """Add ``result`` to the folder's list, in the place of an older entry of the same file."""
-    noted: Any = files.read_json(path, ExportError, "export list") if path.exists() else {}
-    entries: Mapping[str, Any] = noted.get("exports", {}) if isinstance(noted, dict) else {}
-    files.write_json(path, {"format": 1, "exports": {**entries, result.path.name: result.to_dict()}})
+def exports(path: Path, *, anew: bool = False) -> dict[str, Any]:
+    """What an export list says, by file name; empty where there is none.
+
+    Args:
+        path: ``export.json`` of the folder.
+        anew: a damaged list counts as none.
+
+    Raises:
+        ExportError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        data = files.read_json(path, ExportError, "export list")
+        entries = data.get("exports") if isinstance(data, dict) else None
+        if isinstance(entries, dict) and data.get("format") == 1:
+            return dict(entries)
+        reason = f"{path} is no export list of format 1"
+    except ExportError as error:
+        reason = str(error)
+    if anew:
+        return {}
+    raise ExportError(f"{reason}; give --force to start it anew, or --out another folder")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.devices import DeviceProfile, device_of_run, is_shipped, keep_device
 from bcnet_deploy.errors import ConfigError, RunDirError
 from bcnet_deploy.flow.checks import check_classes, check_export, check_table, classes_of, known_settings
 from bcnet_deploy.flow.config import FlowConfig
@@ -49,7 +50,7 @@ def open_run(run: RunDir, config: FlowConfig, *, force: bool) -> RunConfig:
     Raises:
         RunDirError: another run is there and ``force`` is false, or it is of another version.
     """
-    profile = load_device(config.device)
+    profile = device_of_run(run, config.device)
     wanted = RunConfig(model=model_reference(config), device=profile.name, data=config.data, seed=config.seed)
     if run.exists():
         try:
@@ -71,8 +72,10 @@ def open_run(run: RunDir, config: FlowConfig, *, force: bool) -> RunConfig:
             for name in FOLDERS:
                 shutil.rmtree(run / name, ignore_errors=True)
         elif there == wanted:
+            keep_device(run, profile)
             return wanted
     run.save(wanted)
+    keep_device(run, profile)
     return wanted
 
 
@@ -115,7 +118,7 @@ class Steps:
     def __init__(self, run: RunDir, config: FlowConfig) -> None:
         self.run = run
         self.config = config
-        self.profile: DeviceProfile = load_device(config.device)
+        self.profile: DeviceProfile = device_of_run(run, config.device)
         self.ref = model_reference(config)
         self.supernet_settings = train_settings(config.train, config.data)
         self.final_settings = train_settings(config.retrain, config.data)
@@ -148,13 +151,20 @@ class Steps:
         config = self.config
         return {"model": self.ref.to_dict(), "data": config.data, "seed": config.seed}
 
+    @property
+    def _own_device(self) -> dict[str, Any]:
+        """What a device profile of the user's own says: steps depend on more than its name."""
+        if is_shipped(self.profile):
+            return {}
+        return {"profile": {**dataclasses.asdict(self.profile), "path": None}}
+
     # -- profile -------------------------------------------------------------------------------
 
     def profiling(self) -> Step:
         config, given = self.config, [Path(self.config.table)] if self.config.table else []
         settings = {
             "model": self.ref.to_dict(), "device": self.profile.name, "estimate": config.estimate,
-            "budget": None if given else config.profile_budget,
+            "budget": None if given else config.profile_budget, **self._own_device,
         }  # fmt: skip
         budget = parse_duration(config.profile_budget)
         title = f"latency table of {self.profile.name}"
@@ -168,7 +178,10 @@ class Steps:
             LatencyTable.load(self.config.table).for_space(space).save(self.table)
             return
         from bcnet_deploy.profiler.device import profile_device
+        from bcnet_deploy.profiler.runners import check_gpu
 
+        if self.profile.kind == "gpu" and not self.config.estimate:
+            check_gpu(self.profile, self.ref.name, whole=True)
         model, _ = build(self.ref, self.config.seed)
         budget = parse_duration(self.config.profile_budget)
 
@@ -295,4 +308,5 @@ class Steps:
             bench_run(self.run, settings=BenchSettings(**settings), exported=networks, progress=advance)
 
         inputs = [self.table, *networks.values(), *engines]
-        return Step("bench", "measuring", 20, self.bench_settings, inputs, [self.run.bench], go)
+        settings = {**self.bench_settings, **self._own_device}
+        return Step("bench", "measuring", 20, settings, inputs, [self.run.bench], go)

@@ -27,7 +27,7 @@ from bcnet_deploy.report.content import (
     Network,
     Pair,
 )
-from bcnet_deploy.report.current import NETWORKS, drop_former
+from bcnet_deploy.report.measured import NETWORKS, drop_former, measured_latency, measured_on
 from bcnet_deploy.rundir import RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
@@ -56,7 +56,10 @@ def gather(run: RunDir) -> Content:
         content.warnings = drop_former(run, widths, results, bench)
         content.networks = _networks(widths, explained, results, bench, table)
         content.widths = _layer_widths(widths)
-        content.pairs = _held_out(run, table) + _measured_pairs(content.networks)
+        content.measured_on, content.measured_departs = measured_on(bench)
+        content.pairs = _held_out(run, table)
+        if not content.measured_departs:
+            content.pairs += _measured_pairs(content.networks)
         content.layers = _layers(widths, table)
         _add_search(content, run, explained)
         content.curves = _curves(run, [name for name in NETWORKS if results[name] is not None])
@@ -106,7 +109,7 @@ def _networks(
             continue
         said = explained if name == "found" else explained.get("compared_with", {}).get(name, {})
         predicted, low, high = _prediction(table, widths.get(name))
-        measured = _latency(bench, name)
+        measured = measured_latency(bench, name)
         test = None if result is None else result["test_top1"]
         costs = said.get("costs", {}) if result is None else result
         networks.append(
@@ -127,15 +130,6 @@ def _prediction(
     row = np.array([[widths[variable.name] for variable in table.network.variables]])
     value, reach = float(table.predict(row)[0]), _REACH * float(table.uncertainty(row)[0])
     return value, max(0.0, value - reach), value + reach
-
-
-def _latency(bench: Any, name: str) -> dict[str, float]:
-    """Latency statistics on the runtime that the prediction speaks of (else the first)."""
-    if bench is None or name not in bench["networks"]:
-        return {}
-    runtimes = bench["networks"][name]["runtimes"].values()
-    compared = [r for r in runtimes if r["prediction_error"] is not None] or list(runtimes)
-    return dict(compared[0]["latency"]) if compared else {}
 
 
 def _layer_widths(widths: Mapping[str, Mapping[str, int]]) -> list[LayerWidth]:

@@ -205,6 +205,25 @@ def test_the_file_of_the_devices_precision_is_measured(tmp_path: Path) -> None:
     assert _exported(run, "found", load_device("cpu"), []) == run.export / "found.onnx"
 
 
+def test_what_departs_from_the_tables_conditions_is_not_compared(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    runner = CliRunner()
+    place = ["--run-dir", str(run.path)]
+    assert runner.invoke(cli, ["profile", "--device", "cpu-1thread", "--estimate", *place]).exit_code == 0
+    quick = ["--rounds", "1", "--runs", "2", "--batches", "", "--no-layers", *place]
+    result = runner.invoke(cli, ["bench", "--threads", "64", *quick])
+    assert result.exit_code == 0, result.output
+    assert "64 thread(s), not 1" in result.stdout and "UserWarning" not in result.output
+    assert result.stderr.count("64 threads on") == 1
+    assert "onnxruntime-cpu fp32" in result.stdout, "the runtime is not broken in two"
+    made = runner.invoke(cli, ["report", "-q", *place])
+    assert made.exit_code == 0 and "wrote " in made.stdout
+    page = run.report.read_text()
+    assert "Measured here on onnxruntime-cpu, 64 thread(s)" in page
+    entry = json.loads(run.bench.read_text())["networks"]["found"]["runtimes"]["onnxruntime-cpu"]
+    assert entry["prediction_error"] is None and entry["departs"] == "64 thread(s), not 1"
+
+
 def test_an_export_of_a_former_search_is_not_measured(tmp_path: Path) -> None:
     from bcnet_deploy import files
     from bcnet_deploy.bench.runs import _exported

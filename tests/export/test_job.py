@@ -199,13 +199,28 @@ def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ['{"exports": []}', "[1]", "{", '{"format": 9, "exports": {}}'])
+def test_a_damaged_list_is_refused_before_any_work(tmp_path: Path, text: str) -> None:
+    run = searched(tmp_path)
+    run.export.mkdir()
+    (run.export / "export.json").write_text(text)
+    result = export(run)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "export.json" in result.stderr and "--force" in result.stderr
+    assert [path.name for path in run.export.iterdir()] == ["export.json"]
+    assert export(run, "--force", "--which", "full").exit_code == 0
+    assert list(json.loads((run.export / "export.json").read_text())["exports"]) == ["full.onnx"]
+
+
 def test_missing_steps_name_their_command(tmp_path: Path) -> None:
     empty = RunDir(tmp_path / "none")
     assert "bcnet-deploy run" in export(empty).stderr
     run = RunDir(tmp_path / "begun")
     run.save(RunConfig(REF))
     assert "run 'bcnet-deploy search' first" in export(run).stderr
-    assert export(run, "--which", "full", "--quiet").exit_code == 0
+    quiet = export(run, "--which", "full", "--quiet")
+    assert quiet.exit_code == 0
+    assert "wrote " in quiet.stdout and "parity" in quiet.stdout, "no progress, only the result"
 
 
 def test_widths_of_another_model_are_refused(tmp_path: Path) -> None:

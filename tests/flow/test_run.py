@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,8 +157,6 @@ def test_again_does_nothing(place: Path, done: dict[str, Any]) -> None:
 
 
 def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done: dict[str, Any]) -> None:
-    import shutil
-
     shutil.copytree(place / "whole", place / "tighter")
     ran = json.loads(call(place, "tighter", "--json", "--latency", "0.7x").stdout)["steps_run"]
     assert ran[0] == "search" and "retrain-full" not in ran and "retrain-found" in ran
@@ -165,8 +164,6 @@ def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done:
 
 def test_another_budget_is_measured_anew_in_every_precision(place: Path, done: dict[str, Any]) -> None:
     """The benchmark's networks are the search's: after another budget, and after an export was deleted."""
-    import shutil
-
     shutil.copytree(place / "whole", place / "half")
     (place / "half.yaml").write_text(yaml.safe_dump({**CONFIG, "precision": "fp16"}))
 
@@ -210,6 +207,48 @@ def test_a_deleted_engine_is_built_again_and_counts_for_the_benchmark(tmp_path: 
     assert measured == {
         "t4.json", "full-fp16.onnx", "uniform-fp16.onnx", "found-t4-fp16.onnx", "found-t4-fp16.engine",
     }  # fmt: skip
+
+
+def test_a_cpus_time_does_not_pass_for_a_gpus(place: Path, done: dict[str, Any]) -> None:
+    """A run for a device that is not here: this machine's time is named as such, and judges no budget."""
+    shutil.copytree(place / "whole", place / "gpu")
+    finished = call(place, "gpu", "--device", "t4", "--latency", "0.99x", "--json")
+    assert finished.returncode == 0, finished.stderr
+    data = json.loads(finished.stdout)
+    assert "onnxruntime-cpu" in data["measured_departs"] and "t4" in data["measured_departs"]
+    assert data["measured_share"] is None and data["measured_on"].startswith("onnxruntime-cpu, 1 thread")
+    shown = call(place, "gpu", "--device", "t4", "--latency", "0.99x").stdout
+    assert "no verdict on the budget" in shown and "(budget 0.99x)" not in shown
+    assert "measured on" in shown and "here" in shown
+    content = gather(RunDir(place / "gpu"))
+    assert content.pairs == []
+    page = (place / "gpu" / "report.html").read_text()
+    assert "Measured here on onnxruntime-cpu" in page and "<th>measured here</th>" in page
+    assert "faster than the full network, predicted" in page
+
+
+def test_a_device_profile_of_ones_own_may_move_after_the_run(place: Path, done: dict[str, Any]) -> None:
+    shutil.copytree(place / "whole", place / "board")
+    text = (Path(os.getcwd()) / "profiles" / "cpu-1thread.yaml").read_text()
+    file = place / "board.yaml"
+    file.write_text(text.replace("name: cpu-1thread", "name: my-board"))
+    finished = call(place, "board", "--device", str(file), "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert "bench" in json.loads(finished.stdout)["steps_run"]
+    file.unlink()
+    again = call(place, "board", "--device", "my-board")
+    assert again.returncode == 0, again.stderr
+    assert [line.split(": ")[-1] for line in again.stderr.splitlines()] == ["done already"] * 10
+    target = ["--run-dir", str(place / "board")]
+    alone = ["bench", "--rounds", "1", "--runs", "2", "--batches", "", "--no-layers", "-q", *target]
+    for arguments in (alone, ["profile", "--estimate", *target], ["profile", "--device", "t4x", *target]):
+        finished = subprocess.run(
+            [sys.executable, "-m", "bcnet_deploy", *arguments], cwd=place, env=environment(),
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert finished.returncode == (1 if "t4x" in arguments else 0), finished.stderr
+        if "-q" in arguments:
+            assert "my-board" in finished.stdout and "found" in finished.stdout, "quiet prints the result"
 
 
 def test_another_model_is_refused_unless_forced(place: Path, done: dict[str, Any]) -> None:
@@ -262,8 +301,6 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_state(place: Path, done
 
 
 def test_the_report_of_a_part_of_a_run(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     for removed in ("bench", "retrain", "search", "train"):
         target = tmp_path / removed
         shutil.copytree(place / "whole", target)
@@ -278,8 +315,6 @@ def test_a_new_search_takes_the_former_networks_figures_out(
     place: Path, done: dict[str, Any], tmp_path: Path
 ) -> None:
     """``search`` alone after a whole run: the report shows nothing measured or trained at the old widths."""
-    import shutil
-
     target = tmp_path / "searched"
     shutil.copytree(place / "whole", target)
     explained = yaml.safe_load((target / "search" / "widths.yaml").read_text())
@@ -298,8 +333,6 @@ def test_a_new_search_takes_the_former_networks_figures_out(
 
 
 def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     target = tmp_path / "damaged"
     shutil.copytree(place / "whole", target)
     (target / "bench" / "bench.json").write_text('{"networks": 3}')
@@ -343,6 +376,7 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
         (["--engine", "trt"], ["is no GPU", "--device"]),
         (["--table", "nowhere.json"], ["nowhere.json", "leave --table out"]),
         (["--num-classes", "5"], ["10 classes", "tells 5 apart", "--num-classes 10"]),
+        (["--num-classes", "20"], ["10 classes", "tells 20 apart", "--num-classes 10"]),
     ],
 )
 def test_mistakes_in_late_steps_cost_no_work(arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -351,6 +385,14 @@ def test_mistakes_in_late_steps_cost_no_work(arguments: list[str], words: list[s
     assert all(word in result.output for word in words), result.output
     assert len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_a_gpu_that_is_not_here_names_the_options_of_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), "--device", "t4"])
+    assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for words in ("bcnet-deploy run --device t4 --table FILE", "bcnet-deploy run --device t4 --estimate"):
+        assert words in result.stderr, result.stderr
 
 
 def test_an_image_folder_without_train_is_refused_at_once(tmp_path: Path) -> None:
