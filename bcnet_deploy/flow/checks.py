@@ -34,9 +34,9 @@ def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
 
 
 def check_classes(reference: str, num_classes: int, input_size: tuple[int, int, int]) -> None:
-    """Raise :class:`DataError` where the data has more classes than the model tells apart."""
+    """Raise :class:`DataError` where the data has another number of classes than the model tells apart."""
     count = classes_of(reference, input_size)
-    if count > num_classes:
+    if count != num_classes:
         raise DataError(
             f"{reference} has {count} classes, the model tells {num_classes} apart; "
             f"give --num-classes {count}, or leave it out to take the data's"
