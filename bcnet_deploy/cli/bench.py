@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bcnet_deploy.cli.choices import devices
 from bcnet_deploy.cli.common import (
     console,
     emit,
@@ -34,8 +35,9 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 
 @click.command("bench")
 @click.option(
-    "--device", default=None, help="Device profile whose table and threads are used. Default: the run's."
-)
+    "--device", default=None, shell_complete=devices,
+    help="Device profile whose table and threads are used. Default: the run's.",
+)  # fmt: skip
 @click.option("--rounds", default=8, show_default=True, help="How often each network is loaded anew.")
 @click.option("--runs", default=20, show_default=True, help="Timed runs a round.")
 @click.option("--warmup", default=5, show_default=True, help="Untimed runs before them.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy.cli.choices import devices as profile_names
 from bcnet_deploy.cli.common import (
     console,
     emit,
@@ -29,7 +30,10 @@ DEFAULT_MODEL = "mobilenet_v2"
 
 
 @click.command("profile")
-@click.option("--device", help="Name of a device profile, or path of your own. Default: the run's, or cpu.")
+@click.option(
+    "--device", shell_complete=profile_names,
+    help="Name of a device profile, or path of your own. Default: the run's, or cpu.",
+)  # fmt: skip
 @click.option("--devices", help="Several devices, separated by commas.")
 @click.option("--model", help=f"Name, or package.module:function. Default: the run's, or {DEFAULT_MODEL}.")
 @click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")

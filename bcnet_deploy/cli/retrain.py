@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bcnet_deploy import files
+from bcnet_deploy.cli.choices import recipes
 from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option
 from bcnet_deploy.cli.train import settings, shown_progress
 from bcnet_deploy.errors import ConfigError, WidthError
@@ -77,7 +78,9 @@ def uniform_like(space: WidthSpace, widths: npt.NDArray[np.int64]) -> npt.NDArra
     help="found: the search's; uniform: one ratio for all layers within the same budgets; full: as it was.",
 )  # fmt: skip
 @click.option("--widths", "widths_file", help="Other widths, under the name of --network: a YAML file.")
-@click.option("--config", "recipe", help="Recipe: a YAML file, or the name of a shipped one.")
+@click.option(
+    "--config", "recipe", shell_complete=recipes, help="Recipe: a YAML file, or the name of a shipped one."
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--inherit", is_flag=True, help="Start from the supernet's weights; default: from scratch.")
 @click.option("--distill", is_flag=True, help="Follow the supernet's full width with half of the loss.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy.cli.choices import ENGINE, configurations, datasets, devices
 from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option, warn_of_threads
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds, parse_size
@@ -16,19 +17,25 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option("--config", default="demo", show_default=True, help="A YAML file, or a shipped one's name.")
+@click.option(
+    "--config", default="demo", show_default=True, shell_complete=configurations,
+    help="A YAML file, or a shipped one's name.",
+)  # fmt: skip
 @click.option("--model", help="Name, or package.module:function.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Default: the data's.")
 @click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")
 @click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take.")
-@click.option("--data", help="'digits', an image folder or its tar archive, or package.module:function.")
-@click.option("--device", help="Name of a device profile, or path of your own.")
+@click.option(
+    "--data", shell_complete=datasets,
+    help="'digits', an image folder or its tar archive, or package.module:function.",
+)  # fmt: skip
+@click.option("--device", shell_complete=devices, help="Name of a device profile, or path of your own.")
 @click.option("--latency", help="The budget: 5ms, or 0.5x of the full network.")
 @click.option("--table", help="Take this latency table instead of measuring one.")
 @click.option(
     "--estimate", is_flag=True, default=None, help="Estimate the table of a device that is not here."
 )
-@click.option("--engine", help="Export as onnx, ort or trt.")
+@click.option("--engine", type=ENGINE, help="Of the export of the network found.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
 @click.option("--force", is_flag=True, help="Replace a run of another model, data set or seed.")
 @run_dir_option

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy.cli.choices import recipes
 from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
 from bcnet_deploy.errors import ConfigError, MissingStepError
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
@@ -112,7 +113,9 @@ def shown_progress(task: str, *, quiet: bool) -> tuple[Any, ProgressCall]:
 @click.option("--levels", type=click.IntRange(min=1), help="Widths of each variable; default 20.")
 @click.option("--min-level", type=click.IntRange(min=0), help="Smallest level; default 0.")
 @click.option("--data", help="'digits', an image folder or its tar archive, or 'package.module:function'.")
-@click.option("--config", "recipe", help="Recipe: a YAML file, or the name of a shipped one.")
+@click.option(
+    "--config", "recipe", shell_complete=recipes, help="Recipe: a YAML file, or the name of a shipped one."
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--compute", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the run's.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from bcnet_deploy.errors import ConfigError, DataError, EngineError, ExportError
 
 if TYPE_CHECKING:
     from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.space import WidthSpace
+
+_log = logging.getLogger("bcnet_deploy")
 
 
 def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
@@ -70,6 +74,28 @@ def check_export(config: FlowConfig, device: DeviceProfile) -> str:
         )
     check_device(device, precision)
     return precision
+
+
+def check_budget(space: WidthSpace, table_path: Path, config: FlowConfig) -> None:
+    """Refuse, before training, a budget that no network keeps; say where it is held by expectation only.
+
+    Raises:
+        InfeasibleError: no network keeps the budget.
+    """
+    from bcnet_deploy.flow.searching import attainable_confidence
+    from bcnet_deploy.lut import LatencyTable
+
+    table = LatencyTable.load(table_path).for_space(space)
+    if attainable_confidence(space, table, config) >= config.confidence:
+        return
+    if table.estimated:
+        reason, advice = "an estimate, too uncertain", "measure one on the device for a budget with a margin"
+    else:
+        reason, advice = "too noisy (see 'bcnet-deploy table show')", "profile again on a quieter machine"
+    _log.warning(
+        "the latency table is %s for %s at confidence %g: the budget is held by expected latency; %s",
+        reason, config.latency, config.confidence, advice,
+    )  # fmt: skip
 
 
 def check_table(path: str | None) -> None:

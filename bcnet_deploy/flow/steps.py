@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy.devices import DeviceProfile, device_of_run, is_shipped, keep_device
 from bcnet_deploy.errors import ConfigError, RunDirError
-from bcnet_deploy.flow.checks import check_classes, check_export, check_table, classes_of, known_settings
+from bcnet_deploy.flow.checks import (
+    check_budget,
+    check_classes,
+    check_export,
+    check_table,
+    classes_of,
+    known_settings,
+)
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance, Step
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
@@ -205,13 +212,12 @@ class Steps:
         import torch
 
         from bcnet_deploy.data import load_data
-        from bcnet_deploy.flow.searching import require_budget
         from bcnet_deploy.nn import Supernet
         from bcnet_deploy.train import train_supernet
 
         seed = self.config.seed
         model, space = build(self.ref, seed)
-        require_budget(space, self.table, self.config)
+        check_budget(space, self.table, self.config)
         splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
         supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
         train_supernet(

@@ -172,9 +172,6 @@ def test_an_engine_for_a_t4_on_any_machine(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "tvm"], "unknown engine 'tvm'; allowed are onnx, ort, trt"),
-        (["--which", "best"], "unknown network 'best'; allowed are found, uniform, full"),
-        (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--opset", "9"], "opset 9 is out of range"),
         (["--engine", "trt"], "is no GPU, which TensorRT needs; name one with --device"),
         (["--engine", "trt", "--device", "t44"], "did you mean 't4'"),
@@ -185,6 +182,31 @@ def test_bad_input_is_one_line(run: RunDir, arguments: list[str], message: str) 
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "tvm"], "unknown engine 'tvm'; allowed are onnx, ort, trt"),
+        (["--which", "best"], "unknown network 'best'; allowed are found, uniform, full"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exits_with_2(run: RunDir, arguments: list[str], message: str) -> None:
+    result = export(run, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_values_offered_are_those_the_export_takes() -> None:
+    from bcnet_deploy.cli import choices
+    from bcnet_deploy.export.job import ENGINES
+    from bcnet_deploy.export.precision import PRECISIONS
+    from bcnet_deploy.export.source import WHICH
+
+    assert choices.ENGINE.values == ENGINES and choices.NETWORK.values == WHICH
+    assert set(choices.PRECISION.values) == set(PRECISIONS)
 
 
 def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

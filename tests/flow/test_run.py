@@ -328,6 +328,13 @@ def test_a_new_search_takes_the_former_networks_figures_out(
     assert [curve.run for curve in content.curves].count("found") == 0
     result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
     assert result.exit_code == 0 and "retrain --network found" in result.stderr
+    foreign = tmp_path / "page.html"
+    foreign.write_text("my own page")
+    out = ["report", "--run-dir", str(target), "--out", str(foreign)]
+    refused = CliRunner().invoke(cli, out)
+    assert refused.exit_code == 1 and "--force" in refused.stderr and foreign.read_text() == "my own page"
+    for more in (["--force"], []):  # once it is a report, the next one may replace it
+        assert CliRunner().invoke(cli, [*out, *more]).exit_code == 0
     page = (target / "report.html").read_text()
     assert "its training is left out" in page and "its measurement is left out" in page
 
@@ -372,7 +379,6 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "tvm"], ["unknown engine 'tvm'", "onnx, ort, trt"]),
         (["--engine", "trt"], ["is no GPU", "--device"]),
         (["--table", "nowhere.json"], ["nowhere.json", "leave --table out"]),
         (["--num-classes", "5"], ["10 classes", "tells 5 apart", "--num-classes 10"]),
@@ -393,6 +399,13 @@ def test_a_gpu_that_is_not_here_names_the_options_of_run(tmp_path: Path) -> None
     assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
     for words in ("bcnet-deploy run --device t4 --table FILE", "bcnet-deploy run --device t4 --estimate"):
         assert words in result.stderr, result.stderr
+
+
+def test_a_value_that_is_none_of_those_allowed_is_wrong_usage(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), "--engine", "tvm"])
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert "unknown engine 'tvm'" in result.stderr and "onnx, ort, trt" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_image_folder_without_train_is_refused_at_once(tmp_path: Path) -> None:
@@ -457,6 +470,22 @@ def test_what_uniform_is_compared_where_none_keeps_the_budget() -> None:
     ):  # fmt: skip
         widths, found = comparable_uniform(constraints(limit))
         assert (found, widths.tolist()) == (margin, space.uniform(rung / 4).tolist()), limit
+
+
+def test_an_estimate_is_not_called_noisy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.flow.checks import check_budget
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.lut.estimate import estimate_table
+    from bcnet_deploy.models import build_model
+    from bcnet_deploy.space import WidthSpace
+
+    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 16)
+    table = estimate_table(space, load_device("t4"))
+    table.save(tmp_path / "t4.json")
+    full, narrowest = (float(table.predict(w)[0]) for w in (space.full, space.narrowest))
+    check_budget(space, tmp_path / "t4.json", FlowConfig(latency=f"{1.1 * narrowest / full:.4f}x"))
+    assert "an estimate" in caplog.text and "noisy" not in caplog.text and "quieter" not in caplog.text
 
 
 def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
