@@ -111,7 +111,6 @@ def verdict(result: FlowResult) -> str:
     parts = []
     if found and uniform and found.test_top1 is not None and uniform.test_top1 is not None:
         gap = 100 * (found.test_top1 - uniform.test_top1)
-        word = "more" if gap >= 0 else "fewer"
         over = (
             uniform.predicted_ms is not None
             and result.budget_ms is not None
@@ -122,7 +121,9 @@ def verdict(result: FlowResult) -> str:
             if over
             else "uniform scaling within the same budget"
         )
-        parts.append(f"Found: {abs(gap):.2f} points {word} than {kept}")
+        # As it is printed: less than a hundredth of a point is no difference.
+        apart = f"{abs(gap):.2f} points {'more' if gap > 0 else 'fewer'} than"
+        parts.append(f"Found: {apart if round(abs(gap), 2) else 'as accurate as'} {kept}")
     content = result.content
     if content.measured_departs and found and found.measured_ms is not None:
         parts.append(

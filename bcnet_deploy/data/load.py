@@ -56,7 +56,7 @@ def load_data(
         raise DataError(
             f"no data {reference!r}: there is no such file or folder{nearest(reference, ['digits'])}; "
             "allowed: 'digits', a folder with train/<class>/ and test/<class>/, a tar archive of one, "
-            "'module:function'"
+            "'module:function'; name it with --data FOLDER_OR_TAR"
         )
     if num_classes is not None and splits.num_classes != num_classes:
         count = splits.num_classes

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from bcnet_deploy import files
+from bcnet_deploy import __version__, files
 from bcnet_deploy.errors import RunDirError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.report.content import (
@@ -277,10 +278,27 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _provenance(
     config: RunConfig, table: LatencyTable | None, explained: Mapping[str, Any], bench: Any
 ) -> list[tuple[str, str]]:
-    lines = [("seed", str(config.seed))]
+    model = config.model
+    size = "×".join(map(str, model.input_size))
+    lines = [
+        ("model", f"{model.name}, {size}, {model.num_classes} classes, {model.levels} widths a variable"),
+        ("data", config.data),
+        ("seed", str(config.seed)),
+        ("report made with", f"bcnet-deploy {__version__}, PyTorch {_version('torch')}, here"),
+    ]
+    system = bench["machine"].get("os") if bench is not None else None
+    if system or (table is not None and table.provenance.get("os")):
+        lines.append(("OS", str(system or (table.provenance["os"] if table is not None else ""))))
     if table is not None:
         made = table.provenance
         lines.append(("latency table", f"{table.source}, {table.precision}, batch {table.batch}"))
@@ -289,7 +307,10 @@ def _provenance(
             ("threads", "threads"), ("governor", "governor"), ("date", "made"),
             ("networks_measured", "networks measured"), ("drift", "drift of the machine"),
         )  # fmt: skip
-        lines += [(label, str(made[key])) for key, label in named if made.get(key) is not None]
+        lines += [
+            (label, f"{made[key]:.1%}" if key == "drift" else str(made[key]))
+            for key, label in named if made.get(key) is not None
+        ]  # fmt: skip
         accuracy = table.network.accuracy
         if accuracy:
             text = (

@@ -85,6 +85,9 @@ def test_every_step_leaves_its_result(place: Path, done: dict[str, Any]) -> None
     ]  # fmt: skip
     assert all((run / "export" / f"{name}.onnx").exists() for name in ("full", "uniform", "found"))
     assert done["estimated"] is True and "estimated" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    for label in ("model", "data", "report made with", "OS"):
+        assert f"<dt>{label}</dt>" in page, label
 
 
 def test_the_summary_agrees_with_each_steps_own_file(place: Path, done: dict[str, Any]) -> None:
@@ -513,3 +516,29 @@ def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
     for latency in (f"{0.5 * narrowest / full:.4f}x", f"{1.1 * narrowest:.6f}ms"):
         with pytest.raises(InfeasibleError):
             confidence(latency)
+
+
+@pytest.mark.parametrize(
+    ("found", "uniform", "words"),
+    [
+        (0.9, 0.9, "Found: as accurate as uniform scaling"),
+        (0.90001, 0.9, "Found: as accurate as uniform scaling"),
+        (0.91, 0.9, "Found: 1.00 points more than uniform scaling"),
+        (0.89, 0.9, "Found: 1.00 points fewer than uniform scaling"),
+    ],
+)
+def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, words: str) -> None:
+    from bcnet_deploy.cli.run import verdict
+    from bcnet_deploy.flow.run import FlowResult
+    from bcnet_deploy.report.content import Content, Network
+
+    networks = [Network("uniform", uniform), Network("found", found)]
+    content = Content("t", "demo", "digits", "cpu", networks=networks)
+    assert verdict(FlowResult(content, Path("r.html"), [], 1.0, None)).startswith(words)
+
+
+def test_a_configuration_whose_data_is_elsewhere_names_the_option(tmp_path: Path) -> None:
+    place = ["run", "--run-dir", str(tmp_path / "run"), "--config", "cifar10_cpu"]
+    result = CliRunner().invoke(cli, place)
+    assert result.exit_code == 1 and "--data FOLDER_OR_TAR" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
