@@ -15,6 +15,7 @@ from typing import Any
 
 from bcnet_deploy import files, resources
 from bcnet_deploy.errors import DeviceError, UnknownDeviceError, nearest
+from bcnet_deploy.rundir import RunDir
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -100,6 +101,38 @@ def load_device(name: str | Path) -> DeviceProfile:
         f"unknown device {text!r}{nearest(text.lower(), known)}; known are {', '.join(known)}, "
         "or give the path of a profile of your own (.yaml)"
     )
+
+
+def device_of_run(run: RunDir, name: str | Path) -> DeviceProfile:
+    """As :func:`load_device`; a profile of the user's own that the run has kept is known by its name too.
+
+    Raises:
+        UnknownDeviceError, DeviceError: see :func:`load_device`.
+    """
+    text = str(name)
+    named = "/" not in text and not text.endswith((".yaml", ".yml"))
+    if named and (kept := run.device_profile(text)).exists():
+        return read_profile(kept)
+    return load_device(name)
+
+
+def keep_device(run: RunDir, profile: DeviceProfile) -> None:
+    """Keep a copy of a profile of the user's own in the run, which then does not depend on where the file is.
+
+    Raises:
+        DeviceError: the name cannot be that of a file, or the profile is no longer there.
+        RunDirError: the folder cannot be written.
+    """
+    kept = run.device_profile(profile.name)
+    if is_shipped(profile):
+        kept.unlink(missing_ok=True)  # the name is the shipped profile's again
+    elif profile.path != kept:
+        files.write_text(kept, files.read_text(profile.path, DeviceError, "device profile"))
+
+
+def is_shipped(profile: DeviceProfile) -> bool:
+    """Whether the profile is one that comes with the package."""
+    return known_devices().get(profile.name) == profile.path
 
 
 def read_profile(path: Path) -> DeviceProfile:

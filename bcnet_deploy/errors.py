@@ -17,6 +17,12 @@ class BCNetError(Exception):
     exit_code = 1
 
 
+class UsageError(BCNetError):
+    """An option has a value that is none of those allowed."""
+
+    exit_code = 2
+
+
 class UnitError(BCNetError, ValueError):
     """A quantity such as ``5ms`` or ``300M`` could not be read, or is out of range."""
 

@@ -67,6 +67,10 @@ class RunDir:
     def latency_table(self, device: str) -> Path:
         return self.path / "latency" / f"{device}.json"
 
+    def device_profile(self, device: str) -> Path:
+        """The run's copy of a device profile of the user's own."""
+        return self.path / "devices" / f"{device}.yaml"
+
     @property
     def train(self) -> Path:
         return self.path / "train"

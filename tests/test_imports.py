@@ -14,7 +14,7 @@ import bcnet_deploy as bd
 
 PACKAGE = Path(bd.__file__).parent
 
-BASE = {"errors", "units", "files", "rundir", "resources", ""}
+BASE = {"errors", "units", "files", "rundir", "resources", "stale", ""}
 SPACE = BASE | {"space", "lut", "devices"}
 NN = SPACE | {"nn", "models"}
 # What each part may import besides itself. "" is the package's own __init__, which is lazy.
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": BASE,
     "rundir": BASE,
     "resources": BASE,
+    "stale": BASE,
     "space": BASE,
     "devices": BASE,
     "lut": BASE | {"space", "devices"},
@@ -47,6 +48,7 @@ WITHOUT_TORCH = {
     "files",
     "rundir",
     "resources",
+    "stale",
     "space",
     "lut",
     "devices",

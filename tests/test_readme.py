@@ -68,13 +68,27 @@ def test_shell_completion(shell: str) -> None:
     assert "_BCNET_DEPLOY_COMPLETE" in done.stdout
 
 
-def test_completion_offers_the_commands() -> None:
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("re", {"plain,retrain", "plain,report"}),
+        ("export --engine ", {"plain,onnx", "plain,ort", "plain,trt"}),
+        ("export --which u", {"plain,uniform"}),
+        ("export --precision fp", {"plain,fp32", "plain,fp16"}),
+        ("run --device t", {"plain,t4"}),
+        ("run --config ci", {"plain,cifar10_cpu", "plain,cifar10_quick"}),
+        ("train --config dig", {"plain,digits"}),
+        ("bench --device my.y", {"file,my.y"}),
+    ],
+)
+def test_completion_offers_commands_and_values(line: str, offered: set[str]) -> None:
+    words = f"bcnet-deploy {line}".split(" ")
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "_BCNET_DEPLOY_COMPLETE": "bash_complete",
-        "COMP_WORDS": "bcnet-deploy re", "COMP_CWORD": "1",
+        "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1),
     }  # fmt: skip
     code = "from bcnet_deploy.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert {"plain,retrain", "plain,report"} <= set(done.stdout.split())
+    assert offered <= set(done.stdout.split()) and "torch" not in done.stderr

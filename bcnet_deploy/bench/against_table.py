@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,17 +42,40 @@ def predict(table: LatencyTable | None, subject: Subject, name: str, notes: list
         return None
 
 
-def comparable(
-    table: LatencyTable | None, subject: Subject, runtime: str, device: DeviceProfile, threads: int
-) -> bool:
-    """Whether the table speaks of this runtime, precision, batch and thread count."""
-    if table is None or table.precision != subject.metadata.precision or table.batch != (subject.batch or 1):
-        return False
-    if device.name != table.device:
-        return False
-    if device.runtime == "tensorrt":
-        return runtime == TRT
-    return runtime == (CPU if device.kind == "cpu" else CUDA) and threads == (device.threads or threads)
+def departures(
+    table: LatencyTable | None,
+    subject: Subject,
+    runtime: str,
+    device: DeviceProfile,
+    threads: int,
+    machine: Mapping[str, Any],
+) -> str:
+    """How a measurement departs from the device's conditions and the table's; empty where it does not.
+
+    Runtime, GPU, threads, precision, batch, and the machine that the table was measured on.
+    """
+    found = []
+    wanted = TRT if device.runtime == "tensorrt" else CPU if device.kind == "cpu" else CUDA
+    here = machine.get("gpu")
+    if runtime != wanted:
+        found.append(f"{runtime} of this machine, not {device.name}'s {wanted}")
+    elif device.kind == "gpu" and here is not None and not device.matches_gpu(here):
+        found.append(f"the GPU is {here}, not {device.name}")
+    usual = device.threads if table is None else table.provenance.get("threads") or device.threads
+    if device.kind == "cpu" and runtime == CPU and threads != (usual or threads):
+        found.append(f"{threads} thread(s), not {usual}")
+    if table is not None:
+        batch = subject.batch or 1
+        if table.device != device.name:
+            found.append(f"the table is of {table.device}, not {device.name}")
+        if table.precision != subject.metadata.precision:
+            found.append(f"{subject.metadata.precision}, the table {table.precision}")
+        if table.batch != batch:
+            found.append(f"batch {batch}, the table {table.batch}")
+        made_on = table.provenance.get("cpu_model")
+        if wanted == CPU and not table.estimated and made_on not in (None, machine.get("cpu_model")):
+            found.append(f"CPU {machine.get('cpu_model')}, the table's {made_on}")
+    return "; ".join(found)
 
 
 def layer_times(

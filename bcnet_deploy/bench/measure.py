@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bcnet_deploy.bench.against_table import comparable, layer_times, predict
+from bcnet_deploy.bench.against_table import departures, layer_times, predict
 from bcnet_deploy.bench.result import (
     BenchResult,
     LayerTime,
@@ -185,7 +185,8 @@ def bench(
         subject, make = subjects[name], factories[runtime][name]
         stats = summarise(np.stack(times[name, runtime]), rng)
         prediction = predictions[name]
-        matches = prediction is not None and comparable(table, subject, runtime, profile, threads)
+        departs = departures(table, subject, runtime, profile, threads, machine)
+        matches = prediction is not None and not departs
         layers: tuple[LayerTime, ...] = ()
         if settings.layers:
             layers = layer_times(
@@ -200,7 +201,7 @@ def bench(
                 throughput.append(found)
             step(f"{name} on {runtime}, batch {batch}")
         error = stats.low_ms / prediction.milliseconds - 1 if prediction is not None and matches else None
-        results[name][runtime] = RuntimeResult(stats, error, layers, tuple(throughput))
+        results[name][runtime] = RuntimeResult(stats, error, layers, tuple(throughput), departs)
     for flavour in installed_flavours():
         machine[flavour.name] = flavour.version
     return BenchResult(

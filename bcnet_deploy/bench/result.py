@@ -43,18 +43,21 @@ class RuntimeResult:
         prediction_error: measured ``low_ms`` over the prediction, minus 1; None where the table is not
             of this runtime, precision and batch, or there is none.
         layers: in execution order. throughput: by batch size, ascending.
+        departs: how it was measured otherwise than on the device and as its table; empty where it was not.
     """
 
     latency: LatencyStats
     prediction_error: float | None = None
     layers: tuple[LayerTime, ...] = ()
     throughput: tuple[Throughput, ...] = ()
+    departs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
         return {
             "latency": self.latency.to_dict(),
             "prediction_error": self.prediction_error,
+            "departs": self.departs,
             "layers": [asdict(layer) for layer in self.layers],
             "throughput": [asdict(entry) for entry in self.throughput],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ import numpy as np
 from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
 from bcnet_deploy.bench.result import BenchResult
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.bench.runtimes import open_subject
+from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, MissingStepError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.engine import build_engine
@@ -24,6 +25,7 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
 from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+from bcnet_deploy.stale import difference, given_widths, searched_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +40,7 @@ def bench_run(
     *,
     device: str | None = None,
     settings: BenchSettings | None = None,
+    exported: Mapping[str, Path] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> BenchResult:
     """Measure the run's networks and save ``bench/bench.json``.
@@ -50,6 +53,7 @@ def bench_run(
         run: after ``export``, or at least ``search``.
         device: profile whose table and threads are used; None: the run's.
         settings: how often, how long.
+        exported: ONNX files by network; of the others, and by default, those in ``export/`` are taken.
         progress: told the share done and a note.
 
     Raises:
@@ -57,15 +61,15 @@ def bench_run(
         EngineError, ExportError: see :func:`bench`.
     """
     config = run.load()
-    profile = load_device(device or config.device)
+    profile = device_of_run(run, device or config.device)
     tell = progress or (lambda done, note: None)
     paths: dict[str, Path] = {}
     notes: list[str] = []
     for index, which in enumerate(NETWORKS):
         tell(0.02 * (index + 1), f"preparing {which}")
-        exported = _exported(run, which, profile)
-        if exported is not None:
-            paths[which] = exported
+        file = (exported or {}).get(which) or _exported(run, which, profile, notes)
+        if file is not None:
+            paths[which] = file
             continue
         try:
             paths[which] = _for_timing(run, which)
@@ -81,7 +85,7 @@ def bench_run(
     if present is not None and present[1] == profile.compute_capability and installed_flavours():
         for which, path in paths.items():
             try:
-                engines[which] = _engine(run, which, path, profile.name, profile.precision)
+                engines[which] = _engine(run, which, path, profile)
             except EngineError as error:
                 notes.append(f"{which} has no TensorRT engine: {error}")
     table_path = run.latency_table(profile.name)
@@ -110,17 +114,31 @@ def _reference(table: LatencyTable, model: nn.Module, space: WidthSpace) -> byte
     return NetworkMaker(model.eval(), space, batch=table.batch)(np.array(widths))
 
 
-def _exported(run: RunDir, which: str, device: DeviceProfile) -> Path | None:
-    """The ONNX file to measure: of the device's precision if there is one, else any of a fixed batch."""
+def _exported(run: RunDir, which: str, device: DeviceProfile, notes: list[str]) -> Path | None:
+    """The ONNX file to measure: of the device's precision if there is one, else any of a fixed batch.
+
+    What was exported before the latest search found other widths is left out, with a note.
+    """
     names: dict[str, str] = {**{precision: f"-{precision}" for precision in PRECISIONS}, "fp32": ""}
     suffixes = [names[device.precision], *names.values(), f"-{device.name}-{device.precision}"]
     paths = (run.export / f"{which}{suffix}.onnx" for suffix in suffixes)
-    return next((path for path in paths if path.exists()), None)
+    wanted = given_widths(run, which) or searched_widths(run, which)
+    for path in paths:
+        if not path.exists():
+            continue
+        widths = open_subject(path).metadata.widths
+        if wanted is None or not widths or not (other := difference(widths, wanted)):
+            return path
+        notes.append(
+            f"export/{path.name} is of other widths than the latest search found ({other}): it was not "
+            "measured; run 'bcnet-deploy retrain' and 'bcnet-deploy export --force'"
+        )
+    return None
 
 
 def _for_timing(run: RunDir, which: str) -> Path:
     """An FP32 export without parity, kept under ``bench/`` and made anew each time."""
-    source = load_source(run, which)
+    source = load_source(run, which, former=True)  # its weights do not change how long it takes
     model, _ = trace(source.module, source.model.input_size)
     meta.attach(model, describe(source, None))
     path = run.bench.parent / f"{which}.onnx"
@@ -128,10 +146,12 @@ def _for_timing(run: RunDir, which: str) -> Path:
     return path
 
 
-def _engine(run: RunDir, which: str, onnx_path: Path, device: str, precision: str) -> Path:
+def _engine(run: RunDir, which: str, onnx_path: Path, device: DeviceProfile) -> Path:
     """The engine exported for the device, else one built here and kept while its ONNX file is the same."""
-    exported = run.export / f"{which}-{device}-{precision}.engine"
-    if exported.exists():
+    precision = device.precision
+    exported = run.export / f"{which}-{device.name}-{precision}.engine"
+    widths = dict(open_subject(onnx_path).metadata.widths)
+    if exported.exists() and read_info(exported).network.get("widths", {}) == widths:
         return exported
     path = run.bench.parent / exported.name
     if (

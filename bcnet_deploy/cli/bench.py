@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
+from bcnet_deploy.cli.choices import devices
+from bcnet_deploy.cli.common import (
+    console,
+    emit,
+    json_option,
+    progress,
+    quiet_option,
+    run_dir_option,
+    warn_of_threads,
+)
 from bcnet_deploy.errors import UnitError
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.units import format_milliseconds
@@ -26,8 +35,9 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 
 @click.command("bench")
 @click.option(
-    "--device", default=None, help="Device profile whose table and threads are used. Default: the run's."
-)
+    "--device", default=None, shell_complete=devices,
+    help="Device profile whose table and threads are used. Default: the run's.",
+)  # fmt: skip
 @click.option("--rounds", default=8, show_default=True, help="How often each network is loaded anew.")
 @click.option("--runs", default=20, show_default=True, help="Timed runs a round.")
 @click.option("--warmup", default=5, show_default=True, help="Untimed runs before them.")
@@ -52,7 +62,11 @@ def command(
     Writes bench/bench.json into the run directory.
     """
     from bcnet_deploy.bench import BenchSettings, bench_run
+    from bcnet_deploy.devices import device_of_run
 
+    if threads is None:
+        threads = device_of_run(run_dir, device or run_dir.load().device).threads
+    warn_of_threads(1 if threads is None else threads)
     settings = BenchSettings(
         rounds=rounds, runs=runs, warmup=warmup, threads=threads, batches=batches, layers=layers
     )
@@ -64,7 +78,7 @@ def command(
 
         result = bench_run(run_dir, device=device, settings=settings, progress=tell)
     emit(
-        result.to_dict(), as_json=as_json, show=lambda: show(result, console(quiet=quiet), str(run_dir.bench))
+        result.to_dict(), as_json=as_json, show=lambda: show(result, console(), str(run_dir.bench))
     )
 
 
@@ -77,7 +91,7 @@ def show(result: BenchResult, target: Console, path: str) -> None:
     place = f"this machine ({result.device} is not here)" if elsewhere else result.device
     table = Table(title=f"Latency on {place}, {result.settings['threads']} thread(s)")
     table.add_column("network")
-    table.add_column("runtime", overflow="fold")
+    table.add_column("runtime", no_wrap=True)
     for title in ("median", "p90", "spread", "undisturbed", "noise floor", "predicted", "error", "images/s"):
         table.add_column(title, justify="right")
     for name, network in result.networks.items():
@@ -105,6 +119,11 @@ def show(result: BenchResult, target: Console, path: str) -> None:
         f"{machine['cpu_model']}, {machine['cores']} cores, governor {machine['governor']}, clock "
         + " to ".join("unknown" if clock is None else f"{clock:.0f} MHz" for clock in clocks)
         + f"; {machine['runtime']} {machine['runtime_version']}",
+        *dict.fromkeys(
+            f"{runtime} is not compared with the prediction: {entry.departs}"
+            for network in result.networks.values() if network.prediction is not None
+            for runtime, entry in network.runtimes.items() if entry.departs
+        ),
         *(f"{runtime} was not measured: {reason}" for runtime, reason in result.absent.items()),
         *result.notes,
         f"wrote {path}",

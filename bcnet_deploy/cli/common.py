@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,6 +61,18 @@ def progress(*, quiet: bool = False) -> Progress:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         console=target, transient=True, disable=quiet or not target.is_terminal,
     )  # fmt: skip
+
+
+def warn_of_threads(threads: int) -> None:
+    """Say once, as a line of ours, that there are fewer cores; the runner's own warning is then silent."""
+    from bcnet_deploy.runtime.ort import check_threads
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_threads(threads)
+    for warning in caught:
+        click.echo(f"bcnet-deploy: warning: {warning.message}", err=True)
+        warnings.filterwarnings("ignore", message=r"\d+ threads on \d+ cores")
 
 
 def emit(data: dict[str, Any], *, as_json: bool, show: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bcnet_deploy.cli.choices import ENGINE, NETWORK, PRECISION, devices
 from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
 from bcnet_deploy.rundir import RunDir
 
@@ -16,25 +17,30 @@ from bcnet_deploy.rundir import RunDir
     "--engine",
     default="onnx",
     show_default=True,
-    metavar="onnx|ort|trt",
+    type=ENGINE,
     help="An ONNX file; ONNX Runtime's own format too; or a TensorRT engine too.",
 )
 @click.option(
     "--which",
     default="found",
     show_default=True,
-    metavar="found|uniform|full",
+    type=NETWORK,
     help="Which network of the run.",
 )
 @click.option(
     "--precision",
     default=None,
-    metavar="fp32|fp16|int8",
+    type=PRECISION,
     help="Of the computation; inputs and outputs stay FP32. Default: the device's for trt, else fp32.",
 )
 @click.option("--dynamic-batch", is_flag=True, help="Any batch size instead of 1.")
 @click.option("--opset", default=19, show_default=True, help="ONNX operator set, 17 to 20.")
-@click.option("--device", default=None, help="Device profile of a TensorRT engine. Default: the run's.")
+@click.option(
+    "--device",
+    default=None,
+    shell_complete=devices,
+    help="Device profile of a TensorRT engine. Default: the run's.",
+)
 @click.option(
     "--out",
     default=None,
@@ -70,7 +76,7 @@ def command(
         result = run_export(run_dir, job, progress=tell)
 
     def show() -> None:
-        target = console(quiet=quiet)
+        target = console()
         target.print(f"wrote   {result.path}", soft_wrap=True)
         target.print(f"weights {result.origin}", soft_wrap=True)
         if result.onnx.parity is not None:

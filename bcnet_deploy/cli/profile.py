@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
+from bcnet_deploy.cli.choices import devices as profile_names
+from bcnet_deploy.cli.common import (
+    console,
+    emit,
+    json_option,
+    progress,
+    quiet_option,
+    run_dir_option,
+    warn_of_threads,
+)
 from bcnet_deploy.errors import RunDirError
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_duration, parse_size
@@ -22,11 +30,14 @@ DEFAULT_MODEL = "mobilenet_v2"
 
 
 @click.command("profile")
-@click.option("--device", help="Name of a device profile, or path of your own. Default: the run's, or cpu.")
+@click.option(
+    "--device", shell_complete=profile_names,
+    help="Name of a device profile, or path of your own. Default: the run's, or cpu.",
+)  # fmt: skip
 @click.option("--devices", help="Several devices, separated by commas.")
 @click.option("--model", help=f"Name, or package.module:function. Default: the run's, or {DEFAULT_MODEL}.")
 @click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's usual number.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's own number.")
 @click.option("--levels", type=click.IntRange(min=1), help="Widths a variable. Default: 20.")
 @click.option("--budget", default="120s", show_default=True, help="Time for everything: 90s, 2m.")
 @click.option("--estimate", is_flag=True, help="From data sheets, for a device that is not here.")
@@ -55,7 +66,7 @@ def command(
     Whole networks of random widths are measured on this machine and taken apart layer by layer; held-out
     networks tell how far predictions are off. Interrupted, the same command goes on where it stopped.
     """
-    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.devices import device_of_run, keep_device
 
     if device and devices:
         raise click.UsageError("give either --device or --devices")
@@ -63,7 +74,7 @@ def command(
     size = None if input_size is None else parse_size(input_size)
     config = run_dir.load() if run_dir.exists() else None
     names = [name.strip() for name in (devices or device or (config.device if config else "cpu")).split(",")]
-    profiles = [load_device(name) for name in names if name]
+    profiles = [device_of_run(run_dir, name) for name in names if name]
     if not profiles:
         raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     reference = _reference(run_dir, config, model, size, num_classes, levels)
@@ -74,12 +85,19 @@ def command(
     from bcnet_deploy.profiler.runners import check_gpu
     from bcnet_deploy.space import WidthSpace
 
+    own = ":" in reference.name
+    if config is None and own and num_classes is None:
+        click.echo(
+            f"bcnet-deploy: note: {reference.num_classes} classes, as {reference.name} builds by default; "
+            "--num-classes sets another number",
+            err=True,
+        )
     if not estimate:
         for profile in profiles:
             if profile.kind == "gpu":
                 check_gpu(profile, reference.name)  # before minutes of work for another device
             else:
-                _warn_of_threads(profile.threads or 1)
+                warn_of_threads(profile.threads or 1)
     network = build_model(reference.name, num_classes=reference.num_classes).eval()
     space = WidthSpace.from_model(network, reference.input_size, reference.levels, reference.min_level)
     results = []
@@ -105,20 +123,10 @@ def command(
     elif config.device != first:
         config.device = first
         run_dir.save(config)
+    for profile in profiles:
+        keep_device(run_dir, profile)
     keep_space(run_dir, config.model, space)
     emit({"tables": [_json(path, table) for path, table in results]}, as_json=as_json, show=_shower(results))
-
-
-def _warn_of_threads(threads: int) -> None:
-    """Say once, as a line of ours, that there are fewer cores; the runner's own warning is then silent."""
-    from bcnet_deploy.runtime.ort import check_threads
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        check_threads(threads)
-    for warning in caught:
-        click.echo(f"bcnet-deploy: warning: {warning.message}", err=True)
-        warnings.filterwarnings("ignore", message=r"\d+ threads on \d+ cores")
 
 
 def _reference(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bcnet_deploy import files
+from bcnet_deploy.cli.choices import recipes
 from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option
 from bcnet_deploy.cli.train import settings, shown_progress
 from bcnet_deploy.errors import ConfigError, WidthError
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.stale import GIVEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +78,9 @@ def uniform_like(space: WidthSpace, widths: npt.NDArray[np.int64]) -> npt.NDArra
     help="found: the search's; uniform: one ratio for all layers within the same budgets; full: as it was.",
 )  # fmt: skip
 @click.option("--widths", "widths_file", help="Other widths, under the name of --network: a YAML file.")
-@click.option("--config", "recipe", help="Recipe: a YAML file, or the name of a shipped one.")
+@click.option(
+    "--config", "recipe", shell_complete=recipes, help="Recipe: a YAML file, or the name of a shipped one."
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--inherit", is_flag=True, help="Start from the supernet's weights; default: from scratch.")
 @click.option("--distill", is_flag=True, help="Follow the supernet's full width with half of the loss.")
@@ -135,6 +139,12 @@ def command(
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":
         return
+    given = run_dir.retrained(network) / GIVEN
+    if widths_file is not None:
+        named = {v.name: int(w) for v, w in zip(space.variables, widths, strict=True)}
+        files.write_yaml(given, {"from": widths_file, "widths": named})
+    else:
+        given.unlink(missing_ok=True)
 
     def show() -> None:
         final = "no test images" if result.test_top1 is None else (

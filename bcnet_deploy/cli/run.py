@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option
+from bcnet_deploy.cli.choices import ENGINE, configurations, datasets, devices
+from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option, warn_of_threads
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds, parse_size
 
@@ -16,19 +17,25 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.option("--config", default="demo", show_default=True, help="A YAML file, or a shipped one's name.")
+@click.option(
+    "--config", default="demo", show_default=True, shell_complete=configurations,
+    help="A YAML file, or a shipped one's name.",
+)  # fmt: skip
 @click.option("--model", help="Name, or package.module:function.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Default: the data's.")
 @click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")
 @click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take.")
-@click.option("--data", help="'digits', an image folder or its tar archive, or package.module:function.")
-@click.option("--device", help="Name of a device profile, or path of your own.")
+@click.option(
+    "--data", shell_complete=datasets,
+    help="'digits', an image folder or its tar archive, or package.module:function.",
+)  # fmt: skip
+@click.option("--device", shell_complete=devices, help="Name of a device profile, or path of your own.")
 @click.option("--latency", help="The budget: 5ms, or 0.5x of the full network.")
 @click.option("--table", help="Take this latency table instead of measuring one.")
 @click.option(
     "--estimate", is_flag=True, default=None, help="Estimate the table of a device that is not here."
 )
-@click.option("--engine", help="Export as onnx, ort or trt.")
+@click.option("--engine", type=ENGINE, help="Of the export of the network found.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
 @click.option("--force", is_flag=True, help="Replace a run of another model, data set or seed.")
 @run_dir_option
@@ -52,15 +59,18 @@ def command(
 
     size = parse_size(input_size) if input_size else None
     settings = load(config).replace(**given, input_size=size)
+    from bcnet_deploy.devices import device_of_run
     from bcnet_deploy.flow.run import run_flow
 
+    warn_of_threads(device_of_run(run_dir, settings.device).threads or 1)
     result = run_flow(
         run_dir, settings, console(stderr=True, quiet=quiet or as_json), quiet=quiet or as_json, force=force
     )
     data = {
         "networks": [asdict(network) for network in result.content.networks],
         "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
-        "measured_share": result.content.measured_share, "estimated": result.content.estimated,
+        "measured_share": result.content.measured_share, "measured_on": result.content.measured_on,
+        "measured_departs": result.content.measured_departs, "estimated": result.content.estimated,
         "steps_run": result.ran, "seconds": round(result.seconds, 1), "report": str(result.report),
     }  # fmt: skip
     emit(data, as_json=as_json, show=lambda: show(result))
@@ -75,7 +85,11 @@ def show(result: FlowResult) -> None:
     budget = "" if result.budget_ms is None else f", budget {format_milliseconds(result.budget_ms)}"
     table = Table(title=f"{content.model} on {content.data}, {content.device}{budget}{estimated}")
     table.add_column("network")
-    for header in ("test top-1", f"predicted{estimated}", "measured", "p90", "MACs", "parameters"):
+    # What was measured on another runtime than the device's must not pass for the device's time.
+    here = f" on {content.measured_on.split(',')[0]} here" if content.measured_departs else ""
+    for header in (
+        "test top-1", f"predicted{estimated}", f"measured{here}", f"p90{here}", "MACs", "parameters",
+    ):  # fmt: skip
         table.add_column(header, justify="right")
     for network in content.networks:
         times = (network.predicted_ms, network.measured_ms, network.measured_p90_ms)
@@ -97,7 +111,6 @@ def verdict(result: FlowResult) -> str:
     parts = []
     if found and uniform and found.test_top1 is not None and uniform.test_top1 is not None:
         gap = 100 * (found.test_top1 - uniform.test_top1)
-        word = "more" if gap >= 0 else "fewer"
         over = (
             uniform.predicted_ms is not None
             and result.budget_ms is not None
@@ -108,9 +121,16 @@ def verdict(result: FlowResult) -> str:
             if over
             else "uniform scaling within the same budget"
         )
-        parts.append(f"Found: {abs(gap):.2f} points {word} than {kept}")
+        # As it is printed: less than a hundredth of a point is no difference.
+        apart = f"{abs(gap):.2f} points {'more' if gap > 0 else 'fewer'} than"
+        parts.append(f"Found: {apart if round(abs(gap), 2) else 'as accurate as'} {kept}")
     content = result.content
-    if content.budget_share is not None and content.measured_share is not None:
+    if content.measured_departs and found and found.measured_ms is not None:
+        parts.append(
+            f"measured on {content.measured_on}, not as predicted for {content.device} "
+            f"({content.measured_departs}): no verdict on the budget"
+        )
+    elif content.budget_share is not None and content.measured_share is not None:
         parts.append(
             f"measured {content.measured_share:.3f}x of the full network (budget {content.budget_share:g}x)"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy.cli.choices import recipes
 from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
 from bcnet_deploy.errors import ConfigError, MissingStepError
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
@@ -38,24 +39,20 @@ def open_run(
         MissingStepError: there is no run and no model is given.
         ConfigError: an option contradicts the run.
     """
-    given = {"num_classes": num_classes, "levels": levels, "min_level": min_level}
-    given = {key: value for key, value in given.items() if value is not None}
+    options = {"num_classes": num_classes, "levels": levels, "min_level": min_level}
+    given = {key: value for key, value in options.items() if value is not None}
     size = parse_size(input_size) if input_size else None
     if not run_dir.exists():
         if model is None:
             run_dir.load()  # raises, naming the commands that begin a run
             raise MissingStepError(f"{run_dir.path} holds no run yet; name a model with --model")
-        from bcnet_deploy.models.registry import default_input_size, default_num_classes
+        from bcnet_deploy.flow.checks import classes_of
+        from bcnet_deploy.models.registry import default_input_size
 
-        ref = ModelRef(
-            name=model,
-            **{
-                "num_classes": default_num_classes(model),
-                "input_size": size or default_input_size(model),
-                **given,
-            },  # type: ignore[arg-type]
-        )
-        return RunConfig(model=ref, data=data or "digits")
+        size = size or default_input_size(model)
+        # As many classes as the data has, like `run`.
+        counts = {"num_classes": classes_of(data or "digits", size), **given}
+        return RunConfig(model=ModelRef(name=model, input_size=size, **counts), data=data or "digits")
     config = run_dir.load()
     wanted: dict[str, Any] = {"name": model, "input_size": size, **given}
     for key, value in wanted.items():
@@ -111,12 +108,14 @@ def shown_progress(task: str, *, quiet: bool) -> tuple[Any, ProgressCall]:
 @click.command("train")
 @run_dir_option
 @click.option("--model", help="Name or 'package.module:function'; needed where the run has not begun.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's usual number.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the run's, or the data's.")
 @click.option("--input-size", help="3x224x224, or 224; default: what the model is usually run at.")
 @click.option("--levels", type=click.IntRange(min=1), help="Widths of each variable; default 20.")
 @click.option("--min-level", type=click.IntRange(min=0), help="Smallest level; default 0.")
 @click.option("--data", help="'digits', an image folder or its tar archive, or 'package.module:function'.")
-@click.option("--config", "recipe", help="Recipe: a YAML file, or the name of a shipped one.")
+@click.option(
+    "--config", "recipe", shell_complete=recipes, help="Recipe: a YAML file, or the name of a shipped one."
+)
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the recipe.")
 @click.option("--compute", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the run's.")

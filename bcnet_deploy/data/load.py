@@ -56,12 +56,13 @@ def load_data(
         raise DataError(
             f"no data {reference!r}: there is no such file or folder{nearest(reference, ['digits'])}; "
             "allowed: 'digits', a folder with train/<class>/ and test/<class>/, a tar archive of one, "
-            "'module:function'"
+            "'module:function'; name it with --data FOLDER_OR_TAR"
         )
-    if num_classes is not None and splits.num_classes > num_classes:
+    if num_classes is not None and splits.num_classes != num_classes:
         count = splits.num_classes
         raise DataError(
             f"{reference} has {count} classes, labels 0..{count - 1}; the model tells {num_classes} apart; "
-            f"build it with num_classes={count} (--num-classes {count})"
+            f"build it with num_classes={count} (--num-classes {count}); a run directory keeps its number, "
+            "for another one give another --run-dir"
         )
     return splits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcnet_deploy import files
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.onnx import DEFAULT_OPSET, OPSETS, ExportResult, export_onnx
 from bcnet_deploy.export.precision import PRECISIONS, Precision
-from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated
+from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated, require_current
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.runtime.engine_file import sidecar_path
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
@@ -92,7 +93,8 @@ def run_export(
         progress: told the share done and a note.
 
     Raises:
-        ExportError: the output exists already, an argument is out of range, or a check fails.
+        ExportError: the output exists already, an argument is out of range, a check fails, or the network
+            was retrained at a former search's widths.
         EngineError: no TensorRT is installed, or it refuses the device or precision.
         MissingStepError, CheckpointError, DataError: see :func:`load_source` and the data's loader.
     """
@@ -111,13 +113,14 @@ def run_export(
     if job.engine == "trt":
         from bcnet_deploy.export.engine import check_device
 
-        device = _gpu_device(job.device or config.device, given=job.device is not None)
+        device = _gpu_device(run, job.device or config.device, given=job.device is not None)
         precision = job.precision or _precision(device)
         check_device(device, precision)
+    require_current(run, job.which)
     folder = job.out or run.export
-    stem = _stem(job, precision, device)
-    path = folder / f"{stem}{ {'onnx': '.onnx', 'ort': '.ort', 'trt': '.engine'}[job.engine] }"
-    kept = next((file for file in (path, folder / f"{stem}.onnx") if file.exists()), None)
+    path, onnx_path = (written := exported_files(folder, job, precision, device))[0], written[-1]
+    listed = exports(folder / "export.json", anew=job.force)
+    kept = next((file for file in (path, onnx_path) if file.exists()), None)
     if kept is not None and not job.force:
         raise ExportError(
             f"{kept} exists already and is kept; give --force to replace it, or --out another folder"
@@ -127,11 +130,12 @@ def run_export(
 
     tell(0.05, "loading the network")
     source = load_source(run, job.which)
-    splits = load_data(config.data, source.model.input_size, num_classes=source.model.num_classes)
+    # Of the data only images are used: a run of a published model may still name the default digits.
+    splits = load_data(config.data, source.model.input_size)
     module = recalibrated(source.module, splits) if source.shared else source.module
     tell(0.2, "exporting to ONNX")
     onnx = export_onnx(
-        module, folder / f"{stem}.onnx", source.model.input_size, precision=precision,
+        module, onnx_path, source.model.input_size, precision=precision,
         parity_inputs=images(splits, splits.val, PARITY_IMAGES),
         calibration_inputs=images(splits, splits.train, CALIBRATION_IMAGES) if precision == "int8" else None,
         batch=None if job.dynamic_batch else 1, opset=job.opset,
@@ -149,7 +153,10 @@ def run_export(
         tell(0.8, "building the engine")
         engine = build_engine(onnx.path, path, device, precision)
     result = JobResult(job.which, path, onnx, engine, source.origin)
-    _note(folder / "export.json", result)
+    # Beside what is listed, in the place of an older entry of the same file.
+    files.write_json(
+        folder / "export.json", {"format": 1, "exports": {**listed, result.path.name: result.to_dict()}}
+    )
     tell(1.0, "done")
     return result
 
@@ -160,6 +167,8 @@ def describe(source: Source, splits: DataSplits | None) -> ModelMetadata:
     mean = extra.get("mean") or (list(splits.mean) if splits else [])
     std = extra.get("std") or (list(splits.std) if splits else [])
     channels = source.model.input_size[0]
+    named = splits is not None and len(splits.classes) == source.model.num_classes
+    known = splits.classes if splits is not None and named else ()
     return ModelMetadata(
         model=source.model.to_dict(), which=source.which, widths=source.widths,
         fingerprint=source.fingerprint,
@@ -168,7 +177,7 @@ def describe(source: Source, splits: DataSplits | None) -> ModelMetadata:
             "size": list(source.model.input_size[1:]), "value_range": [0.0, 1.0], "mean": mean, "std": std,
             "formula": "(value - mean) / std, by channel",
         },
-        class_names=tuple(extra.get("classes") or (splits.classes if splits else ())),
+        class_names=tuple(extra.get("classes") or known),
         extra={"weights": source.origin},
     )  # fmt: skip
 
@@ -207,8 +216,8 @@ def write_ort(onnx_path: Path, path: Path) -> None:
             raise EngineError(ort_message(error)) from error
 
 
-def _gpu_device(name: str, *, given: bool) -> DeviceProfile:
-    device = load_device(name)
+def _gpu_device(run: RunDir, name: str, *, given: bool) -> DeviceProfile:
+    device = device_of_run(run, name)
     if device.compute_capability is None and not given:
         raise EngineError(
             f"the run's device {name!r} is no GPU, which TensorRT needs; name one with --device, "
@@ -219,6 +228,22 @@ def _gpu_device(name: str, *, given: bool) -> DeviceProfile:
 
 def _precision(device: DeviceProfile) -> Precision:
     return next(precision for precision in PRECISIONS if precision == device.precision)
+
+
+def exported_files(
+    folder: Path, job: ExportJob, precision: Precision, device: DeviceProfile | None
+) -> tuple[Path, ...]:
+    """Every file of an export: the one asked for first, the ONNX file behind it last.
+
+    Args:
+        device: of a TensorRT engine; None for other engines.
+    """
+    stem = _stem(job, precision, device)
+    onnx = folder / f"{stem}.onnx"
+    if job.engine == "trt":
+        engine = folder / f"{stem}.engine"
+        return engine, sidecar_path(engine), onnx
+    return (folder / f"{stem}.ort", onnx) if job.engine == "ort" else (onnx,)
 
 
 def _stem(job: ExportJob, precision: Precision, device: DeviceProfile | None) -> str:
@@ -232,8 +257,26 @@ def _stem(job: ExportJob, precision: Precision, device: DeviceProfile | None) ->
     return "-".join(parts)
 
 
-def _note(path: Path, result: JobResult) -> None:
-    """Add ``result`` to the folder's list, in the place of an older entry of the same file."""
-    noted: Any = files.read_json(path, ExportError, "export list") if path.exists() else {}
-    entries: Mapping[str, Any] = noted.get("exports", {}) if isinstance(noted, dict) else {}
-    files.write_json(path, {"format": 1, "exports": {**entries, result.path.name: result.to_dict()}})
+def exports(path: Path, *, anew: bool = False) -> dict[str, Any]:
+    """What an export list says, by file name; empty where there is none.
+
+    Args:
+        path: ``export.json`` of the folder.
+        anew: a damaged list counts as none.
+
+    Raises:
+        ExportError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        data = files.read_json(path, ExportError, "export list")
+        entries = data.get("exports") if isinstance(data, dict) else None
+        if isinstance(entries, dict) and data.get("format") == 1:
+            return dict(entries)
+        reason = f"{path} is no export list of format 1"
+    except ExportError as error:
+        reason = str(error)
+    if anew:
+        return {}
+    raise ExportError(f"{reason}; give --force to start it anew, or --out another folder")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy import files
 from bcnet_deploy.errors import ExportError, MissingStepError, RunDirError
 from bcnet_deploy.rundir import ModelRef, RunDir
+from bcnet_deploy.stale import given_widths, other_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,14 +46,19 @@ class Source:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_source(run: RunDir, which: str) -> Source:
+def load_source(run: RunDir, which: str, *, former: bool = False) -> Source:
     """The network ``which`` of ``run``.
 
     The retrained one where there is one. Else its widths are cut from the trained supernet
     (the left side), or from the model as it is built when there is no supernet; ``origin`` says so.
 
+    Args:
+        run: after ``search`` (any run for ``full``).
+        which: ``found``, ``uniform`` or ``full``.
+        former: what was retrained at a former search's widths counts as not there, instead of being refused.
+
     Raises:
-        ExportError: ``which`` is unknown.
+        ExportError: ``which`` is unknown, or was retrained before the latest search found other widths.
         MissingStepError: the run lacks the step that makes it; the message names the command.
         CheckpointError: its files are damaged.
     """
@@ -60,13 +66,17 @@ def load_source(run: RunDir, which: str) -> Source:
         raise ExportError(f"unknown network {which!r}; allowed are {', '.join(WHICH)}")
     config = run.load()
     folder = run.retrained(which)
-    if (folder / "subnet.yaml").exists():
+    if not former:
+        require_current(run, which)
+    if (folder / "subnet.yaml").exists() and not other_widths(run, which):
         from bcnet_deploy.nn import load_subnet
 
         module, info = load_subnet(folder)
+        own = given_widths(run, which) is not None
         return Source(
             which, module, ModelRef.from_dict(info["model"]), dict(info["widths"]), str(info["space"]),
-            f"retrained weights of {folder}", extra=info.get("extra") or {},
+            f"retrained weights of {folder}" + (", at widths of your own, not the search's" if own else ""),
+            extra=info.get("extra") or {},
         )  # fmt: skip
     by_name = None if which == "full" else searched_widths(run, which)
     model, space = build(config.model)
@@ -75,6 +85,16 @@ def load_source(run: RunDir, which: str) -> Source:
     module = stored.extract(widths) if stored is not None else space.extract(model, widths)
     names = {variable.name: int(width) for variable, width in zip(space.variables, widths, strict=True)}
     return Source(which, module, config.model, names, space.fingerprint, origin, shared=stored is not None)
+
+
+def require_current(run: RunDir, which: str) -> None:
+    """Raise :class:`ExportError` where ``which`` was retrained at a former search's widths."""
+    if other := other_widths(run, which):
+        raise ExportError(
+            f"{run.retrained(which)} was trained at other widths than the latest search found ({other}); run "
+            f"'bcnet-deploy retrain --network {which}' to train those, or the same with --widths FILE to "
+            "keep widths of your own"
+        )
 
 
 def searched_widths(run: RunDir, which: str) -> dict[str, int]:

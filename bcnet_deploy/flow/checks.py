@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from bcnet_deploy.errors import ConfigError, DataError, EngineError, ExportError
 
 if TYPE_CHECKING:
     from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.space import WidthSpace
+
+_log = logging.getLogger("bcnet_deploy")
 
 
 def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
@@ -35,9 +39,9 @@ def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
 
 
 def check_classes(reference: str, num_classes: int, input_size: tuple[int, int, int]) -> None:
-    """Raise :class:`DataError` where the data has more classes than the model tells apart."""
+    """Raise :class:`DataError` where the data has another number of classes than the model tells apart."""
     count = classes_of(reference, input_size)
-    if count > num_classes:
+    if count != num_classes:
         raise DataError(
             f"{reference} has {count} classes, the model tells {num_classes} apart; "
             f"give --num-classes {count}, or leave it out to take the data's"
@@ -71,6 +75,24 @@ def check_export(config: FlowConfig, device: DeviceProfile) -> str:
         )
     check_device(device, precision)
     return precision
+
+
+def check_budget(space: WidthSpace, table_path: Path, config: FlowConfig) -> None:
+    """Refuse, before training, a budget that no network keeps; say where it is held by expectation only.
+
+    Raises:
+        InfeasibleError: no network keeps the budget.
+    """
+    from bcnet_deploy.flow.searching import attainable_confidence
+    from bcnet_deploy.lut import LatencyTable
+
+    table = LatencyTable.load(table_path).for_space(space)
+    if attainable_confidence(space, table, config) < config.confidence:
+        _log.warning(
+            "the latency table is too noisy for %s at confidence %g (see 'bcnet-deploy table show'): "
+            "the budget is held by expected latency; profile again on a quieter machine",
+            config.latency, config.confidence,
+        )  # fmt: skip
 
 
 def check_table(path: str | None, device: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.search.constraints import Constraints
     from bcnet_deploy.space import WidthSpace
-
-_log = logging.getLogger("bcnet_deploy")
 
 UNIFORM = "uniform"
 EXPECTED = 0.5
@@ -112,20 +109,6 @@ def comparable_uniform(constraints: Constraints) -> tuple[npt.NDArray[np.int64],
     if len(inside):
         return ladder[inside[-1]], "expected"
     return ladder[expected.argmin()], "exceeded"
-
-
-def require_budget(space: WidthSpace, table_path: Path, config: FlowConfig) -> None:
-    """Raise :class:`InfeasibleError` where no network that is asked for keeps the budget: before training."""
-    from bcnet_deploy.lut import LatencyTable
-
-    table = LatencyTable.load(table_path).for_space(space)
-    confidence = attainable_confidence(space, table, config)
-    if confidence < config.confidence:
-        _log.warning(
-            "the latency table is too noisy for %s at confidence %g (see 'bcnet-deploy table show'): "
-            "the budget is held by expected latency; profile again on a quieter machine",
-            config.latency, config.confidence,
-        )  # fmt: skip
 
 
 def attainable_confidence(space: WidthSpace, table: LatencyTable, config: FlowConfig) -> float:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.devices import DeviceProfile, device_of_run, is_shipped, keep_device
 from bcnet_deploy.errors import ConfigError, RunDirError
-from bcnet_deploy.flow.checks import check_classes, check_export, check_table, classes_of, known_settings
+from bcnet_deploy.flow.checks import (
+    check_budget,
+    check_classes,
+    check_export,
+    check_table,
+    classes_of,
+    known_settings,
+)
 from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance, Step
 from bcnet_deploy.flow.run_space import keep_space
@@ -19,6 +27,7 @@ from bcnet_deploy.units import parse_duration
 if TYPE_CHECKING:
     from torch import nn
 
+    from bcnet_deploy.export.job import ExportJob
     from bcnet_deploy.space import WidthSpace
 
 FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "flow")
@@ -49,7 +58,7 @@ def open_run(run: RunDir, config: FlowConfig, *, force: bool) -> RunConfig:
     Raises:
         RunDirError: another run is there and ``force`` is false, or it is of another version.
     """
-    profile = load_device(config.device)
+    profile = device_of_run(run, config.device)
     wanted = RunConfig(model=model_reference(config), device=profile.name, data=config.data, seed=config.seed)
     if run.exists():
         try:
@@ -71,8 +80,10 @@ def open_run(run: RunDir, config: FlowConfig, *, force: bool) -> RunConfig:
             for name in FOLDERS:
                 shutil.rmtree(run / name, ignore_errors=True)
         elif there == wanted:
+            keep_device(run, profile)
             return wanted
     run.save(wanted)
+    keep_device(run, profile)
     return wanted
 
 
@@ -115,7 +126,7 @@ class Steps:
     def __init__(self, run: RunDir, config: FlowConfig) -> None:
         self.run = run
         self.config = config
-        self.profile: DeviceProfile = load_device(config.device)
+        self.profile: DeviceProfile = device_of_run(run, config.device)
         self.ref = model_reference(config)
         self.supernet_settings = train_settings(config.train, config.data)
         self.final_settings = train_settings(config.retrain, config.data)
@@ -148,13 +159,20 @@ class Steps:
         config = self.config
         return {"model": self.ref.to_dict(), "data": config.data, "seed": config.seed}
 
+    @property
+    def _own_device(self) -> dict[str, Any]:
+        """What a device profile of the user's own says: steps depend on more than its name."""
+        if is_shipped(self.profile):
+            return {}
+        return {"profile": {**dataclasses.asdict(self.profile), "path": None}}
+
     # -- profile -------------------------------------------------------------------------------
 
     def profiling(self) -> Step:
         config, given = self.config, [Path(self.config.table)] if self.config.table else []
         settings = {
             "model": self.ref.to_dict(), "device": self.profile.name, "estimate": config.estimate,
-            "budget": None if given else config.profile_budget,
+            "budget": None if given else config.profile_budget, **self._own_device,
         }  # fmt: skip
         budget = parse_duration(config.profile_budget)
         title = f"latency table of {self.profile.name}"
@@ -169,7 +187,10 @@ class Steps:
             LatencyTable.load(self.config.table).for_space(space).save(self.table)
             return
         from bcnet_deploy.profiler.device import profile_device
+        from bcnet_deploy.profiler.runners import check_gpu
 
+        if self.profile.kind == "gpu" and not self.config.estimate:
+            check_gpu(self.profile, self.ref.name, whole=True)
         model, _ = build(self.ref, self.config.seed)
         budget = parse_duration(self.config.profile_budget)
 
@@ -193,14 +214,13 @@ class Steps:
         import torch
 
         from bcnet_deploy.data import load_data
-        from bcnet_deploy.flow.searching import require_budget
         from bcnet_deploy.nn import Supernet
         from bcnet_deploy.train import train_supernet
 
         seed = self.config.seed
         model, space = build(self.ref, seed)
         keep_space(self.run, self.ref, space)
-        require_budget(space, self.table, self.config)
+        check_budget(space, self.table, self.config)
         splits = load_data(self.config.data, self.ref.input_size, num_classes=self.ref.num_classes)
         supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
         train_supernet(
@@ -256,36 +276,46 @@ class Steps:
             go,
         )
 
-    def exporting(self, which: str) -> Step:
-        config = self.config
+    def _export_job(self, which: str) -> ExportJob:
+        from bcnet_deploy.export.job import ExportJob
+
         # Full and uniform are only compared with: they need no engine of their own.
-        engine = config.engine if which == "found" else "onnx"
-        settings = {"engine": engine, "precision": self.precision, "device": self.profile.name}
+        engine = self.config.engine if which == "found" else "onnx"
+        return ExportJob(which=which, engine=engine, precision=self.precision, force=True)  # type: ignore[arg-type]
+
+    def _exported(self, which: str) -> tuple[Path, ...]:
+        """The files of one network's export, the ONNX file last."""
+        from bcnet_deploy.export.job import exported_files
+
+        job = self._export_job(which)
+        device = self.profile if job.engine == "trt" else None
+        return exported_files(self.run.export, job, self.precision, device)  # type: ignore[arg-type]
+
+    def exporting(self, which: str) -> Step:
+        job = self._export_job(which)
+        settings = {"engine": job.engine, "precision": self.precision, "device": self.profile.name}
         inputs = [self.run.retrained(which) / name for name in ("weights.safetensors", "subnet.yaml")]
-        outputs = [self.run.export / f"{which}.onnx"] if engine != "trt" and self.precision == "fp32" else []
 
         def go(fresh: bool, advance: Advance) -> None:
-            from bcnet_deploy.export.job import ExportJob, run_export
+            from bcnet_deploy.export.job import run_export
 
-            job = ExportJob(
-                which=which, engine=engine, precision=self.precision, device=None, force=True,  # type: ignore[arg-type]
-            )  # fmt: skip
             run_export(self.run, job, progress=advance)
 
-        return Step(f"export-{which}", f"exporting {which}", 5, settings, inputs, outputs, go)
+        return Step(f"export-{which}", f"exporting {which}", 5, settings, inputs, self._exported(which), go)
 
     def measuring(self) -> Step:
-        exported = [self.run.export / f"{name}.onnx" for name in self.config.networks]
-        inputs = [
-            self.table,
-            *(exported if self.precision == "fp32" and self.config.engine != "trt" else []),
-        ]
+        exported = {name: self._exported(name) for name in self.config.networks}
+        # Exactly what is measured: a former export of another kind may lie in the folder as well.
+        networks = {name: paths[-1] for name, paths in exported.items()}
+        engines = [path for paths in exported.values() for path in paths if path.suffix == ".engine"]
 
         def go(fresh: bool, advance: Advance) -> None:
             from bcnet_deploy.bench.measure import BenchSettings
             from bcnet_deploy.bench.runs import bench_run
 
             settings = {**self.bench_settings, "batches": tuple(self.bench_settings["batches"])}
-            bench_run(self.run, settings=BenchSettings(**settings), progress=advance)
+            bench_run(self.run, settings=BenchSettings(**settings), exported=networks, progress=advance)
 
-        return Step("bench", "measuring", 20, self.bench_settings, inputs, [self.run.bench], go)
+        inputs = [self.table, *networks.values(), *engines]
+        settings = {**self.bench_settings, **self._own_device}
+        return Step("bench", "measuring", 20, settings, inputs, [self.run.bench], go)

@@ -67,12 +67,16 @@ def _entry(name: str) -> _Entry:
 
 
 def default_num_classes(name: str) -> int:
-    """Number of classes that the model called ``name`` usually has (1000 for the user's own functions).
+    """Number of classes that the model called ``name`` usually has.
+
+    Of the user's own functions it is the default of their argument ``num_classes``, or what a function
+    without this argument builds; 1000 where neither says.
 
     Raises:
         UnknownModelError: no such model.
+        ModelError: the user's function cannot be imported, or fails.
     """
-    return 1000 if user.is_reference(name) else _entry(name).num_classes
+    return user.default_num_classes(name) if user.is_reference(name) else _entry(name).num_classes
 
 
 def default_input_size(name: str) -> tuple[int, int, int]:

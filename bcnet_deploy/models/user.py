@@ -49,16 +49,7 @@ def build(reference: str, num_classes: int | None) -> nn.Module:
         UnknownModelError: there is no such module or function.
         ModelError: importing or calling it fails, or it returns no ``nn.Module``.
     """
-    module_name, _, function_name = reference.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise UnknownModelError(f"{reference!r} is not of the form 'package.module:function'")
-    module = _module(module_name, reference)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        raise UnknownModelError(
-            f"module {module_name!r} has no function {function_name!r}{nearest(function_name, names)}"
-        )
+    function = _function(reference)
     arguments: dict[str, Any] = {}
     if num_classes is not None:
         parameters = inspect.signature(function).parameters.values()
@@ -73,6 +64,38 @@ def build(reference: str, num_classes: int | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference} returned {type(model).__name__}; a torch.nn.Module is needed")
     return model
+
+
+def default_num_classes(reference: str) -> int:
+    """The default of the function's argument ``num_classes``; without that argument, the outputs of its last
+    linear layer; 1000 where neither says.
+
+    Raises:
+        UnknownModelError, ModelError: see :func:`build`.
+    """
+    parameters = inspect.signature(_function(reference)).parameters
+    if "num_classes" in parameters:
+        default = parameters["num_classes"].default
+        return default if isinstance(default, int) and not isinstance(default, bool) else 1000
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return 1000
+    linear = [module for module in build(reference, None).modules() if isinstance(module, nn.Linear)]
+    return linear[-1].out_features if linear else 1000
+
+
+def _function(reference: str) -> Any:
+    """The function that ``reference`` names. Raises as :func:`build`."""
+    module_name, _, function_name = reference.partition(":")
+    if not module_name or not function_name.isidentifier():
+        raise UnknownModelError(f"{reference!r} is not of the form 'package.module:function'")
+    module = _module(module_name, reference)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value)]
+        raise UnknownModelError(
+            f"module {module_name!r} has no function {function_name!r}{nearest(function_name, names)}"
+        )
+    return function
 
 
 def _shown(arguments: dict[str, Any]) -> str:

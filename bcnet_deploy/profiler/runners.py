@@ -37,15 +37,26 @@ def make_runner_of(device: DeviceProfile, *, image_seed: int = 0, threads_sleep:
     return partial(_tensorrt, device=device, image_seed=image_seed)
 
 
-def check_gpu(device: DeviceProfile, model: str | None = None) -> None:
-    """Raises :class:`DeviceError`, with the commands that help, unless the GPU of this machine is ``device``:
-    for ``model`` if that is given."""
+def check_gpu(device: DeviceProfile, model: str | None = None, *, whole: bool = False) -> None:
+    """Raises :class:`DeviceError`, with the commands that help, unless the GPU of this machine is ``device``.
+
+    Args:
+        device: a GPU.
+        model: named in the commands if given.
+        whole: for ``bcnet-deploy run``, whose own options help, instead of ``profile``.
+    """
     found = gpu_name()
     if found is not None and device.matches_gpu(found):
         return
     here = "no GPU" if found is None else f"the GPU of this machine is {found}"
     given = device.name if known_devices().get(device.name) == device.path else str(device.path)
     command = f"bcnet-deploy profile --device {given}" + (f" --model {model}" if model else "")
+    if whole:
+        raise DeviceError(
+            f"{device.description} is not here ({here}); either run 'bcnet-deploy run --device {given} "
+            f"--table FILE' with a latency table that '{command}' wrote on its host, or 'bcnet-deploy run "
+            f"--device {given} --estimate' for one from data sheets"
+        )
     raise DeviceError(
         f"{device.description} is not here ({here}); either run '{command}' on its host and copy "
         f"latency/{device.name}.json back into the run directory, or estimate it from data sheets with "

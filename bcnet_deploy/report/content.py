@@ -101,7 +101,10 @@ class Content:
     """Everything on the page; an empty field becomes a line naming the command that fills it.
 
     ``budget_ms`` is the latency budget, ``budget_share`` the same as given where that was a share of the
-    full network's latency (0.5x).
+    full network's latency (0.5x). ``measured_on`` names runtime, threads and machine of the measurements,
+    ``measured_departs`` how these are not the device's and its table's: then they are no check of
+    prediction or budget. ``warnings`` is what a reader must know before the figures: results left
+    out because they are of another network, say.
     """
 
     title: str
@@ -113,6 +116,9 @@ class Content:
     budget_ms: float | None = None
     budget_share: float | None = None
     noise_floor: float | None = None
+    measured_on: str = ""
+    measured_departs: str = ""
+    warnings: list[str] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
     widths: list[LayerWidth] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
@@ -124,7 +130,9 @@ class Content:
 
     @property
     def measured_share(self) -> float | None:
-        """Measured latency of the network found over the full network's."""
+        """Measured latency of the network found over the full network's; None where not on the device."""
+        if self.measured_departs:
+            return None
         found, full = self.network("found"), self.network("full")
         if found is None or full is None or not found.measured_ms or not full.measured_ms:
             return None

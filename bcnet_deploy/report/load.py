@@ -6,14 +6,15 @@ Only files are read, by numpy alone: a report can be made where neither PyTorch 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from bcnet_deploy import files
+from bcnet_deploy import __version__, files
 from bcnet_deploy.errors import RunDirError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.report.content import (
@@ -27,10 +28,10 @@ from bcnet_deploy.report.content import (
     Network,
     Pair,
 )
+from bcnet_deploy.report.measured import NETWORKS, drop_former, measured_latency, measured_on
 from bcnet_deploy.rundir import RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
-NETWORKS = ("full", "uniform", "found")
 _REACH = NormalDist().inv_cdf(0.975)
 
 
@@ -53,12 +54,16 @@ def gather(run: RunDir) -> Content:
         bench = _json(run.bench, "benchmark")
         results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
         widths = _widths(explained)
-        content.networks = _networks(widths, explained, results, bench, table, config)
+        content.warnings = drop_former(run, widths, results, bench)
+        content.networks = _networks(widths, explained, results, bench, table)
         content.widths = _layer_widths(widths)
-        content.pairs = _held_out(run, table) + _measured_pairs(content.networks)
+        content.measured_on, content.measured_departs = measured_on(bench)
+        content.pairs = _held_out(run, table)
+        if not content.measured_departs:
+            content.pairs += _measured_pairs(content.networks)
         content.layers = _layers(widths, table)
         _add_search(content, run, explained)
-        content.curves = _curves(run)
+        content.curves = _curves(run, [name for name in NETWORKS if results[name] is not None])
         content.provenance = _provenance(config, table, explained, bench)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, (TableError, WidthError)):
@@ -96,7 +101,7 @@ def _widths(explained: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 def _networks(
     widths: Mapping[str, Mapping[str, int]], explained: Mapping[str, Any], results: Mapping[str, Any],
-    bench: Any, table: LatencyTable | None, config: RunConfig,
+    bench: Any, table: LatencyTable | None,
 ) -> list[Network]:  # fmt: skip
     networks = []
     for name in NETWORKS:
@@ -105,7 +110,7 @@ def _networks(
             continue
         said = explained if name == "found" else explained.get("compared_with", {}).get(name, {})
         predicted, low, high = _prediction(table, widths.get(name))
-        measured = _latency(bench, name)
+        measured = measured_latency(bench, name)
         test = None if result is None else result["test_top1"]
         costs = said.get("costs", {}) if result is None else result
         networks.append(
@@ -128,17 +133,8 @@ def _prediction(
     return value, max(0.0, value - reach), value + reach
 
 
-def _latency(bench: Any, name: str) -> dict[str, float]:
-    """Latency statistics on the runtime that the prediction speaks of (else the first)."""
-    if bench is None or name not in bench["networks"]:
-        return {}
-    runtimes = bench["networks"][name]["runtimes"].values()
-    compared = [r for r in runtimes if r["prediction_error"] is not None] or list(runtimes)
-    return dict(compared[0]["latency"]) if compared else {}
-
-
 def _layer_widths(widths: Mapping[str, Mapping[str, int]]) -> list[LayerWidth]:
-    if "found" not in widths:
+    if "found" not in widths or "full" not in widths:
         return []
     full, uniform = widths["full"], widths.get("uniform")
     return [
@@ -251,8 +247,8 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return text
 
 
-def _curves(run: RunDir) -> list[Curve]:
-    sources = {"supernet": run.train, **{name: run.retrained(name) for name in NETWORKS}}
+def _curves(run: RunDir, retrained: Sequence[str]) -> list[Curve]:
+    sources = {"supernet": run.train, **{name: run.retrained(name) for name in retrained}}
     accuracy = "validation top-1, %"
     quantities = {"loss": "training loss", "val_top1": accuracy}
     quantities |= {f"val_top1_{widths}": accuracy for widths in ("full", "half", "narrowest")}
@@ -282,10 +278,27 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _provenance(
     config: RunConfig, table: LatencyTable | None, explained: Mapping[str, Any], bench: Any
 ) -> list[tuple[str, str]]:
-    lines = [("seed", str(config.seed))]
+    model = config.model
+    size = "×".join(map(str, model.input_size))
+    lines = [
+        ("model", f"{model.name}, {size}, {model.num_classes} classes, {model.levels} widths a variable"),
+        ("data", config.data),
+        ("seed", str(config.seed)),
+        ("report made with", f"bcnet-deploy {__version__}, PyTorch {_version('torch')}, here"),
+    ]
+    system = bench["machine"].get("os") if bench is not None else None
+    if system or (table is not None and table.provenance.get("os")):
+        lines.append(("OS", str(system or (table.provenance["os"] if table is not None else ""))))
     if table is not None:
         made = table.provenance
         lines.append(("latency table", f"{table.source}, {table.precision}, batch {table.batch}"))
@@ -294,7 +307,10 @@ def _provenance(
             ("threads", "threads"), ("governor", "governor"), ("date", "made"),
             ("networks_measured", "networks measured"), ("drift", "drift of the machine"),
         )  # fmt: skip
-        lines += [(label, str(made[key])) for key, label in named if made.get(key) is not None]
+        lines += [
+            (label, f"{made[key]:.1%}" if key == "drift" else str(made[key]))
+            for key, label in named if made.get(key) is not None
+        ]  # fmt: skip
         accuracy = table.network.accuracy
         if accuracy:
             text = (

@@ -78,7 +78,8 @@ def _cards(content: Content) -> str:
     cards: list[tuple[str, str]] = []
     if found is None:
         return ""
-    for kind, pick in (("measured", "measured_ms"), ("predicted", "predicted_ms")):
+    kinds = [("measured", "measured_ms"), ("predicted", "predicted_ms")]
+    for kind, pick in kinds[1 if content.measured_departs else 0 :]:
         mine, theirs = getattr(found, pick), getattr(full, pick) if full else None
         if mine and theirs:
             mark = _estimated(content) if kind == "predicted" else ""
@@ -108,12 +109,24 @@ def _summary(content: Content) -> str:
         ]
         for n in content.networks
     ]  # fmt: skip
-    head = ["network", "test top-1", "predicted", "measured", "median", "p90", "MACs", "parameters"]
+    here = " here" if content.measured_departs else ""
+    head = [
+        "network", "test top-1", "predicted", f"measured{here}", f"median{here}", f"p90{here}", "MACs",
+        "parameters",
+    ]  # fmt: skip
     chosen = next((i for i, n in enumerate(content.networks) if n.name == "found"), None)
-    text = _cards(content) + _table(head, rows, chosen)
+    text = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in content.warnings)
+    if content.measured_departs:
+        text += (
+            f'<p class="warning">Measured here on {escape(content.measured_on)}, otherwise than predicted '
+            f"({escape(content.measured_departs)}): no check of the prediction or the budget.</p>"
+        )
+    text += _cards(content) + _table(head, rows, chosen)
     notes = []
     if content.budget:
         notes.append(f"Budget: {content.budget}.")
+    if content.measured_on and not content.measured_departs:
+        notes.append(f"Measured on {content.measured_on}.")
     notes.append(
         "Measured: the fastest run of each round, median of the rounds: the undisturbed time that the table "
         "predicts; median and p90: of all runs. A multiply-accumulate counts as one."

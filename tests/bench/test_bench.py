@@ -195,14 +195,49 @@ def test_the_file_of_the_devices_precision_is_measured(tmp_path: Path) -> None:
 
     run = searched(tmp_path)
     device = load_device("t4")  # FP16
-    assert _exported(run, "found", device) is None
+    assert _exported(run, "found", device, []) is None
     run.export.mkdir()
     for name in ("found-int8.onnx", "found.onnx", "found-fp16.onnx"):
         (run.export / name).write_bytes(b"")
-        found = _exported(run, "found", device)
+        found = _exported(run, "found", device, [])
         assert found is not None
         assert found.name == name
-    assert _exported(run, "found", load_device("cpu")) == run.export / "found.onnx"
+    assert _exported(run, "found", load_device("cpu"), []) == run.export / "found.onnx"
+
+
+def test_what_departs_from_the_tables_conditions_is_not_compared(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    runner = CliRunner()
+    place = ["--run-dir", str(run.path)]
+    assert runner.invoke(cli, ["profile", "--device", "cpu-1thread", "--estimate", *place]).exit_code == 0
+    quick = ["--rounds", "1", "--runs", "2", "--batches", "", "--no-layers", *place]
+    result = runner.invoke(cli, ["bench", "--threads", "64", *quick])
+    assert result.exit_code == 0, result.output
+    assert "64 thread(s), not 1" in result.stdout and "UserWarning" not in result.output
+    assert result.stderr.count("64 threads on") == 1
+    assert "onnxruntime-cpu fp32" in result.stdout, "the runtime is not broken in two"
+    made = runner.invoke(cli, ["report", "-q", *place])
+    assert made.exit_code == 0 and "wrote " in made.stdout
+    page = run.report.read_text()
+    assert "Measured here on onnxruntime-cpu, 64 thread(s)" in page
+    entry = json.loads(run.bench.read_text())["networks"]["found"]["runtimes"]["onnxruntime-cpu"]
+    assert entry["prediction_error"] is None and entry["departs"] == "64 thread(s), not 1"
+
+
+def test_an_export_of_a_former_search_is_not_measured(tmp_path: Path) -> None:
+    from bcnet_deploy import files
+    from bcnet_deploy.bench.runs import _exported
+    from bcnet_deploy.errors import RunDirError
+
+    run = searched(tmp_path)
+    assert CliRunner().invoke(cli, ["export", "--run-dir", str(run.path), "-q"]).exit_code == 0
+    notes: list[str] = []
+    assert _exported(run, "found", load_device("cpu"), notes) == run.export / "found.onnx" and not notes
+    data = files.read_yaml(run.widths, RunDirError, "widths")
+    data["widths"]["stem.0"] += 1
+    files.write_yaml(run.widths, data)
+    assert _exported(run, "found", load_device("cpu"), notes) is None
+    assert "found.onnx" in notes[0] and "stem.0" in notes[0] and "export --force" in notes[0]
 
 
 def test_what_a_slow_spell_disturbed_is_measured_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

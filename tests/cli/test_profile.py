@@ -234,9 +234,9 @@ def test_suggest_steps_needs_a_table(estimated: Path, tmp_path: Path) -> None:
 def test_more_threads_than_cores_is_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from bcnet_deploy.cli.profile import _warn_of_threads
+    from bcnet_deploy.cli.common import warn_of_threads
 
-    _warn_of_threads(4096)
+    warn_of_threads(4096)
     assert "warning: 4096 threads on" in capsys.readouterr().err
-    _warn_of_threads(1)
+    warn_of_threads(1)
     assert capsys.readouterr().err == ""

@@ -266,6 +266,8 @@ def test_references_that_name_nothing_are_refused(tmp_path: Path) -> None:
         load_data("no_such_module_here:f", (1, 8, 8))
     with pytest.raises(DataError, match="digits has 10 classes, labels 0..9; the model tells 4 apart"):
         load_data("digits", (1, 8, 8), num_classes=4)
+    with pytest.raises(DataError, match="digits has 10 classes.*tells 20 apart.*--num-classes 10"):
+        load_data("digits", (1, 8, 8), num_classes=20)
     with pytest.raises(DataError, match="validation share is 0.9; allowed"):
         load_data("digits", (1, 8, 8), val_fraction=0.9)
 

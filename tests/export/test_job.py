@@ -81,7 +81,7 @@ def test_an_existing_file_is_kept_unless_forced(run: RunDir) -> None:
 def test_retrained_weights_win(tmp_path: Path) -> None:
     run = searched(tmp_path)
     model, space = build(REF)
-    widths = space.uniform(0.25)
+    widths = space.uniform(0.5)
     net = space.extract(model, widths)
     with torch.no_grad():
         next(net.parameters()).fill_(0.5)
@@ -96,6 +96,25 @@ def test_retrained_weights_win(tmp_path: Path) -> None:
     assert described.class_names == tuple("abcdefghij")
     assert described.preprocessing["mean"] == [0.1]
     assert list(described.widths.values()) == widths.tolist()
+
+
+def test_what_was_trained_before_a_new_search_is_refused(tmp_path: Path) -> None:
+    run = searched(tmp_path)
+    model, space = build(REF)
+    widths = space.uniform(0.25)
+    save_subnet(run.retrained("uniform"), space.extract(model, widths), widths, space, REF, {})
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = export(run, "--which", "uniform", "--force")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "other widths than the latest search" in result.stderr
+    assert "bcnet-deploy retrain --network uniform" in result.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is written"
+    # Widths that the user gave to the retraining are no leftover of a search.
+    named = {v.name: int(width) for v, width in zip(space.variables, widths, strict=True)}
+    files.write_yaml(run.retrained("uniform") / "given.yaml", {"widths": named})
+    result = export(run, "--which", "uniform", "--json")
+    assert result.exit_code == 0, result.output
+    assert "of your own" in json.loads(result.stdout)["origin"]
 
 
 def test_the_supernets_slice_is_taken_and_recalibrated(
@@ -153,9 +172,6 @@ def test_an_engine_for_a_t4_on_any_machine(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "tvm"], "unknown engine 'tvm'; allowed are onnx, ort, trt"),
-        (["--which", "best"], "unknown network 'best'; allowed are found, uniform, full"),
-        (["--precision", "fp8"], "unknown precision 'fp8'"),
         (["--opset", "9"], "opset 9 is out of range"),
         (["--engine", "trt"], "is no GPU, which TensorRT needs; name one with --device"),
         (["--engine", "trt", "--device", "t44"], "did you mean 't4'"),
@@ -166,6 +182,31 @@ def test_bad_input_is_one_line(run: RunDir, arguments: list[str], message: str) 
     assert result.exit_code == 1
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "tvm"], "unknown engine 'tvm'; allowed are onnx, ort, trt"),
+        (["--which", "best"], "unknown network 'best'; allowed are found, uniform, full"),
+        (["--precision", "fp8"], "unknown precision 'fp8'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exits_with_2(run: RunDir, arguments: list[str], message: str) -> None:
+    result = export(run, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_values_offered_are_those_the_export_takes() -> None:
+    from bcnet_deploy.cli import choices
+    from bcnet_deploy.export.job import ENGINES
+    from bcnet_deploy.export.precision import PRECISIONS
+    from bcnet_deploy.export.source import WHICH
+
+    assert choices.ENGINE.values == ENGINES and choices.NETWORK.values == WHICH
+    assert set(choices.PRECISION.values) == set(PRECISIONS)
 
 
 def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +221,28 @@ def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ['{"exports": []}', "[1]", "{", '{"format": 9, "exports": {}}'])
+def test_a_damaged_list_is_refused_before_any_work(tmp_path: Path, text: str) -> None:
+    run = searched(tmp_path)
+    run.export.mkdir()
+    (run.export / "export.json").write_text(text)
+    result = export(run)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "export.json" in result.stderr and "--force" in result.stderr
+    assert [path.name for path in run.export.iterdir()] == ["export.json"]
+    assert export(run, "--force", "--which", "full").exit_code == 0
+    assert list(json.loads((run.export / "export.json").read_text())["exports"]) == ["full.onnx"]
+
+
 def test_missing_steps_name_their_command(tmp_path: Path) -> None:
     empty = RunDir(tmp_path / "none")
     assert "bcnet-deploy run" in export(empty).stderr
     run = RunDir(tmp_path / "begun")
     run.save(RunConfig(REF))
     assert "run 'bcnet-deploy search' first" in export(run).stderr
-    assert export(run, "--which", "full", "--quiet").exit_code == 0
+    quiet = export(run, "--which", "full", "--quiet")
+    assert quiet.exit_code == 0
+    assert "wrote " in quiet.stdout and "parity" in quiet.stdout, "no progress, only the result"
 
 
 def test_widths_of_another_model_are_refused(tmp_path: Path) -> None:

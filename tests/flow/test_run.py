@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.rundir import RunDir
+from tests.export.test_job import needs_rtx
 from tests.flow.tinynet import MODEL
 
 CONFIG = {
@@ -86,6 +88,9 @@ def test_every_step_leaves_its_result(place: Path, done: dict[str, Any]) -> None
     log = json.loads((run / "search" / "search.json").read_text())["generations"]
     assert all("proposed_feasible" in generation for generation in log)
     assert done["estimated"] is True and "estimated" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    for label in ("model", "data", "report made with", "OS"):
+        assert f"<dt>{label}</dt>" in page, label
 
 
 def test_the_summary_agrees_with_each_steps_own_file(place: Path, done: dict[str, Any]) -> None:
@@ -158,11 +163,98 @@ def test_again_does_nothing(place: Path, done: dict[str, Any]) -> None:
 
 
 def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done: dict[str, Any]) -> None:
-    import shutil
-
     shutil.copytree(place / "whole", place / "tighter")
     ran = json.loads(call(place, "tighter", "--json", "--latency", "0.7x").stdout)["steps_run"]
     assert ran[0] == "search" and "retrain-full" not in ran and "retrain-found" in ran
+
+
+def test_another_budget_is_measured_anew_in_every_precision(place: Path, done: dict[str, Any]) -> None:
+    """The benchmark's networks are the search's: after another budget, and after an export was deleted."""
+    shutil.copytree(place / "whole", place / "half")
+    (place / "half.yaml").write_text(yaml.safe_dump({**CONFIG, "precision": "fp16"}))
+
+    def again(*more: str) -> list[str]:
+        finished = call(place, "half", "--config", str(place / "half.yaml"), "--json", *more)
+        assert finished.returncode == 0, finished.stderr
+        bench = json.loads((place / "half" / "bench" / "bench.json").read_text())["networks"]
+        found = yaml.safe_load((place / "half" / "search" / "widths.yaml").read_text())["widths"]
+        assert bench["found"]["widths"] == found and bench["found"]["precision"] == "fp16"
+        return list(json.loads(finished.stdout)["steps_run"])
+
+    assert again() == ["export-full", "export-uniform", "export-found", "bench"]
+    assert "bench" in again("--latency", "0.7x")
+    (place / "half" / "export" / "found-fp16.onnx").unlink()
+    assert again("--latency", "0.7x")[0] == "export-found"
+
+
+def test_an_engines_files_are_outputs_of_its_export_and_inputs_of_the_benchmark(tmp_path: Path) -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.export.job import ExportJob, exported_files
+
+    job = ExportJob(which="found", engine="trt")
+    names = [path.name for path in exported_files(tmp_path, job, "fp16", load_device("t4"))]
+    assert names == ["found-t4-fp16.engine", "found-t4-fp16.engine.json", "found-t4-fp16.onnx"]
+    job = ExportJob(which="full", engine="ort", dynamic_batch=True)
+    names = [path.name for path in exported_files(tmp_path, job, "fp32", None)]
+    assert names == ["full-dynamic.ort", "full-dynamic.onnx"]
+
+
+@needs_rtx
+def test_a_deleted_engine_is_built_again_and_counts_for_the_benchmark(tmp_path: Path) -> None:
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.flow.steps import Steps
+
+    steps = Steps(RunDir(tmp_path), FlowConfig(device="t4", estimate=True, engine="trt"))
+    engine = tmp_path / "export" / "found-t4-fp16.engine"
+    assert {engine, Path(f"{engine}.json"), engine.with_suffix(".onnx")} == set(
+        steps.exporting("found").outputs
+    )
+    measured = {path.name for path in steps.measuring().inputs}
+    assert measured == {
+        "t4.json", "full-fp16.onnx", "uniform-fp16.onnx", "found-t4-fp16.onnx", "found-t4-fp16.engine",
+    }  # fmt: skip
+
+
+def test_a_cpus_time_does_not_pass_for_a_gpus(place: Path, done: dict[str, Any]) -> None:
+    """A run for a device that is not here: this machine's time is named as such, and judges no budget."""
+    shutil.copytree(place / "whole", place / "gpu")
+    finished = call(place, "gpu", "--device", "t4", "--latency", "0.99x", "--json")
+    assert finished.returncode == 0, finished.stderr
+    data = json.loads(finished.stdout)
+    assert "onnxruntime-cpu" in data["measured_departs"] and "t4" in data["measured_departs"]
+    assert data["measured_share"] is None and data["measured_on"].startswith("onnxruntime-cpu, 1 thread")
+    shown = call(place, "gpu", "--device", "t4", "--latency", "0.99x").stdout
+    assert "no verdict on the budget" in shown and "(budget 0.99x)" not in shown
+    assert "measured on" in shown and "here" in shown
+    content = gather(RunDir(place / "gpu"))
+    assert content.pairs == []
+    page = (place / "gpu" / "report.html").read_text()
+    assert "Measured here on onnxruntime-cpu" in page and "<th>measured here</th>" in page
+    assert "faster than the full network, predicted" in page
+
+
+def test_a_device_profile_of_ones_own_may_move_after_the_run(place: Path, done: dict[str, Any]) -> None:
+    shutil.copytree(place / "whole", place / "board")
+    text = (Path(os.getcwd()) / "profiles" / "cpu-1thread.yaml").read_text()
+    file = place / "board.yaml"
+    file.write_text(text.replace("name: cpu-1thread", "name: my-board"))
+    finished = call(place, "board", "--device", str(file), "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert "bench" in json.loads(finished.stdout)["steps_run"]
+    file.unlink()
+    again = call(place, "board", "--device", "my-board")
+    assert again.returncode == 0, again.stderr
+    assert [line.split(": ")[-1] for line in again.stderr.splitlines()] == ["done already"] * 10
+    target = ["--run-dir", str(place / "board")]
+    alone = ["bench", "--rounds", "1", "--runs", "2", "--batches", "", "--no-layers", "-q", *target]
+    for arguments in (alone, ["profile", "--estimate", *target], ["profile", "--device", "t4x", *target]):
+        finished = subprocess.run(
+            [sys.executable, "-m", "bcnet_deploy", *arguments], cwd=place, env=environment(),
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert finished.returncode == (1 if "t4x" in arguments else 0), finished.stderr
+        if "-q" in arguments:
+            assert "my-board" in finished.stdout and "found" in finished.stdout, "quiet prints the result"
 
 
 def test_another_model_is_refused_unless_forced(place: Path, done: dict[str, Any]) -> None:
@@ -215,8 +307,6 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_resumable_state(place: Path, done
 
 
 def test_the_report_of_a_part_of_a_run(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     for removed in ("bench", "retrain", "search", "train"):
         target = tmp_path / removed
         shutil.copytree(place / "whole", target)
@@ -227,9 +317,35 @@ def test_the_report_of_a_part_of_a_run(place: Path, done: dict[str, Any], tmp_pa
     assert content.front is None and content.widths == []
 
 
-def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
+def test_a_new_search_takes_the_former_networks_figures_out(
+    place: Path, done: dict[str, Any], tmp_path: Path
+) -> None:
+    """``search`` alone after a whole run: the report shows nothing measured or trained at the old widths."""
+    target = tmp_path / "searched"
+    shutil.copytree(place / "whole", target)
+    explained = yaml.safe_load((target / "search" / "widths.yaml").read_text())
+    explained["widths"] = {name: width - 1 for name, width in explained["widths"].items()}
+    (target / "search" / "widths.yaml").write_text(yaml.safe_dump(explained))
+    content = gather(RunDir(target))
+    found, full = content.network("found"), content.network("full")
+    assert found is not None and full is not None
+    assert found.test_top1 is None and found.measured_ms is None and found.predicted_ms is not None
+    assert full.test_top1 is not None and full.measured_ms is not None
+    assert [curve.run for curve in content.curves].count("found") == 0
+    result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
+    assert result.exit_code == 0 and "retrain --network found" in result.stderr
+    foreign = tmp_path / "page.html"
+    foreign.write_text("my own page")
+    out = ["report", "--run-dir", str(target), "--out", str(foreign)]
+    refused = CliRunner().invoke(cli, out)
+    assert refused.exit_code == 1 and "--force" in refused.stderr and foreign.read_text() == "my own page"
+    for more in (["--force"], []):  # once it is a report, the next one may replace it
+        assert CliRunner().invoke(cli, [*out, *more]).exit_code == 0
+    page = (target / "report.html").read_text()
+    assert "its training is left out" in page and "its measurement is left out" in page
 
+
+def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Path) -> None:
     target = tmp_path / "damaged"
     shutil.copytree(place / "whole", target)
     (target / "bench" / "bench.json").write_text('{"networks": 3}')
@@ -269,10 +385,10 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "tvm"], ["unknown engine 'tvm'", "onnx, ort, trt"]),
         (["--engine", "trt"], ["is no GPU", "--device"]),
         (["--table", "nowhere.json"], ["nowhere.json", "leave --table out"]),
         (["--num-classes", "5"], ["10 classes", "tells 5 apart", "--num-classes 10"]),
+        (["--num-classes", "20"], ["10 classes", "tells 20 apart", "--num-classes 10"]),
     ],
 )
 def test_mistakes_in_late_steps_cost_no_work(arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -280,6 +396,21 @@ def test_mistakes_in_late_steps_cost_no_work(arguments: list[str], words: list[s
     assert result.exit_code == 1, result.output
     assert all(word in result.output for word in words), result.output
     assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a GPU here")
+def test_a_gpu_that_is_not_here_names_the_options_of_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), "--device", "t4"])
+    assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for words in ("bcnet-deploy run --device t4 --table FILE", "bcnet-deploy run --device t4 --estimate"):
+        assert words in result.stderr, result.stderr
+
+
+def test_a_value_that_is_none_of_those_allowed_is_wrong_usage(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", "--run-dir", str(tmp_path / "run"), "--engine", "tvm"])
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert "unknown engine 'tvm'" in result.stderr and "onnx, ort, trt" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -347,6 +478,22 @@ def test_what_uniform_is_compared_where_none_keeps_the_budget() -> None:
         assert (found, widths.tolist()) == (margin, space.uniform(rung / 4).tolist()), limit
 
 
+def test_an_estimate_is_not_called_noisy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.flow.checks import check_budget
+    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.lut.estimate import estimate_table
+    from bcnet_deploy.models import build_model
+    from bcnet_deploy.space import WidthSpace
+
+    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 16)
+    table = estimate_table(space, load_device("t4"))
+    table.save(tmp_path / "t4.json")
+    full, narrowest = (float(table.predict(w)[0]) for w in (space.full, space.narrowest))
+    check_budget(space, tmp_path / "t4.json", FlowConfig(latency=f"{1.1 * narrowest / full:.4f}x"))
+    assert not caplog.text, "shares of an estimate are held by its predictions: there is nothing to warn of"
+
+
 def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
     from dataclasses import replace
 
@@ -379,3 +526,29 @@ def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
     assert (
         attainable_confidence(space, estimate, FlowConfig(latency=f"{share:.4f}x", confidence=0.95)) == 0.95
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "uniform", "words"),
+    [
+        (0.9, 0.9, "Found: as accurate as uniform scaling"),
+        (0.90001, 0.9, "Found: as accurate as uniform scaling"),
+        (0.91, 0.9, "Found: 1.00 points more than uniform scaling"),
+        (0.89, 0.9, "Found: 1.00 points fewer than uniform scaling"),
+    ],
+)
+def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, words: str) -> None:
+    from bcnet_deploy.cli.run import verdict
+    from bcnet_deploy.flow.run import FlowResult
+    from bcnet_deploy.report.content import Content, Network
+
+    networks = [Network("uniform", uniform), Network("found", found)]
+    content = Content("t", "demo", "digits", "cpu", networks=networks)
+    assert verdict(FlowResult(content, Path("r.html"), [], 1.0, None)).startswith(words)
+
+
+def test_a_configuration_whose_data_is_elsewhere_names_the_option(tmp_path: Path) -> None:
+    place = ["run", "--run-dir", str(tmp_path / "run"), "--config", "cifar10_cpu"]
+    result = CliRunner().invoke(cli, place)
+    assert result.exit_code == 1 and "--data FOLDER_OR_TAR" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 
@@ -93,6 +94,45 @@ def test_widths_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> No
         (tmp_path / "w.yaml").write_text(text)
         result = call("retrain", "--run-dir", str(trained), "--widths", str(tmp_path / "w.yaml"), *QUICK)
         assert result.exit_code == 1 and message in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "classes"),
+    [
+        ("def net(num_classes=7): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))", 7),
+        ("def net(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))", 1000),
+        ("def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 6))", 6),
+    ],
+)
+def test_the_classes_of_ones_own_function_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, classes: int
+) -> None:
+    from bcnet_deploy.models import build_model, default_num_classes
+
+    module = f"own{classes}"
+    (tmp_path / f"{module}.py").write_text(f"from torch import nn\n{source}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert default_num_classes(f"{module}:net") == classes
+    out = build_model(f"{module}:net", num_classes=classes)(torch.zeros(1, 1, 8, 8))
+    assert out.shape == (1, classes)
+
+
+def test_profile_takes_the_functions_classes_and_train_refuses_other_data(tmp_path: Path) -> None:
+    place = ["--run-dir", str(tmp_path)]
+    shape = ["--model", "tests.train.cli_model:seven", "--input-size", "1x8x8", "--levels", "4"]
+    made = call("profile", "--device", "cpu-1thread", "--estimate", *shape, *place)
+    assert made.exit_code == 0 and "7 classes, as tests.train.cli_model:seven builds" in made.stderr
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["num_classes"] == 7
+    result = call("train", *place, *QUICK)
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert "digits has 10 classes" in result.output and "--num-classes 10" in result.output
+
+
+def test_training_begins_with_as_many_classes_as_the_data_has(tmp_path: Path) -> None:
+    shape = ["--model", "tests.train.cli_model:seven", "--input-size", "1x8x8", "--levels", "4"]
+    result = call("train", "--run-dir", str(tmp_path), *shape, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["num_classes"] == 10
 
 
 def test_a_wrong_option_does_not_stay_in_the_run(tmp_path: Path) -> None:

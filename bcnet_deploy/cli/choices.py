@@ -1,0 +1,71 @@
+"""Values that options take, for shell completion and for refusals; known without importing what uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from bcnet_deploy.errors import UsageError, nearest
+
+
+class OneOf(click.Choice[str]):
+    """As :class:`click.Choice`; a wrong value is one line like every other error, with exit code 2.
+
+    Args:
+        what: names the value in the error.
+        values: what is allowed.
+    """
+
+    def __init__(self, what: str, values: tuple[str, ...]) -> None:
+        super().__init__(values)
+        self.what = what
+        self.values = values
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Raises :class:`UsageError`."""
+        if value not in self.values:
+            near = nearest(str(value), self.values)
+            allowed = ", ".join(self.values)
+            raise UsageError(f"unknown {self.what} {value!r}{near or ';'} allowed are {allowed}")
+        return str(value)
+
+
+ENGINE = OneOf("engine", ("onnx", "ort", "trt"))
+PRECISION = OneOf("precision", ("fp32", "fp16", "int8"))
+NETWORK = OneOf("network", ("found", "uniform", "full"))
+
+
+def devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shipped device profiles, the run's own, and files."""
+    from bcnet_deploy.devices import known_devices
+
+    run_dir = getattr(ctx.params.get("run_dir"), "path", Path("bcnet-run"))
+    names = [*known_devices(), *sorted(path.stem for path in (run_dir / "devices").glob("*.yaml"))]
+    return _named_or_file(names, incomplete)
+
+
+def configurations(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shipped configurations of ``run``, and files."""
+    from bcnet_deploy.flow.config import config_names
+
+    return _named_or_file(config_names(), incomplete)
+
+
+def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shipped training recipes, and files."""
+    from bcnet_deploy.resources import shipped
+
+    return _named_or_file(sorted(path.stem for path in shipped("configs").glob("*.yaml")), incomplete)
+
+
+def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The embedded digits, folders and archives."""
+    return _named_or_file(["digits"], incomplete)
+
+
+def _named_or_file(names: list[str], incomplete: str) -> list[CompletionItem]:
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
