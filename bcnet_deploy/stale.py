@@ -53,7 +53,7 @@ def searched_widths(run: RunDir, which: str) -> dict[str, int] | None:
 
 
 def other_widths(run: RunDir, which: str) -> str:
-    """How the retrained network differs from the latest search's, such as ``stem.0: 12, found 20``.
+    """How the retrained network differs from the latest search's, such as ``'stem.0' 12 then, 20 now``.
 
     Empty where it does not, where one of both is missing, and where the user gave the widths.
     """
@@ -68,7 +68,7 @@ def difference(then: Mapping[str, int], found: Mapping[str, int]) -> str:
     if dict(then) == dict(found):
         return ""
     odd = [name for name in found if then.get(name) != found[name]] or sorted(set(then) - set(found))
-    shown = ", ".join(f"{name}: {then.get(name, '-')}, found {found.get(name, '-')}" for name in odd[:2])
+    shown = ", ".join(f"{name!r} {then.get(name, '-')} then, {found.get(name, '-')} now" for name in odd[:2])
     return shown + (f" and {len(odd) - 2} more" if len(odd) > 2 else "")
 
 

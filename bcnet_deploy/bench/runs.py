@@ -131,7 +131,7 @@ def _exported(run: RunDir, which: str, device: DeviceProfile, notes: list[str]) 
             return path
         notes.append(
             f"export/{path.name} is of other widths than the latest search found ({other}): it was not "
-            "measured; run 'bcnet-deploy retrain' and 'bcnet-deploy export --force'"
+            "measured; run 'bcnet-deploy retrain --fresh' and 'bcnet-deploy export --force'"
         )
     return None
 

@@ -93,7 +93,7 @@ def show(result: BenchResult, target: Console, path: str) -> None:
     table.add_column("network")
     table.add_column("runtime", no_wrap=True)
     for title in ("median", "p90", "spread", "undisturbed", "noise floor", "predicted", "error", "images/s"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", min_width=len(title) if " " not in title else None)
     for name, network in result.networks.items():
         prediction = network.prediction
         for runtime, entry in network.runtimes.items():

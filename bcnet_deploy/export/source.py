@@ -92,8 +92,8 @@ def require_current(run: RunDir, which: str) -> None:
     if other := other_widths(run, which):
         raise ExportError(
             f"{run.retrained(which)} was trained at other widths than the latest search found ({other}); run "
-            f"'bcnet-deploy retrain --network {which}' to train those, or the same with --widths FILE to "
-            "keep widths of your own"
+            f"'bcnet-deploy retrain --network {which} --fresh' to train those, or the same with --widths "
+            "FILE for widths of your own"
         )
 
 

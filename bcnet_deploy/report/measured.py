@@ -41,7 +41,7 @@ def drop_former(
                 results[name] = None
                 notes.append(
                     f"{name}: its training is left out, since it was at other widths than the latest search "
-                    f"found ({other}); run 'bcnet-deploy retrain --network {name}'"
+                    f"found ({other}); run 'bcnet-deploy retrain --network {name} --fresh'"
                 )
         measured = bench["networks"].get(name) if bench is not None else None
         if measured and measured["widths"] and (other := difference(measured["widths"], wanted)):

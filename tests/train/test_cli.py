@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
+from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.space import WidthSpace
 
 MODEL = "tests.train.cli_model:net"
@@ -133,6 +134,26 @@ def test_training_begins_with_as_many_classes_as_the_data_has(tmp_path: Path) ->
     result = call("train", "--run-dir", str(tmp_path), *shape, *QUICK)
     assert result.exit_code == 0, result.output
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["num_classes"] == 10
+
+
+def test_widths_of_ones_own_are_remembered_until_the_searchs_are_trained(tmp_path: Path) -> None:
+    from bcnet_deploy.stale import given_widths, other_widths
+
+    run = RunDir(tmp_path / "run")
+    assert train(run.path).exit_code == 0
+    (tmp_path / "w.yaml").write_text("[4, 6]\n")
+    run.search.mkdir()
+    run.widths.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 3}}))
+    own = call("retrain", "--run-dir", str(run.path), "--widths", str(tmp_path / "w.yaml"), *QUICK)
+    assert own.exit_code == 0, own.output
+    assert given_widths(run, "found") == {"0": 4, "3": 6} and other_widths(run, "found") == ""
+    refused = call("retrain", "--run-dir", str(run.path), *QUICK)
+    assert refused.exit_code == 1 and "--fresh" in refused.output, "former weights are not lost in silence"
+    assert given_widths(run, "found") == {"0": 4, "3": 6}
+    assert call("retrain", "--run-dir", str(run.path), *QUICK, "--fresh").exit_code == 0
+    assert given_widths(run, "found") is None and other_widths(run, "found") == ""
+    run.widths.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 6}}))
+    assert other_widths(run, "found") == "'3' 3 then, 6 now"
 
 
 def test_a_wrong_option_does_not_stay_in_the_run(tmp_path: Path) -> None:
