@@ -142,7 +142,7 @@ def test_widths_of_ones_own_are_remembered_until_the_searchs_are_trained(tmp_pat
     run = RunDir(tmp_path / "run")
     assert train(run.path).exit_code == 0
     (tmp_path / "w.yaml").write_text("[4, 6]\n")
-    run.search.mkdir()
+    run.search.mkdir(exist_ok=True)
     run.widths.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 3}}))
     own = call("retrain", "--run-dir", str(run.path), "--widths", str(tmp_path / "w.yaml"), *QUICK)
     assert own.exit_code == 0, own.output
