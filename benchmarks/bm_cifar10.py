@@ -139,8 +139,8 @@ Found against uniform scaling at nearly equal measured latency, final networks t
 Written by `python -m benchmarks.bm_cifar10`, whose docstring has the commands. Channel-Bench-Macro's
 MobileNet, images reduced to 16x16; 45,000 training images, 5,000 held out for the search; test top-1 of the
 untouched 10,000. These are trainings of minutes: accuracies are far below those of 60 epochs, and what is
-compared is networks that learn for the same number of steps. The budget of `cifar10_cpu`, 0.55x, was set from
-the latency table alone, before any accuracy was known: a uniformly scaled network (0.51x) lies just within it.
+compared is networks that learn for the same number of steps. The budget of `cifar10_cpu`, 0.55x, was set
+from the latency table alone, before any accuracy: a uniformly scaled network (0.51x) lies just within it.
 """
 
 
