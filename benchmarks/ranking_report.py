@@ -295,7 +295,7 @@ def wide_networks(runs: Sequence[dict[str, Any]]) -> list[str]:
         score = np.array([row["score"] for row in run["scores"]])
         full = np.minimum([arch.count("4") for arch in archs], counts[-1])
         means = [float(score[full == count].mean()) for count in counts]
-        macs = float(kendalltau(score, [relative_macs(arch) for arch in archs]).statistic)
+        macs = float(kendalltau(score, macs_of(archs)).statistic)
         cells = " | ".join(f"{mean - means[0]:+.2f}" for mean in means)
         lines.append(f"| {run['cost']:,.0f} | {run['rule']} | {run['seed']} | {cells} | {macs:.2f} |")
     return [*lines, "", WIDE_LAYERS]
@@ -324,9 +324,11 @@ def pilot_table(pilots: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def relative_macs(arch: str) -> float:
-    """MACs of a vector of four levels in the published table's network."""
-    return float(_space().macs(np.array([int(level) for level in arch]) * _space().full // 4)[0])
+def macs_of(archs: Sequence[str]) -> Floats:
+    """MACs at 16x16 pixels of vectors of four levels, whether the published table has them or not."""
+    space = _space()
+    levels = np.array([[int(level) for level in arch] for arch in archs])
+    return np.asarray(space.macs(levels * space.full // 4), dtype=np.float64)
 
 
 @functools.cache

@@ -188,15 +188,20 @@ def check_budget(kind: str, text: str) -> None:
     _limit(kind, text, 1.0)
 
 
+def _quantity(kind: str, text: str) -> units.Quantity:
+    """The text of a budget, read. Raises :class:`ConstraintError`."""
+    try:
+        return _PARSERS[kind](text)
+    except UnitError as error:
+        raise ConstraintError(f"budget of {kind}: {error}") from error
+
+
 def _limit(kind: str, value: Any, full: float, accepted: str | None = None) -> float:
     accepted = accepted or _ACCEPTED[kind]
     if isinstance(value, units.Quantity):
         limit = value.resolve(full)
     elif isinstance(value, str):
-        try:
-            limit = _PARSERS[kind](value).resolve(full)
-        except UnitError as error:
-            raise ConstraintError(f"budget of {kind}: {error}") from error
+        limit = _quantity(kind, value).resolve(full)
     elif isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         limit = float(value)
     else:
@@ -250,10 +255,9 @@ def _latencies(space: Space, value: Any, confidence: float | None, full: Any) ->
 
 
 def _relative(limit: Any) -> bool:
-    """Whether a latency budget is a share of the full network; unreadable ones are refused elsewhere."""
-    if isinstance(limit, units.Quantity):
-        return limit.relative
-    return isinstance(limit, str) and limit.strip().endswith(("x", "%"))
+    """Whether a latency budget is a share of the full network. Raises as :func:`_quantity`."""
+    quantity = _quantity("latency_ms", limit) if isinstance(limit, str) else limit
+    return isinstance(quantity, units.Quantity) and quantity.relative
 
 
 def _bound_table(space: Space, table: Any) -> Any:

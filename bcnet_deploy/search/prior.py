@@ -88,6 +88,7 @@ def fit_prior(
     *,
     temperature: float | None = None,
     estimator: Estimator = additive_effects,
+    losses: Sequence[Float] | None = None,
     forms: Sequence[PairwiseCost] | None = None,
 ) -> Prior:
     """The prior of these records under the budgets.
@@ -95,8 +96,9 @@ def fit_prior(
     Args:
         temperature: as a share of the largest difference of E within a layer; None takes 0.1.
         estimator: makes E of the records.
+        losses, forms: E and the costs where they are known already; by default made here.
     """
-    losses = estimator(records, grid)
+    losses = estimator(records, grid) if losses is None else losses
     costs = pairwise_costs(constraints, grid, rng) if forms is None else forms
     spread = max(float(np.ptp(e)) for e in losses) or 1.0
     heat = (0.1 if temperature is None else temperature) * spread
@@ -127,12 +129,12 @@ def prior_population(
     repaired. Bounded work in any case.
     """
     grid, constraints = feasible.grid, feasible.constraints
-    forms = pairwise_costs(constraints, grid, rng)
+    losses, forms = estimator(records, grid), pairwise_costs(constraints, grid, rng)
     chosen: dict[bytes, Int64] = {}
     prior: Prior | None = None
     for temperature in (0.02, 0.05, 0.1, 0.2, 0.4):
         prior = fit_prior(
-            records, grid, constraints, rng, temperature=temperature, estimator=estimator, forms=forms
+            records, grid, constraints, rng, temperature=temperature, losses=losses, forms=forms
         )  # fmt: skip
         drawn = prior.draw(max(64 * n, 2048), rng)
         good = drawn[_in_band(feasible, drawn)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from bcnet_deploy.search.grid import Float, Grid
 from bcnet_deploy.search.records import Records
@@ -39,13 +40,10 @@ def additive_effects(records: Records, grid: Grid) -> tuple[Float, ...]:
     total = int(starts[-1])
     columns = indices + starts[:-1]
     used = np.bincount(columns.ravel(), minlength=total)
-    gram = np.zeros((total, total))
-    for a in range(grid.length):
-        for b in range(grid.length):
-            np.add.at(gram, (columns[:, a], columns[:, b]), 1.0)
-    moment = np.zeros(total)
-    np.add.at(moment, columns, relative[:, None])
-    effects = np.linalg.solve(gram + _RIDGE * np.eye(total), moment)
+    rows = np.arange(0, columns.size + 1, grid.length)
+    indicators = csr_array((np.ones(columns.size), columns.ravel(), rows), shape=(len(columns), total))
+    gram = (indicators.T @ indicators).toarray()
+    effects = np.linalg.solve(gram + _RIDGE * np.eye(total), indicators.T @ relative)
     effects = np.where(used > 0, effects, effects[used > 0].max())
     return tuple(np.split(effects, starts[1:-1]))
 
