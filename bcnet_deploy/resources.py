@@ -26,3 +26,8 @@ def shipped(folder: Shipped) -> Path:
     raise FileNotFoundError(
         f"the installed bcnet_deploy has no {folder!r} folder (looked beside and inside {_PACKAGE})"
     )
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped training recipes."""
+    return sorted(file.stem for file in shipped("configs").glob("*.yaml"))

@@ -11,6 +11,10 @@ from bcnet_deploy.errors import CheckpointError, MissingStepError, RunDirError
 
 FORMAT = 1
 SUPERNET_FORMAT = 1
+SUPERNET = "supernet.json"
+"""Describes the trained supernet; written last, so that it is there only when training has finished."""
+NETWORKS = ("full", "uniform", "found")
+"""The networks that a run compares."""
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
@@ -152,7 +156,7 @@ class RunDir:
             MissingStepError: nothing was trained here, or training has not finished.
             CheckpointError: the description is damaged or of another version.
         """
-        path = self.train / "supernet.json"
+        path = self.train / SUPERNET
         if not path.exists():
             begun = (self.train / "checkpoint.safetensors").exists()
             state = "training has not finished" if begun else "no supernet has been trained"

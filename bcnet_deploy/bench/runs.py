@@ -22,7 +22,7 @@ from bcnet_deploy.export.precision import PRECISIONS
 from bcnet_deploy.export.source import build, load_source
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.profiler.narrow import NetworkMaker
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.rundir import NETWORKS, RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
 from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
 from bcnet_deploy.stale import difference, given_widths, searched_widths
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bcnet_deploy.space import WidthSpace
-
-NETWORKS = ("full", "uniform", "found")
 
 
 def bench_run(

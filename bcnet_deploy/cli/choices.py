@@ -56,9 +56,9 @@ def configurations(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shipped training recipes, and files."""
-    from bcnet_deploy.resources import shipped
+    from bcnet_deploy.resources import recipe_names
 
-    return _named_or_file(sorted(path.stem for path in shipped("configs").glob("*.yaml")), incomplete)
+    return _named_or_file(recipe_names(), incomplete)
 
 
 def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

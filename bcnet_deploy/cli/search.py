@@ -216,7 +216,7 @@ def _search(
                 space, evaluator, constraints_of(inputs, request),
                 evaluations=request.evaluations, seed=request.seed, strategy=request.strategy,
                 population_size=request.population_size, confidence=request.confidence,
-                records=records_of(run, request),
+                records=records_of(run, request) if inputs.records is None else inputs.records,
                 pareto=request.pareto, patience=request.patience, on_error=request.on_error,
                 checkpoint=journal, evaluator_id=identity, batch_size=1, progress=show,
                 answered=lambda count: display.update(task, completed=count),

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy.cli.search_tables import bind, latency_of_full, load, of_the_model, told_table
 from bcnet_deploy.errors import ConstraintError, TableError
 from bcnet_deploy.flow.run_space import cached_space, space_of_run
-from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.rundir import SUPERNET, ModelRef, RunConfig, RunDir
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.lut.network import Network
     from bcnet_deploy.search import Constraints
     from bcnet_deploy.search.evaluation import OnError
+    from bcnet_deploy.search.records import Records
     from bcnet_deploy.space import WidthSpace
 
 _log = logging.getLogger("bcnet_deploy")
@@ -66,11 +67,13 @@ class Inputs:
         space: of the run's model; None where it was not needed yet.
         tables: device -> table, of the devices with a budget; bound to the space where that is known.
         told: the run's device and its table where it has one but no budget.
+        records: loss records for the prior population, where they were read already.
     """
 
     space: WidthSpace | None
     tables: dict[str, LatencyTable]
     told: dict[str, LatencyTable]
+    records: Records | None = None
 
 
 def read_latencies(config: RunConfig, texts: tuple[str, ...]) -> dict[str, str]:
@@ -127,7 +130,7 @@ def load_inputs(run: RunDir, config: RunConfig, request: Request, *, evaluating:
     ref = config.model
     tables = {device: load(run, config, device) for device in request.latency}
     told = told_table(run, config, request.latency)
-    if evaluating and (run.train / "supernet.json").exists():
+    if evaluating and (run.train / SUPERNET).exists():
         run.require_levels(ref)
     inputs = Inputs(cached_space(run, ref), tables, told)
     if inputs.space is None:
@@ -151,7 +154,8 @@ def load_inputs(run: RunDir, config: RunConfig, request: Request, *, evaluating:
         run.supernet()
         if space is not None:
             run.require_supernet_of(space)
-            _check_records(run, request, space)
+            path = records_of(run, request)
+            inputs = replace(inputs, records=None if path is None else _read_records(path, space))
     return inputs
 
 
@@ -168,7 +172,7 @@ def bound(inputs: Inputs, run: RunDir, config: RunConfig, space: WidthSpace) -> 
             told[device] = bind(run, config, device, table, space)
         except TableError as error:
             _log.warning("latency is left out of the result: %s", error)
-    return Inputs(space, tables, told)
+    return replace(inputs, space=space, tables=tables, told=told)
 
 
 def constraints_of(inputs: Inputs, request: Request) -> dict[str, Any]:
@@ -249,10 +253,8 @@ def _require_enumerable(
     require_enumerable(Grid(space.variables), constraints, evaluations)
 
 
-def _check_records(run: RunDir, request: Request, space: WidthSpace) -> None:
+def _read_records(path: Path, space: WidthSpace) -> Records:
     from bcnet_deploy.search.grid import Grid
     from bcnet_deploy.search.records import Records
 
-    path = records_of(run, request)
-    if path is not None:
-        Records.of(path, Grid(space.variables))
+    return Records.of(path, Grid(space.variables))

@@ -10,8 +10,8 @@ from typing import Any
 from bcnet_deploy import files, units
 from bcnet_deploy.errors import ConfigError, UnitError, nearest
 from bcnet_deploy.resources import shipped
+from bcnet_deploy.rundir import NETWORKS
 
-NETWORKS = ("full", "uniform", "found")
 DEFAULT = "demo"
 
 

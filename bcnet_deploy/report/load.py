@@ -28,8 +28,8 @@ from bcnet_deploy.report.content import (
     Network,
     Pair,
 )
-from bcnet_deploy.report.measured import NETWORKS, drop_former, measured_latency, measured_on
-from bcnet_deploy.rundir import RunConfig, RunDir
+from bcnet_deploy.report.measured import drop_former, measured_latency, measured_on
+from bcnet_deploy.rundir import NETWORKS, RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
 _REACH = NormalDist().inv_cdf(0.975)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.rundir import NETWORKS, RunDir
 from bcnet_deploy.stale import difference, given_widths, trained_widths
-
-NETWORKS = ("full", "uniform", "found")
 
 
 def drop_former(

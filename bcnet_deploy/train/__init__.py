@@ -1,6 +1,7 @@
 """Supernet training, evaluation of width vectors, and training of the chosen network."""
 
-from bcnet_deploy.train.config import TrainConfig, recipe_names
+from bcnet_deploy.resources import recipe_names
+from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
 from bcnet_deploy.train.grid import WidthGrid
 from bcnet_deploy.train.records import read_lines

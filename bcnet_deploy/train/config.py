@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from bcnet_deploy import files
 from bcnet_deploy.data.augment import AUGMENTATIONS
 from bcnet_deploy.errors import ConfigError, nearest
-from bcnet_deploy.resources import shipped
+from bcnet_deploy.resources import recipe_names, shipped
 from bcnet_deploy.train.samplers import RULES
 
 SCHEDULES = ("cosine", "step", "exponential", "constant")
@@ -149,11 +149,6 @@ class TrainConfig:
         if not isinstance(data, dict):
             raise ConfigError(f"recipe {file} holds {type(data).__name__}; needed: keys and values")
         return cls.from_dict(data, f"recipe {file}")
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(file.stem for file in shipped("configs").glob("*.yaml"))
 
 
 def find_recipe(path: str | Path) -> Path:

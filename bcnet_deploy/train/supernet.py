@@ -17,7 +17,7 @@ from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
 from bcnet_deploy.errors import CheckpointError, DataError
 from bcnet_deploy.nn import Supernet
-from bcnet_deploy.rundir import SUPERNET_FORMAT, RunDir
+from bcnet_deploy.rundir import SUPERNET, SUPERNET_FORMAT, RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
@@ -26,7 +26,7 @@ from bcnet_deploy.train.grid import SIDES, WidthGrid
 from bcnet_deploy.train.samplers import make_sampler
 from bcnet_deploy.train.trainer import Progress, Trainer
 
-WEIGHTS, DESCRIPTION = "supernet.safetensors", "supernet.json"
+WEIGHTS = "supernet.safetensors"
 RECALIBRATION_BATCHES = 20
 CURVE_IMAGES = 2000
 """Held-out images of the accuracies that are taken during training."""
@@ -93,7 +93,7 @@ def train_supernet(
         )  # fmt: skip
         if fresh and ranks.first:
             # After a kill the former weights must not be taken for the new ones.
-            (folder / DESCRIPTION).unlink(missing_ok=True)
+            (folder / SUPERNET).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
             if not held_out.top1:
@@ -240,4 +240,4 @@ def _save(
         "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
         "std": list(splits.std), "seed": seed, "config": config.to_dict(), "result": asdict(result),
     }  # fmt: skip
-    files.write_json(folder / DESCRIPTION, description)
+    files.write_json(folder / SUPERNET, description)
