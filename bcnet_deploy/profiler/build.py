@@ -9,9 +9,8 @@ Every measurement is on disk before the next starts (:mod:`bcnet_deploy.profiler
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.devices import DeviceProfile
-from bcnet_deploy.errors import TableError
-from bcnet_deploy.lut.fit import Granularity
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.lut.network import Network
 from bcnet_deploy.lut.table import LatencyTable
-from bcnet_deploy.profiler.assemble import (
-    Validation,
-    calibrate,
-    fit_layers,
-    held_out_rounds,
-    layer_matrix,
-    validate,
-    without_keys,
-)
+from bcnet_deploy.profiler.assemble import layer_matrix
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.mapping import LayerMap
 from bcnet_deploy.profiler.measure import MakeRunner, Sample, Timing, measure
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.pace import Pace
 from bcnet_deploy.profiler.sampling import Novelty, held_out, next_network, structured
+from bcnet_deploy.profiler.tables import TableMaker
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,13 +110,21 @@ class Profiler:
         self.sleep = sleep
         self._began = clock()
         self.network = Network.of_space(space, precision=device.precision, batch=device.batch)
-        self.machine = describe_machine(device.runtime)
-        self.granularity = granularity_of(device, self.machine["cpu_features"])
         self.maker = NetworkMaker(model, space, batch=device.batch)
         self.layer_map = LayerMap(self.maker.exported, space, self.network.layers)
         rng = np.random.default_rng(seed)
         self.image = rng.standard_normal((device.batch, *space.input_size)).astype(np.float32)
         self.reference = tuple(int(width) for width in space.uniform(0.5))
+        self.tables = TableMaker(
+            space,
+            self.network,
+            device,
+            describe_machine(device.runtime),
+            reference=self.reference,
+            seed=seed,
+            start=start,
+            fast_export=self.maker.fast,
+        )
         self.fit_seconds = 0.0
         self._spent = 0.0
 
@@ -144,13 +142,13 @@ class Profiler:
             RunDirError: the folder cannot be written; measurements made before are kept.
             TableError: the budget is too small for the fewest networks that make a table.
         """
-        journal = Journal(self.journal_path, self._identity())
+        journal = Journal(self.journal_path, self.tables.identity())
         self._spent = journal.seconds
         try:
             self._measure(journal)
         finally:
             journal.close()
-        return self._table(journal, complete=True, save=True)
+        return self._table(journal, complete=True)
 
     # -- measuring -----------------------------------------------------------------------------
 
@@ -283,7 +281,7 @@ class Profiler:
 
     def _learn(self, novelty: Novelty, journal: Journal) -> None:
         started = self.clock()
-        table = self._table(journal, complete=False, save=True)
+        table = self._table(journal, complete=False)
         tests = journal.of("held-out")
         if tests:
             widths = np.array([record.widths for record in tests], dtype=np.int64)
@@ -296,98 +294,10 @@ class Profiler:
         if self.report is not None:
             self.report(Progress(done, self.budget_s, len(journal.records), note))
 
-    # -- the table -----------------------------------------------------------------------------
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "device": self.device.name,
-            "threads": self.device.threads,
-            "precision": self.device.precision,
-            "batch": self.device.batch,
-            "network": self.space.fingerprint,
-            "levels": [list(variable.choices) for variable in self.space.variables],
-            "seed": self.seed,
-            "cpu_model": self.machine["cpu_model"],
-            "gpu": self.machine["gpu"],
-            "runtime": self.machine["runtime"],
-            "runtime_version": self.machine["runtime_version"],
-        }
-
-    def _table(self, journal: Journal, *, complete: bool, save: bool) -> LatencyTable:
-        trains = journal.of("train")
-        if len(trains) < 3:
-            raise TableError(
-                f"{len(trains)} networks were measured, too few for a table; give a --budget of more than "
-                f"{self.budget_s:g} s"
-            )
-        fitted = fit_layers(self.network, trains, self.granularity, self.start)
-        network = calibrate(self.network, fitted, trains)
-        table = LatencyTable(
-            device=self.device.name,
-            source="measured",
-            precision=self.device.precision,
-            batch=self.device.batch,
-            granularity=self.granularity,
-            provenance={**self._provenance(journal), "node_overhead_us": round(fitted.node_us, 4)},
-            entries=fitted.entries,
-            models=dict(fitted.models),
-            networks=(network,),
-            complete=complete,
-        )
-        table = self._validated(table, journal)
-        if fitted.known is not None:
-            table = table.merged(without_keys(fitted.known, fitted.entries))
-        if save:
-            table.save(self.path)
+    def _table(self, journal: Journal, *, complete: bool) -> LatencyTable:
+        table = self.tables.table(journal, budget_s=self.budget_s, complete=complete)
+        table.save(self.path)
         return table
 
-    def _validated(self, table: LatencyTable, journal: Journal) -> LatencyTable:
-        widths, rounds = held_out_rounds(journal.of("held-out"))
-        if len(widths) < 3:
-            return replace(table, networks=(replace(table.network, relative_error=0.1),))
-        validation = validate(table.predict(widths), rounds)
-        network = replace(
-            table.network,
-            accuracy=validation.to_dict(),
-            relative_error=max(validation.relative_error, validation.noise_floor / 2),
-        )
-        provenance = {**table.provenance, "noise_floor": round(validation.noise_floor, 5)}
-        return replace(table, networks=(network,), provenance=provenance)
 
-    def _provenance(self, journal: Journal) -> dict[str, Any]:
-        references = np.array([record.latency_ms for record in journal.of("reference")])
-        return {
-            **self.machine,
-            "threads": self.device.threads,
-            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "budget_s": self.budget_s,
-            "measured_s": round(journal.seconds, 1),
-            "networks_measured": len({record.widths for record in journal.records}),
-            "measurements": len(journal.records),
-            "reference_widths": list(self.reference),
-            "reference_ms": round(float(np.median(references)), 5) if len(references) else None,
-            "drift": round(float(np.ptp(references) / references.min()), 4) if len(references) > 1 else None,
-            "fast_export": self.maker.fast,
-        }
-
-
-def granularity_of(device: DeviceProfile, cpu_features: Sequence[str] = ()) -> Granularity:
-    """How the device's runtime rounds channels.
-
-    ONNX Runtime's blocked layout wants counts divisible by four. Its blocks are as wide as this CPU's vector
-    registers, whatever the profile says of CPUs in general: 8 channels with AVX2 but no AVX-512, else 16.
-    """
-    block = int(device.channel_granularity[device.precision].value)
-    if device.runtime != "onnxruntime":
-        return Granularity(block, block)
-    if device.kind == "cpu" and "avx2" in cpu_features:
-        block = 16 if "avx512f" in cpu_features else 8
-    return Granularity(block, 4)
-
-
-def validation_of(table: LatencyTable) -> Validation | None:
-    """The held-out validation of the table's network, if it has one."""
-    return Validation(**table.network.accuracy) if table.network.accuracy else None
-
-
-__all__ = ["Profiler", "Progress", "granularity_of", "validation_of"]
+__all__ = ["Profiler", "Progress"]

@@ -22,10 +22,11 @@ from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model
 from bcnet_deploy.profiler.assemble import at_speed, layer_times, relative_speed, validate
-from bcnet_deploy.profiler.build import Profiler, granularity_of
+from bcnet_deploy.profiler.build import Profiler
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.measure import faster_half
 from bcnet_deploy.profiler.sampling import of_all_sizes
+from bcnet_deploy.profiler.tables import granularity_of
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
 from tests.profiler.fakes import FakeRunner, true_ms
@@ -310,9 +311,9 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 def test_too_few_records_are_an_error(tmp_path: Path) -> None:
     made = profiler(tmp_path / "table.json")
-    journal = Journal(made.journal_path, made._identity())
+    journal = Journal(made.journal_path, made.tables.identity())
     with pytest.raises(TableError, match="too few for a table"):
-        made._table(journal, complete=True, save=False)
+        made.tables.table(journal, budget_s=1.0, complete=True)
     journal.close()
 
 
