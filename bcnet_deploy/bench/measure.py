@@ -10,7 +10,6 @@ machine is measured again (:mod:`bcnet_deploy.profiler.pace`). Timing excludes c
 from __future__ import annotations
 
 import datetime
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -145,7 +144,7 @@ def bench(
             return OrtRunner(probe_data, threads=threads, threads_sleep=True)
         return factories[probed_on][probed](False, probe_data)
 
-    with Pace(probe_runner, patience_s=settings.patience_s, fastest_ms=usual_ms or math.inf) as pace:
+    with Pace(probe_runner, patience_s=settings.patience_s, usual_ms=usual_ms) as pace:
         probes: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
         for index in range(settings.rounds):
             turn = index % len(pairs)
@@ -153,14 +152,14 @@ def bench(
                 times[pair].append(once(*pair))
                 probes[pair].append(pace.probe())
                 step(f"{pair[0]} on {pair[1]}, round {index + 1} of {settings.rounds}")
-        # What was measured in a slow spell is measured again, in the same order, while the patience lasts.
-        slow = [
+        # What was measured at another speed is measured again, in the same order, while the patience lasts.
+        disturbed = [
             (index, pair)
             for index in range(settings.rounds)
             for pair in pairs
             if not pace.is_steady(probes[pair][index])
         ]
-        for index, pair in slow:
+        for index, pair in disturbed:
             tries = 0
             while tries < _AGAIN and not pace.is_steady(probes[pair][index]) and pace.settle():
                 times[pair][index] = once(*pair)
@@ -209,7 +208,7 @@ def bench(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         settings={
             "rounds": settings.rounds, "runs": settings.runs, "warmup": settings.warmup, "threads": threads,
-            "batches": list(settings.batches), "seed": settings.seed, "measured_again": len(slow),
+            "batches": list(settings.batches), "seed": settings.seed, "measured_again": len(disturbed),
             "speed": None if speed is None else round(speed, 4),
             "order": "every network once a round, order rotating, session closed in between",
         },

@@ -177,18 +177,19 @@ def test_layers_taken_over_are_brought_to_todays_speed(tmp_path: Path, slow: flo
 
 
 class Spells:
-    """1.5 for ``slow`` of every ``period`` timings, else 1."""
+    """``factor`` for ``count`` of every ``period`` timings, else 1."""
 
-    def __init__(self, slow: int, period: int) -> None:
-        self.slow, self.period, self.asked = slow, period, 0
+    def __init__(self, count: int, period: int, factor: float) -> None:
+        self.count, self.period, self.factor, self.asked = count, period, factor, 0
 
     def __call__(self) -> float:
         self.asked += 1
-        return 1.5 if self.asked % self.period >= self.period - self.slow else 1.0
+        return self.factor if self.asked % self.period >= self.period - self.count else 1.0
 
 
-def test_a_slow_spell_of_the_machine_is_waited_for(tmp_path: Path) -> None:
-    made = profiler(tmp_path / "table.json", slow=Spells(25, 60))
+@pytest.mark.parametrize("spells", [(25, 60, 1.5), (12, 60, 0.8)])
+def test_a_spell_of_another_speed_is_waited_for(tmp_path: Path, spells: tuple[int, int, float]) -> None:
+    made = profiler(tmp_path / "table.json", slow=Spells(*spells))
     table = made.run()
     widths = made.space.random(40, np.random.default_rng(79))
     truth = np.array([true_ms(made.maker(row)) for row in widths])
