@@ -137,18 +137,22 @@ def sides_of(rule: str) -> tuple[str, ...]:
 
 
 def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
-    """Train one supernet and score the vectors; does nothing where the result is there already."""
+    """Train one supernet and score the vectors; does nothing where that is done, on as many images."""
     cost, size = plan.cost, plan.size
     name = run_name(rule, seed, cost, size)
     result = RESULTS / "runs" / f"{name}.json"
+    images = {"recalibration_images": plan.recalibration_images, "held_out_images": plan.held_out_images}
     if result.exists():
-        return
+        before = json.loads(result.read_text())
+        if all(before[key] >= count for key, count in images.items()):
+            return
     folder = plan.work / name
     supernet, config, outcome = trained(rule, seed, cost, RECIPE, splits, folder)
     sides = sides_of(rule)
     calibration, _ = joined(splits.train, splits, plan.recalibration_images)
     scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, plan.held_out_images), sides)
-    rows = score(scorer, vectors(plan.data), folder / "scores.jsonl", name)
+    log = folder / f"scores-{plan.held_out_images}-{plan.recalibration_images}.jsonl"
+    rows = score(scorer, vectors(plan.data), log, name)
     files.write_json(
         result,
         {
@@ -156,7 +160,7 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
             "cost_spent": outcome.cost, "train_seconds": round(outcome.seconds, 1),
             "train_loss": outcome.loss, "config": config.to_dict(),
             "min_level": MIN_LEVEL.get(rule, 0), "sides": list(sides),
-            "recalibration_images": plan.recalibration_images, "held_out_images": plan.held_out_images,
+            **images,
             "held_out_loss": float(np.mean([row["loss"] for row in rows])),
             "held_out_accuracy": float(np.mean([row["score"] for row in rows])),
             "torch": torch.__version__, "scores": rows,
@@ -209,9 +213,11 @@ def score(
             continue
         widths = np.array([int(digit) for digit in arch]) * full // LEVELS
         accuracy, loss = scorer(widths)
+        by_image = 100 * scorer.correct(widths).mean(axis=0)
         done[arch] = {
             "arch": arch, "draw": draw, "score": sum(accuracy) / len(accuracy), "loss": sum(loss) / len(loss),
             "accuracy_by_side": accuracy, "loss_by_side": loss,
+            "accuracy_by_half": [float(by_image[half::2].mean()) for half in (0, 1)],
         }  # fmt: skip
         lines.append([done[arch]])
         if time.monotonic() - said > 30:

@@ -73,6 +73,15 @@ class PrefixScorer:
             loss.append(float(F.cross_entropy(logits, self.labels)))
         return accuracy, loss
 
+    @torch.no_grad()
+    def correct(self, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """(L,) widths -> (sides, images): whether each held-out image is classified rightly.
+
+        Costs next to nothing for the vector that was scored last.
+        """
+        by_side = [self._logits(widths, side).argmax(1) == self.labels for side in self.sides]
+        return torch.stack(by_side).numpy()
+
     def _logits(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
         reached = self._reached[side]
         keys = [tuple(int(widths[v]) for v in needed) for _, needed in self._stages]

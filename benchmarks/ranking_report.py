@@ -130,7 +130,7 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         recipe = {key: run["config"][key] for key in ("batch_size", "learning_rate", "augment")}
         rows.append({
             **{key: run[key] for key in keys}, **recipe, "agreement": by_set, "by_loss": by_loss,
-            "between_sides": between_sides(run),
+            "between_sides": between_sides(run), "between_halves": between_halves(run),
         })  # fmt: skip
     files.write_json(results / "summary.json", {"baselines": baselines, "runs": rows})
     folder = docs / "ranking"
@@ -150,6 +150,14 @@ def between_sides(run: dict[str, Any]) -> float | None:
     """Kendall's tau of the left scores with the right ones, over all vectors; None for one-sided rules."""
     sides = np.array([row["accuracy_by_side"] for row in run["scores"]])
     return float(kendalltau(sides[:, 0], sides[:, 1]).statistic) if sides.shape[1] > 1 else None
+
+
+def between_halves(run: dict[str, Any]) -> float | None:
+    """Kendall's tau of the scores on every other held-out image with those on the rest; None if not kept."""
+    halves = [row.get("accuracy_by_half") for row in run["scores"]]
+    if None in halves:
+        return None
+    return float(kendalltau(*np.array(halves).T).statistic)
 
 
 def _column(table: dict[str, Any], archs: Sequence[str], key: str) -> Floats:
@@ -198,16 +206,16 @@ def page(
             "",
             "Kendall's tau (95% interval over networks); rows: "
             + ", ".join(f"{part} {group[0]['agreement'][part]['rows']}" for part in parts)
-            + f". Each score: {group[0]['held_out_images']} held-out images, "
-            f"{group[0]['recalibration_images']} for recalibration.",
+            + ".",
             "",
-            "*Left to right*: tau between the scores of the two sides: how well a supernet agrees with"
-            " itself. Rules differ in steps because a step of the same batch runs more or fewer paths.",
+            "*Left to right*: tau between the scores of the two sides. *Half to half*: tau between the scores"
+            " on every other held-out image and on the rest; how much the images' number leaves open. Rules"
+            " differ in steps because a step of the same batch runs more or fewer paths.",
             "",
             "| rule | seed | steps | " + " | ".join(parts)
-            + " | Spearman, all | by loss: all | by loss: no level-1 | left to right | held-out top-1"
-            " | held-out loss |",
-            "|---|---|---|" + "---|" * len(parts) + "---|---|---|---|---|---|",
+            + " | Spearman, all | by loss: all | by loss: no level-1 | left to right | half to half"
+            " | images scored, recalibrated | held-out top-1 | held-out loss |",
+            "|---|---|---|" + "---|" * (len(parts) + 8),
         ]
         for row in group:
             cells = [_tau(row["agreement"][part]) for part in parts]
@@ -215,7 +223,11 @@ def page(
                 f"| {row['rule']} | {row['seed']} | {row['steps']} | " + " | ".join(cells)
                 + f" | {row['agreement'][parts[0]]['spearman']:.3f} | "
                 + " | ".join(f"{row['by_loss'][part]['kendall']:.3f}" for part in parts[:2])
-                + (" | -" if row["between_sides"] is None else f" | {row['between_sides']:.2f}")
+                + "".join(
+                    " | -" if row[key] is None else f" | {row[key]:.2f}"
+                    for key in ("between_sides", "between_halves")
+                )
+                + f" | {row['held_out_images']}, {row['recalibration_images']}"
                 + f" | {row['held_out_accuracy']:.1f}% "
                 f"| {row['held_out_loss']:.3f} |"
             )  # fmt: skip
@@ -223,7 +235,7 @@ def page(
             cells = [_tau(by_part[part]) for part in parts]
             lines.append(
                 f"| *{name}* | | | " + " | ".join(cells)
-                + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | |"
+                + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | | | |"
             )
         missing = [rule for rule in ORDER if rule not in {row["rule"] for row in group}]
         if missing:

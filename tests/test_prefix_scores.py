@@ -28,4 +28,7 @@ def test_scores_are_the_evaluators(sides: tuple[str, ...]) -> None:
         widths = np.array([int(digit) for digit in arch]) * space.full // 4
         accuracy, loss = scorer(widths)
         assert accuracy == pytest.approx(evaluator.sides(widths)[0])
+        correct = scorer.correct(widths)
+        assert correct.shape == (len(sides), len(labels))
+        assert 100 * correct.mean(axis=1) == pytest.approx(accuracy)
         assert loss == pytest.approx(evaluator.losses(widths)[0], rel=1e-5)
