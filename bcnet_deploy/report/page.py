@@ -93,7 +93,7 @@ def _cards(content: Content) -> str:
                 name = "uniform scaling" if other.name == "uniform" else "the full network"
                 cards.append((f"{gap:+.2f}", f"percentage points against {name}"))
     if found.macs and full and full.macs:
-        cards.append((f"{found.macs / full.macs:.2f}×", "of the full network's multiply-accumulates"))
+        cards.append((f"{found.macs / full.macs:.2f}×", "of the full network's MACs"))
     body = "".join(f'<div class="card"><strong>{a}</strong><span>{b}</span></div>' for a, b in cards)
     return f'<div class="cards">{body}</div>' if cards else ""
 
