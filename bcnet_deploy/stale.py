@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import CheckpointError, RunDirError
+from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.searched import searched_widths
 
 GIVEN = "given.yaml"
 """Beside a retrained network whose widths are the user's own (``retrain --widths``), not the search's."""
@@ -35,21 +36,6 @@ def given_widths(run: RunDir, which: str) -> dict[str, int] | None:
     given = _widths(files.read_yaml(path, CheckpointError, "given widths"))
     # A later training at the search's widths leaves the file behind: it is of another network then.
     return given if given is not None and given == trained_widths(run, which) else None
-
-
-def searched_widths(run: RunDir, which: str) -> dict[str, int] | None:
-    """By variable name: of ``found`` or ``uniform`` in the latest search; None where it names none.
-
-    Raises:
-        RunDirError: the file is damaged.
-    """
-    if which == "full" or not run.widths.exists():
-        return None
-    data = files.read_yaml(run.widths, RunDirError, "widths")
-    if which == "uniform" and isinstance(data, Mapping):
-        compared = data.get("compared_with")
-        data = compared.get("uniform") if isinstance(compared, Mapping) else None
-    return _widths(data)
 
 
 def other_widths(run: RunDir, which: str) -> str:

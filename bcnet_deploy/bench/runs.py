@@ -25,7 +25,8 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.rundir import NETWORKS, RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
 from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
-from bcnet_deploy.stale import difference, given_widths, searched_widths
+from bcnet_deploy.searched import searched_widths
+from bcnet_deploy.stale import difference, given_widths
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy import files
-from bcnet_deploy.errors import ExportError, MissingStepError, RunDirError
+from bcnet_deploy.errors import ExportError, MissingStepError
 from bcnet_deploy.rundir import ModelRef, RunDir
+from bcnet_deploy.searched import searched_row, searched_widths
 from bcnet_deploy.stale import given_widths, other_widths
 
 if TYPE_CHECKING:
@@ -78,9 +78,10 @@ def load_source(run: RunDir, which: str, *, former: bool = False) -> Source:
             f"retrained weights of {folder}" + (", at widths of your own, not the search's" if own else ""),
             extra=info.get("extra") or {},
         )  # fmt: skip
-    by_name = None if which == "full" else searched_widths(run, which)
+    _require_searched(run, which)
     model, space = build(config.model)
-    widths = vector(space, by_name, str(run.widths)) if by_name is not None else space.full
+    widths = searched_row(run, space, which)
+    assert widths is not None
     stored, origin = _trained(run, model, space)
     module = stored.extract(widths) if stored is not None else space.extract(model, widths)
     names = {variable.name: int(width) for variable, width in zip(space.variables, widths, strict=True)}
@@ -97,28 +98,6 @@ def require_current(run: RunDir, which: str) -> None:
         )
 
 
-def searched_widths(run: RunDir, which: str) -> dict[str, int]:
-    """Width by variable name of ``found`` or ``uniform`` in ``search/widths.yaml``.
-
-    Raises:
-        MissingStepError: no search was run, or no uniform network was within its budgets.
-        RunDirError: the file does not say widths.
-    """
-    path = run.require(run.widths, "widths found", "bcnet-deploy search")
-    data = files.read_yaml(path, RunDirError, "widths")
-    if which == "uniform":
-        compared = data.get("compared_with") if isinstance(data, dict) else None
-        data = compared.get("uniform") if isinstance(compared, dict) else None
-        if data is None:
-            raise MissingStepError(
-                f"{path} names no uniform network; run 'bcnet-deploy retrain --network uniform' first"
-            )
-    widths = data.get("widths") if isinstance(data, dict) else None
-    if not isinstance(widths, dict) or not all(isinstance(width, int) for width in widths.values()):
-        raise RunDirError(f"{path} names no width for each variable under 'widths'; run the search again")
-    return {str(name): width for name, width in widths.items()}
-
-
 def build(ref: ModelRef) -> tuple[nn.Module, WidthSpace]:
     """The full model and its width space."""
     from bcnet_deploy.models import build_model
@@ -129,15 +108,15 @@ def build(ref: ModelRef) -> tuple[nn.Module, WidthSpace]:
     return model, space
 
 
-def vector(space: WidthSpace, by_name: dict[str, int], where: str) -> Any:
-    """(L,) widths of ``space`` from widths by name. Raises :class:`RunDirError`."""
-    missing = [variable.name for variable in space.variables if variable.name not in by_name]
-    if missing or len(by_name) != len(space.variables):
-        odd = missing[0] if missing else sorted(set(by_name) - {v.name for v in space.variables})[0]
-        raise RunDirError(
-            f"{where} is of another model: variable {odd!r} does not match; run the search again"
+def _require_searched(run: RunDir, which: str) -> None:
+    """Raise :class:`MissingStepError` without the widths of ``which``, before the model is built for them."""
+    if which == "full":
+        return
+    run.require(run.widths, "widths found", "bcnet-deploy search")
+    if searched_widths(run, which) is None:
+        raise MissingStepError(
+            f"{run.widths} names no {which} network; run 'bcnet-deploy retrain --network {which}' first"
         )
-    return space.check([by_name[variable.name] for variable in space.variables])[0]
 
 
 def _trained(run: RunDir, model: nn.Module, space: WidthSpace) -> tuple[Supernet | None, str]:

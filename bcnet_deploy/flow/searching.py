@@ -13,6 +13,7 @@ from bcnet_deploy.flow.config import FlowConfig
 from bcnet_deploy.flow.engine import Advance
 from bcnet_deploy.flow.run_space import keep_space
 from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.searched import searched_row
 from bcnet_deploy.units import parse_latency
 
 if TYPE_CHECKING:
@@ -145,23 +146,14 @@ def widths_of(run: RunDir, space: WidthSpace, which: str) -> npt.NDArray[np.int6
 
     Raises:
         InfeasibleError: no uniformly scaled network keeps the budget.
-        RunDirError: the search result is damaged or of another model.
+        RunDirError: the search result is missing, damaged or of another model.
     """
-    import numpy as np
-
-    if which == "full":
-        return np.asarray(space.full)
-    data = files.read_yaml(run.widths, RunDirError, "search result")
-    try:
-        if which == UNIFORM:
-            uniform = data["compared_with"].get(UNIFORM)
-            if uniform is None:
-                raise InfeasibleError(
-                    "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', "
-                    "or raise --latency"
-                )
-            data = uniform
-        by_name = data["widths"]
-        return np.array([int(by_name[variable.name]) for variable in space.variables], dtype=np.int64)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunDirError(f"{run.widths} lacks or spoils {error}; search again") from error
+    row = searched_row(run, space, which)
+    if row is None and which == UNIFORM and run.widths.exists():
+        raise InfeasibleError(
+            "no uniformly scaled network keeps the budget; leave 'uniform' out of 'networks', "
+            "or raise --latency"
+        )
+    if row is None:
+        raise RunDirError(f"{run.widths} is missing; search again")
+    return row
