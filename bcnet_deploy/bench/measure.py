@@ -35,7 +35,7 @@ from bcnet_deploy.export.graph import with_batch
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.profiler.measure import low
-from bcnet_deploy.profiler.pace import STEADY, Pace
+from bcnet_deploy.profiler.pace import FAST, STEADY, Pace
 from bcnet_deploy.runtime.base import Runner
 from bcnet_deploy.runtime.ort import OrtRunner, check_threads
 from bcnet_deploy.runtime.trt import TrtRunner
@@ -173,10 +173,10 @@ def bench(
         if usual_ms
         else None
     )
-    if speed is not None and speed > STEADY:
+    if speed is not None and not FAST <= speed <= STEADY:
         notes.append(
-            f"the machine took {speed:.2f} times as long as when the table was made, and did not recover "
-            "while this waited: predictions are of the faster machine"
+            f"the machine took {speed:.2f} times as long as when the table was made, and did not come back to "
+            "that while this waited: predictions are of the machine as it was then"
         )
     predictions = {name: predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}

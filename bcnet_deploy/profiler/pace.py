@@ -18,7 +18,7 @@ import numpy as np
 from bcnet_deploy.runtime.base import Array, Runner
 
 STEADY = 1.12  # of the usual probe: beyond what probes of an undisturbed machine differ by
-_FAST = 0.93  # the same on the other side, where probes scatter less
+FAST = 0.93  # the same on the other side, where probes scatter less
 _USUAL = 0.25  # quantile of the probes: spells are mostly slow ones, and may be most of the time
 _AT_ONCE = 1 / 3  # of the patience that is left, for one wait: the usual speed may be misjudged yet
 _RUNS = 3
@@ -79,7 +79,7 @@ class Pace:
 
     def is_fast(self, probe_ms: float) -> bool:
         """Whether a probe was of a machine that runs faster than usual."""
-        return probe_ms < _FAST * self.usual_ms
+        return probe_ms < FAST * self.usual_ms
 
     def settle(self, at_most_s: float = float("inf")) -> bool:
         """Wait for a steady probe, for a share of the patience and as long as told; False if none came."""
