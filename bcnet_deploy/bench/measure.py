@@ -175,8 +175,8 @@ def bench(
     )
     if speed is not None and not FAST <= speed <= STEADY:
         notes.append(
-            f"the machine took {speed:.2f} times as long as when the table was made, and did not come back to "
-            "that while this waited: predictions are of the machine as it was then"
+            f"the machine took {speed:.2f} times as long as when the table was made, and did not come back "
+            "to that while this waited: predictions are of the machine as it was then"
         )
     predictions = {name: predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}
