@@ -14,8 +14,8 @@ import bcnet_deploy as bd
 
 PACKAGE = Path(bd.__file__).parent
 
-BASE = {"errors", "units", "files", "rundir", "resources", "stale", ""}
-SPACE = BASE | {"space", "lut", "devices"}
+BASE = {"errors", "units", "files", "rundir", "resources", ""}
+SPACE = BASE | {"space", "lut", "devices", "searched", "stale"}
 NN = SPACE | {"nn", "models"}
 # What each part may import besides itself. "" is the package's own __init__, which is lazy.
 ALLOWED: dict[str, set[str]] = {
@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "files": BASE,
     "rundir": BASE,
     "resources": BASE,
-    "stale": BASE,
+    "searched": BASE | {"space"},
+    "stale": BASE | {"searched"},
     "space": BASE,
     "devices": BASE,
     "lut": BASE | {"space", "devices"},
@@ -48,6 +49,7 @@ WITHOUT_TORCH = {
     "files",
     "rundir",
     "resources",
+    "searched",
     "stale",
     "space",
     "lut",
