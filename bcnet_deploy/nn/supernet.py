@@ -23,6 +23,7 @@ from bcnet_deploy.space.slicing import (
     kept_ranges,
     resized,
     take,
+    take_leaf,
 )
 
 
@@ -63,6 +64,7 @@ class Supernet(nn.Module):
         self.model = model
         self._modules_by_path = dict(model.named_modules())
         self._places = tensor_places(model)
+        self._in_place = False
         self.set_active(space.full)
 
     @property
@@ -110,7 +112,8 @@ class Supernet(nn.Module):
         joined: list[tuple[torch.Tensor, tuple[Ranges, ...], torch.Tensor]] = []
         for places, ranges in self._plan:
             full = places[0].table[places[0].key]
-            part = take(full, ranges)
+            direct = self._in_place and full.requires_grad and torch.is_grad_enabled()
+            part = take_leaf(full, ranges) if direct else take(full, ranges)
             if not places[0].is_parameter and any(len(r) > 1 for r in ranges):
                 joined.append((full, ranges, part))
             tensors.extend((place, part) for place in places)
@@ -122,6 +125,19 @@ class Supernet(nn.Module):
             with torch.no_grad():
                 for full, ranges, part in joined:
                     _write_back(full, ranges, part)
+
+    @contextmanager
+    def gradients_in_place(self) -> Iterator[None]:
+        """Within it ``backward`` adds a slice's gradient straight to its part of the weights' ``grad``.
+
+        The sums are the same, and no full-size tensor is written for a small slice. For ``backward`` alone:
+        ``torch.autograd.grad``, hooks on weights and DistributedDataParallel do not see these gradients.
+        """
+        former, self._in_place = self._in_place, True
+        try:
+            yield
+        finally:
+            self._in_place = former
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the active sub-network; same inputs and outputs as the wrapped model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -66,6 +67,35 @@ def take(tensor: torch.Tensor, dims: Sequence[Ranges]) -> torch.Tensor:
         else:
             tensor = torch.cat([tensor.narrow(axis, start, length) for start, length in ranges], dim=axis)
     return tensor
+
+
+def take_leaf(weight: torch.Tensor, dims: Sequence[Ranges]) -> torch.Tensor:
+    """As :func:`take`, but backward adds the gradient to the kept part of ``weight.grad`` in place.
+
+    Differentiating :func:`take` makes a zero tensor of the full size for each sliced axis and adds it to the
+    gradient, however small the slice; here only the slice is touched. ``weight`` itself takes no part in the
+    graph: ``torch.autograd.grad`` and hooks do not see it. ``weight.grad`` is made where there is none.
+    """
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return _leaf(weight.detach(), weight.grad, dims, 0)
+
+
+def _leaf(value: torch.Tensor, grad: torch.Tensor, dims: Sequence[Ranges], axis: int) -> torch.Tensor:
+    if axis == len(dims):
+        leaf = value.detach().requires_grad_()
+        leaf.register_post_accumulate_grad_hook(partial(_hand_over, grad))
+        return leaf
+    parts = [
+        _leaf(value.narrow(axis, start, length), grad.narrow(axis, start, length), dims, axis + 1)
+        for start, length in dims[axis]
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
+
+
+def _hand_over(grad: torch.Tensor, leaf: torch.Tensor) -> None:
+    grad.add_(leaf.grad)  # type: ignore[arg-type]
+    leaf.grad = None
 
 
 Attributes = Mapping[tuple[str, str], Segments | tuple[Segments, ...]]

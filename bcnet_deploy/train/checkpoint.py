@@ -80,3 +80,8 @@ def unpack_optimizer(
         optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's optimiser is of another network: {error}") from error
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # Files hold plain order. A fused update needs the weight's, or it mixes up elements.
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

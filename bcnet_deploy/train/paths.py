@@ -54,7 +54,7 @@ class PathRunner:
             for part, (x, y) in enumerate(zip(image_parts, label_parts, strict=True)):
                 last = index == len(paths) - 1 and part == len(image_parts) - 1
                 share = len(x) / len(images)
-                with self._synchronised(last):
+                with self._gradients(last):
                     with self._autocast():
                         logits = self.runs(x)
                     logits = logits.float()
@@ -84,8 +84,12 @@ class PathRunner:
         dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype)
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
-        """Ranks exchange gradients once, in the step's last backward, when all paths have added theirs."""
-        if isinstance(self.runs, DistributedDataParallel) and not last:
-            return self.runs.no_sync()
-        return nullcontext()
+    def _gradients(self, last: bool) -> AbstractContextManager[Any]:
+        """How a backward pass leaves its gradients.
+
+        Ranks exchange them once, in the step's last backward, when all paths have added theirs; that takes
+        hooks on the full weights. A process alone lets a supernet add them in place.
+        """
+        if isinstance(self.runs, DistributedDataParallel):
+            return nullcontext() if last else self.runs.no_sync()
+        return self.supernet.gradients_in_place() if self.supernet is not None else nullcontext()

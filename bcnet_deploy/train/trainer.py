@@ -215,7 +215,8 @@ class Trainer:
         factor = rate_factor(self.config, min(self.share_done, 1.0), self.config.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        # Kept and cleared: fresh memory for full-size gradients costs more than it saves.
+        self.optimizer.zero_grad(set_to_none=self.supernet is None)
         losses = self.run_paths(drawn, images, labels)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)

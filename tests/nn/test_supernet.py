@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def test_slices_equal_the_extracted_network(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("name", ["Dense", "Grouped", "Residual", "Functional"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_gradients_land_in_the_slice_only(name: str, side: str) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gradients_land_in_the_slice_only(name: str, side: str, in_place: bool) -> None:
     model = network(ALL[name])
     space = bd.WidthSpace.from_model(model, SIZE, levels=6)
     supernet = bd.Supernet(model, space)
@@ -47,7 +50,8 @@ def test_gradients_land_in_the_slice_only(name: str, side: str) -> None:
     subnet = space.extract(model, widths, side)
     x = torch.randn(3, *SIZE, dtype=torch.float64)
     supernet.set_active(widths, side)
-    supernet(x).square().sum().backward()
+    with supernet.gradients_in_place() if in_place else nullcontext():
+        supernet(x).square().sum().backward()
     subnet(x).square().sum().backward()
     # Let the extraction cut the full gradient: it must be the sub-network's, and the rest zero.
     carrier = network(ALL[name])
@@ -62,6 +66,41 @@ def test_gradients_land_in_the_slice_only(name: str, side: str) -> None:
         total += float(ours.detach().abs().sum())
     everything = sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None)
     assert everything == pytest.approx(total, rel=1e-12) and total > 0
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"InPlaceResidual"}))  # which has no gradient at all
+def test_gradients_in_place_are_those_of_the_ordinary_way(name: str) -> None:
+    """Over several passes, and with weights that are read twice, computed from others, frozen or joined."""
+    model = network(ALL[name])
+    next(model.parameters()).requires_grad_(False)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=6)
+    supernet = bd.Supernet(model, space)
+    x = torch.randn(3, *SIZE, dtype=torch.float64)
+    gradients = []
+    for context in (nullcontext(), supernet.gradients_in_place()):
+        supernet.zero_grad(set_to_none=True)
+        with context:
+            for widths in space.random(2, np.random.default_rng(3)):
+                for side in ("left", "right"):
+                    supernet.set_active(widths, side)
+                    supernet(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert gradients[0][0] is None and any(g is not None and g.any() for g in gradients[0])
+    for ordinary, ours in zip(*gradients, strict=True):
+        if ordinary is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, ordinary, rtol=0, atol=1e-12 * float(ordinary.abs().max()))
+
+
+def test_gradients_in_place_end_with_their_block() -> None:
+    model = network(cases.Residual)
+    supernet = bd.Supernet(model, bd.WidthSpace.from_model(model, SIZE))
+    x = torch.randn(3, *SIZE, dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError), supernet.gradients_in_place():
+        raise ZeroDivisionError
+    (gradient,) = torch.autograd.grad(supernet(x).sum(), [next(model.parameters())])
+    assert gradient.any()
 
 
 def test_slices_share_memory_with_the_full_weights() -> None:

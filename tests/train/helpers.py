@@ -76,23 +76,26 @@ def settings(**changes: object) -> TrainConfig:
     return TrainConfig.from_dict({**base, **changes})
 
 
-def make_trainer(supernet: Supernet, config: TrainConfig, folder, **options) -> Trainer:  # type: ignore[no-untyped-def]
+def make_loader(config: TrainConfig) -> BatchLoader:
     data = splits()
+    augmentation = Augmentation(config.augment, data.mean, data.std)
+    return BatchLoader(data.train, config.batch_size, augmentation, torch.device("cpu"), seed=5)
+
+
+def make_plain_trainer(config: TrainConfig, folder, seed: int = 0) -> Trainer:  # type: ignore[no-untyped-def]
+    torch.manual_seed(seed)
+    return Trainer(tiny(), make_loader(config), config, folder)
+
+
+def make_trainer(supernet: Supernet, config: TrainConfig, folder, **options) -> Trainer:  # type: ignore[no-untyped-def]
     grid = WidthGrid.create([v.choices for v in supernet.space.variables], supernet.max_channels)
     sampler = make_sampler(
         config.rule, grid, np.random.default_rng(7), complementary=config.complementary,
         distillation=config.distillation, random_paths=config.random_paths,
     )  # fmt: skip
-    loader = BatchLoader(
-        data.train,
-        config.batch_size,
-        Augmentation(config.augment, data.mean, data.std),
-        torch.device("cpu"),
-        seed=5,
-    )
     return Trainer(
         supernet,
-        loader,
+        make_loader(config),
         config,
         folder,
         sampler=sampler,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bcnet_deploy.train import read_lines
 from bcnet_deploy.train.checkpoint import load_checkpoint
-from tests.train.helpers import make_supernet, make_trainer, settings
+from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings
 
 VARIANTS = {
     "pairs": {"augment": "crop-flip"},
@@ -72,6 +72,31 @@ def test_resuming_after_kills_at_random_steps_gives_the_same_bits(variant: str, 
     assert last.step > 0
     last.run()
     assert_same_run(whole, broken)
+
+
+def test_a_plain_network_in_channels_last_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    """The checkpoint holds tensors in plain order; the optimiser walks weights and momentum in theirs."""
+    config = settings(epochs=4, checkpoint_every=5, channels_last=True)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    make_plain_trainer(config, whole).run()
+    first = make_plain_trainer(config, broken)
+    advance = first._advance
+
+    def until() -> None:
+        if first.step >= 7:
+            raise Killed
+        advance()
+
+    first._advance = until  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        first.run()
+    last = make_plain_trainer(config, broken, seed=9)
+    assert last.step == 5
+    last.run()
+    one, two = tensors_of(whole), tensors_of(broken)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

@@ -288,6 +288,28 @@ def test_decay_spares_norms_and_biases() -> None:
     assert {group["weight_decay"] for group in both} == {0.3}
 
 
+@pytest.mark.parametrize("order", ["plain", "channels_last", "gaps"])
+def test_the_update_is_nesterovs_whatever_the_memory_order(order: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3, 6)
+    layer = torch.nn.Conv2d(4, 6, 3, bias=False)
+    layer.weight = torch.nn.Parameter(weight[..., ::2] if order == "gaps" else weight[..., :3].contiguous())
+    if order == "channels_last":
+        layer.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(layer, settings(weight_decay=0.1, momentum=0.9, learning_rate=0.2))
+    expected, momentum = layer.weight.detach().double(), torch.zeros(6, 4, 3, 3, dtype=torch.float64)
+    images = torch.randn(2, 4, 5, 5)
+    for step in range(3):
+        optimizer.zero_grad()
+        layer(images).square().sum().div(100).backward()
+        assert layer.weight.grad is not None
+        gradient = layer.weight.grad.double() + 0.1 * layer.weight.detach().double()
+        momentum = gradient if step == 0 else 0.9 * momentum + gradient
+        expected = expected - 0.2 * (gradient + 0.9 * momentum)
+        optimizer.step()
+        torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_average_follows_its_recursion() -> None:
     network = torch.nn.Linear(2, 2)
     average = WeightAverage(network, 0.9)
