@@ -32,6 +32,7 @@ from prefix_scores import PrefixScorer
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches, load_data
+from bcnet_deploy.data.augment import AUGMENTATIONS
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.records import JsonLines, read_lines
 from bcnet_deploy.train.samplers import WidthGrid, make_sampler
@@ -75,6 +76,7 @@ class Plan:
 
     cost: float
     size: int
+    augment: str
     recalibration_images: int
     held_out_images: int
     data: Path
@@ -92,8 +94,9 @@ def vectors(data: Path) -> list[tuple[str, str]]:
         return [(row["arch"], row["draw"]) for row in csv.DictReader(file)]
 
 
-def run_name(rule: str, seed: int, cost: float, size: int) -> str:
-    return f"{rule}_seed{seed}_cost{cost:.0f}_size{size}"
+def run_name(rule: str, seed: int, plan: Plan) -> str:
+    augmented = "" if plan.augment == "none" else f"_{plan.augment}"
+    return f"{rule}_seed{seed}_cost{plan.cost:.0f}_size{plan.size}{augmented}"
 
 
 def trained(
@@ -139,7 +142,7 @@ def sides_of(rule: str) -> tuple[str, ...]:
 def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     """Train one supernet and score the vectors; does nothing where that is done, on as many images."""
     cost, size = plan.cost, plan.size
-    name = run_name(rule, seed, cost, size)
+    name = run_name(rule, seed, plan)
     result = RESULTS / "runs" / f"{name}.json"
     images = {"recalibration_images": plan.recalibration_images, "held_out_images": plan.held_out_images}
     if result.exists():
@@ -147,7 +150,9 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
         if all(before[key] >= count for key, count in images.items()):
             return
     folder = plan.work / name
-    supernet, config, outcome = trained(rule, seed, cost, RECIPE, splits, folder)
+    supernet, config, outcome = trained(
+        rule, seed, cost, {**RECIPE, "augment": plan.augment}, splits, folder
+    )
     sides = sides_of(rule)
     calibration, _ = joined(splits.train, splits, plan.recalibration_images)
     scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, plan.held_out_images), sides)
@@ -240,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cost", type=float, default=600_000.0, help="full-width image passes of each run")
     parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default=RECIPE["augment"])
     parser.add_argument("--recalibration", type=int, default=512, help="images for batch-norm statistics")
     parser.add_argument("--held-out", type=int, default=2000, help="held-out images of each score")
     parser.add_argument("--threads", type=int, default=1)
@@ -255,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     work = Path(options.work) if options.work else cache_folder() / "ranking"
     splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
-    plan = Plan(options.cost, options.size, options.recalibration, options.held_out, data, work)
+    plan = Plan(
+        options.cost, options.size, options.augment, options.recalibration, options.held_out, data, work
+    )
     if options.action == "pilot":
         pilot(plan, splits)
         return 0

@@ -27,12 +27,10 @@ def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "n
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{text}</text>'
 
 
-def kendall_plot(
-    rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Sequence[str], cost: float
-) -> str:
+def kendall_plot(rows: Sequence[dict[str, Any]], baselines: dict[str, Any], parts: Sequence[str]) -> str:
     """A dot a run with its interval, a row a rule, a panel a set of networks."""
     names = [
-        *(rule for rule in ORDER if any(r["rule"] == rule and r["cost"] == cost for r in rows)),
+        *(rule for rule in ORDER if any(r["rule"] == rule for r in rows)),
         *baselines,
     ]
     left, panel, step = 230, 300, 30
@@ -52,7 +50,7 @@ def kendall_plot(
             y = 50 + step * line
             if column == 0:
                 body.append(_text(left - 10, y + 4, name, "end"))
-            found = [r["agreement"][part] for r in rows if r["rule"] == name and r["cost"] == cost]
+            found = [r["agreement"][part] for r in rows if r["rule"] == name]
             found = found or [baselines[name][part]]
             for index, value in enumerate(found):
                 yy = y + 6 * (index - (len(found) - 1) / 2)
@@ -71,7 +69,14 @@ def scatter(run: dict[str, Any], known: dict[str, dict[str, float]]) -> str:
     narrow = np.array(["1" in row["arch"] for row in rows])
     x0, y0, width, height = 60, 35, 420, 300
     (xl, xh), (yl, yh) = ((float(v.min()) - 0.2, float(v.max()) + 0.2) for v in (truth, score))
-    body = [_text(x0, 20, f"{run['rule']}, seed {run['seed']}, cost {run['cost']:,.0f}", weight="bold")]
+    body = [
+        _text(
+            x0,
+            20,
+            f"{run['rule']}, seed {run['seed']}, cost {run['cost']:,.0f}, augmentation {run['augment']}",
+            weight="bold",
+        )
+    ]
     for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = x0 + fraction * width, y0 + height - fraction * height
         body.append(f'<path d="M{x:.1f} {y0}V{y0 + height}M{x0} {y:.1f}H{x0 + width}" stroke="#eee"/>')
