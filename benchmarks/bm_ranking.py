@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from prefix_scores import PrefixScorer
+from ranking_page import USUAL_IMAGES
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -78,7 +80,7 @@ class Plan:
     size: int
     augment: str
     recalibration_images: int
-    held_out_images: int
+    held_out_images: tuple[int, ...]
     data: Path
     work: Path
 
@@ -95,8 +97,15 @@ def vectors(data: Path) -> list[tuple[str, str]]:
 
 
 def run_name(rule: str, seed: int, plan: Plan) -> str:
+    """Name of a training, and of its scores on at most :data:`USUAL_IMAGES` held-out images."""
     augmented = "" if plan.augment == "none" else f"_{plan.augment}"
     return f"{rule}_seed{seed}_cost{plan.cost:.0f}_size{plan.size}{augmented}"
+
+
+def result_path(rule: str, seed: int, plan: Plan, count: int) -> Path:
+    """Where the scores on ``count`` held-out images go: more than the usual ones are kept apart."""
+    more = f"_images{count}" if count > USUAL_IMAGES else ""
+    return RESULTS / "runs" / f"{run_name(rule, seed, plan)}{more}.json"
 
 
 def trained(
@@ -143,34 +152,41 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     """Train one supernet and score the vectors; does nothing where that is done, on as many images."""
     cost, size = plan.cost, plan.size
     name = run_name(rule, seed, plan)
-    result = RESULTS / "runs" / f"{name}.json"
-    images = {"recalibration_images": plan.recalibration_images, "held_out_images": plan.held_out_images}
-    if result.exists():
+
+    def is_done(count: int) -> bool:
+        result = result_path(rule, seed, plan, count)
+        if not result.exists():
+            return False
         before = json.loads(result.read_text())
-        if all(before[key] >= count for key, count in images.items()):
-            return
+        recalibrated = before["recalibration_images"] >= plan.recalibration_images
+        return bool(recalibrated and before["held_out_images"] >= count)
+
+    counts = [count for count in plan.held_out_images if not is_done(count)]
+    if not counts:
+        return
     folder = plan.work / name
     supernet, config, outcome = trained(
         rule, seed, cost, {**RECIPE, "augment": plan.augment}, splits, folder
     )
     sides = sides_of(rule)
     calibration, _ = joined(splits.train, splits, plan.recalibration_images)
-    scorer = PrefixScorer(supernet, calibration, *joined(splits.val, splits, plan.held_out_images), sides)
-    log = folder / f"scores-{plan.held_out_images}-{plan.recalibration_images}.jsonl"
-    rows = score(scorer, vectors(plan.data), log, name)
-    files.write_json(
-        result,
-        {
-            "rule": rule, "seed": seed, "cost": cost, "size": size, "steps": outcome.steps,
-            "cost_spent": outcome.cost, "train_seconds": round(outcome.seconds, 1),
-            "train_loss": outcome.loss, "config": config.to_dict(),
-            "min_level": MIN_LEVEL.get(rule, 0), "sides": list(sides),
-            **images,
-            "held_out_loss": float(np.mean([row["loss"] for row in rows])),
-            "held_out_accuracy": float(np.mean([row["score"] for row in rows])),
-            "torch": torch.__version__, "scores": rows,
-        },
-    )  # fmt: skip
+    scorer = PrefixScorer(supernet, calibration, *held_out(splits, counts), sides)
+    log = folder / f"scores-{'-'.join(map(str, counts))}-{plan.recalibration_images}.jsonl"
+    by_count = score(scorer, vectors(plan.data), counts, log, name)
+    for count, rows in by_count.items():
+        files.write_json(
+            result_path(rule, seed, plan, count),
+            {
+                "rule": rule, "seed": seed, "cost": cost, "size": size, "steps": outcome.steps,
+                "cost_spent": outcome.cost, "train_seconds": round(outcome.seconds, 1),
+                "train_loss": outcome.loss, "config": config.to_dict(),
+                "min_level": MIN_LEVEL.get(rule, 0), "sides": list(sides),
+                "recalibration_images": plan.recalibration_images, "held_out_images": count,
+                "held_out_loss": float(np.mean([row["loss"] for row in rows])),
+                "held_out_accuracy": float(np.mean([row["score"] for row in rows])),
+                "torch": torch.__version__, "scores": rows,
+            },
+        )  # fmt: skip
     print(f"{name}: scored", flush=True)
 
 
@@ -204,10 +220,26 @@ def joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, t
     return torch.cat(inputs), torch.cat(labels)
 
 
+def held_out(splits: DataSplits, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Held-out images and labels, the ones of each smaller count first.
+
+    Raises:
+        RuntimeError: fewer images are drawn in another way than this takes for granted.
+    """
+    images, labels = joined(splits.val, splits, max(counts))
+    if max(counts) >= len(splits.val):  # all of them come in the order of the folder
+        order = np.random.default_rng(0).permutation(len(splits.val))
+        images, labels = images[order], labels[order]
+    for count in counts:
+        if not torch.equal(images[:count], joined(splits.val, splits, count)[0]) and count != max(counts):
+            raise RuntimeError(f"the first {count} held-out images are not those that {count} alone would be")
+    return images, labels
+
+
 def score(
-    scorer: PrefixScorer, archs: list[tuple[str, str]], log: Path, name: str
-) -> list[dict[str, Any]]:
-    """Score every vector, remembering each on disk as soon as it is done."""
+    scorer: PrefixScorer, archs: list[tuple[str, str]], counts: Sequence[int], log: Path, name: str
+) -> dict[int, list[dict[str, Any]]]:
+    """Score every vector on each count of held-out images, remembering each on disk as soon as it is done."""
     done = {row["arch"]: row for row in read_lines(log)} if log.exists() else {}
     size = sum(len(json.dumps(row)) + 1 for row in done.values())
     lines = JsonLines(log, size if done else None)
@@ -217,19 +249,22 @@ def score(
         if arch in done:
             continue
         widths = np.array([int(digit) for digit in arch]) * full // LEVELS
-        accuracy, loss = scorer(widths)
-        by_image = 100 * scorer.correct(widths).mean(axis=0)
-        done[arch] = {
-            "arch": arch, "draw": draw, "score": sum(accuracy) / len(accuracy), "loss": sum(loss) / len(loss),
-            "accuracy_by_side": accuracy, "loss_by_side": loss,
-            "accuracy_by_half": [float(by_image[half::2].mean()) for half in (0, 1)],
-        }  # fmt: skip
+        by_count = {}
+        for count in counts:
+            accuracy, loss = scorer(widths, count)
+            by_image = 100 * scorer.correct(widths)[:, :count].mean(axis=0)
+            by_count[str(count)] = {
+                "arch": arch, "draw": draw, "score": sum(accuracy) / len(accuracy),
+                "loss": sum(loss) / len(loss), "accuracy_by_side": accuracy, "loss_by_side": loss,
+                "accuracy_by_half": [float(by_image[half::2].mean()) for half in (0, 1)],
+            }  # fmt: skip
+        done[arch] = {"arch": arch, "by_count": by_count}
         lines.append([done[arch]])
         if time.monotonic() - said > 30:
             said = time.monotonic()
             print(f"{name}: {index + 1} of {len(archs)} vectors scored", flush=True)
     lines.close()
-    return [done[arch] for arch, _ in archs]
+    return {count: [done[arch]["by_count"][str(count)] for arch, _ in archs] for count in counts}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -247,7 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--augment", choices=AUGMENTATIONS, default=RECIPE["augment"])
     parser.add_argument("--recalibration", type=int, default=512, help="images for batch-norm statistics")
-    parser.add_argument("--held-out", type=int, default=2000, help="held-out images of each score")
+    parser.add_argument(
+        "--held-out", default=str(USUAL_IMAGES),
+        help="held-out images of each score; several counts, as 2000,5000, are scored in one pass",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     data = shared_data(options.data)
@@ -262,8 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     work = Path(options.work) if options.work else cache_folder() / "ranking"
     splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
     plan = Plan(
-        options.cost, options.size, options.augment, options.recalibration, options.held_out, data, work
-    )
+        options.cost, options.size, options.augment, options.recalibration,
+        tuple(map(int, options.held_out.split(","))), data, work,
+    )  # fmt: skip
     if options.action == "pilot":
         pilot(plan, splits)
         return 0

@@ -64,13 +64,16 @@ class PrefixScorer:
         self._reached: dict[str, list[_Reached]] = {side: [self._start] for side in self.sides}
 
     @torch.no_grad()
-    def __call__(self, widths: npt.NDArray[np.int64]) -> tuple[list[float], list[float]]:
-        """(L,) widths -> accuracy and loss of each side."""
+    def __call__(
+        self, widths: npt.NDArray[np.int64], count: int | None = None
+    ) -> tuple[list[float], list[float]]:
+        """(L,) widths -> accuracy and loss of each side, on the first ``count`` images (all)."""
         accuracy, loss = [], []
+        labels = self.labels[:count]
         for side in self.sides:
-            logits = self._logits(widths, side)
-            accuracy.append(100.0 * float((logits.argmax(1) == self.labels).double().mean()))
-            loss.append(float(F.cross_entropy(logits, self.labels)))
+            logits = self._logits(widths, side)[:count]
+            accuracy.append(100.0 * float((logits.argmax(1) == labels).double().mean()))
+            loss.append(float(F.cross_entropy(logits, labels)))
         return accuracy, loss
 
     @torch.no_grad()

@@ -130,14 +130,17 @@ def _write_scores(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["rule", "seed", "cost", "size", "augment", "arch", "draw", "score", "loss", "left", "right"]
-    )
+        [
+            "rule", "seed", "cost", "size", "augment", "images", "arch", "draw",
+            "score", "loss", "left", "right",
+        ]
+    )  # fmt: skip
     for run in runs:
         for row in run["scores"]:
             sides = [f"{value:.2f}" for value in row["accuracy_by_side"]]
             writer.writerow([
                 run["rule"], run["seed"], f"{run['cost']:.0f}", run["size"], run["augment"],
-                row["arch"], row["draw"],
+                run["held_out_images"], row["arch"], row["draw"],
                 f"{row['score']:.3f}", f"{row['loss']:.5f}", sides[0], sides[1] if len(sides) > 1 else "",
             ])  # fmt: skip
     files.write_text(path, out.getvalue())

@@ -32,3 +32,7 @@ def test_scores_are_the_evaluators(sides: tuple[str, ...]) -> None:
         assert correct.shape == (len(sides), len(labels))
         assert 100 * correct.mean(axis=1) == pytest.approx(accuracy)
         assert loss == pytest.approx(evaluator.losses(widths)[0], rel=1e-5)
+        accuracy, loss = scorer(widths, 30)
+        fewer = SupernetEvaluator(supernet, [calibration], [(images[:30], labels[:30])], sides=sides)
+        assert accuracy == pytest.approx(fewer.sides(widths)[0])
+        assert loss == pytest.approx(fewer.losses(widths)[0], rel=1e-5)
