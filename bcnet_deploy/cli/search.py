@@ -85,7 +85,10 @@ STRATEGIES = ("nsga2", "random", "greedy", "uniform", "exhaustive")
     default=True,
     help="Start without the supernet's loss records.",
 )
-@click.option("--val-images", type=click.IntRange(min=1), help="Score on so many held-out images only.")
+@click.option(
+    "--val-images", type=click.IntRange(min=1),
+    help="Score on so many held-out images only: sooner done, less surely ranked. Otherwise all.",
+)  # fmt: skip
 @click.option(
     "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
     help="Where the evaluation of a network fails: stop, or go on without it.",
