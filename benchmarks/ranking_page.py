@@ -42,9 +42,10 @@ more than {usual_images:,} held-out images are apart too, since the number of im
 agreement: rules are compared on equally many. The published accuracies chose nothing. Cost 1 is one image,
 forward and backward, through the full width; narrower passes count by their MACs, and teachers and both
 sides count. Scores are top-1 on images held out of the training data, after batch-norm recalibration on
-training images; for rules with two sides the mean of both. *By loss* ranks by the same images'
-cross-entropy, which few images settle better; the bars are held against top-1. The test images are not
-used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m would leave level 1, which most
+training images; for rules with two sides the mean of both, which takes two passes an image: on equally many
+images those rules have the less noisy scores, on equally many passes they have half the images. *By loss*
+ranks by the same images' cross-entropy, which few images settle better; the bars are held against top-1.
+The test images are not used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m would leave level 1, which most
 of the vectors have, untrained."""
 
 WIDE_LAYERS = """\
