@@ -43,10 +43,10 @@ agreement: rules are compared on equally many. The published accuracies chose no
 forward and backward, through the full width; narrower passes count by their MACs, and teachers and both
 sides count. Scores are top-1 on images held out of the training data, after batch-norm recalibration on
 training images; for rules with two sides the mean of both, which takes two passes an image: on equally many
-images those rules have the less noisy scores, on equally many passes they have half the images. *By loss*
-ranks by the same images' cross-entropy, which few images settle better; the bars are held against top-1.
-The test images are not used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m would leave level 1, which most
-of the vectors have, untrained."""
+images those rules have the less noisy scores. *Left alone* ranks by the left side, a pass an image for every
+rule, and *by loss* by both sides' cross-entropy, which few images settle better; the bars are held against
+top-1. The test images are not used. `-min` is a smallest level m = 1 with K + m stored levels; a larger m
+would leave level 1, which most of the vectors have, untrained."""
 
 WIDE_LAYERS = """\
 A full-width layer joins channels that the narrower slices train apart: the left slices use the first, the
@@ -97,16 +97,21 @@ def page(
             " differ in steps because a step of the same batch runs more or fewer paths.",
             "",
             "| rule | seed | steps | " + " | ".join(parts)
-            + " | Spearman, all | by loss: all | by loss: no level-1 | left to right | half to half"
+            + " | Spearman, all | left alone: all | left alone: no level-1"
+            " | by loss: all | by loss: no level-1 | left to right | half to half"
             " | images scored, recalibrated | held-out top-1 | held-out loss |",
-            "|---|---|---|" + "---|" * (len(parts) + 8),
+            "|---|---|---|" + "---|" * (len(parts) + 10),
         ]
         for row in group:
             cells = [_tau(row["agreement"][part]) for part in parts]
             lines.append(
                 f"| {row['rule']} | {row['seed']} | {row['steps']} | " + " | ".join(cells)
                 + f" | {row['agreement'][parts[0]]['spearman']:.3f} | "
-                + " | ".join(f"{row['by_loss'][part]['kendall']:.3f}" for part in parts[:2])
+                + " | ".join(
+                    f"{row[measure][part]['kendall']:.3f}"
+                    for measure in ("left_alone", "by_loss")
+                    for part in parts[:2]
+                )
                 + "".join(
                     " | -" if row[key] is None else f" | {row[key]:.2f}"
                     for key in ("between_sides", "between_halves")
@@ -119,7 +124,7 @@ def page(
             cells = [_tau(by_part[part]) for part in parts]
             lines.append(
                 f"| *{name}* | | | " + " | ".join(cells)
-                + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | | | |"
+                + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | | | | | |"
             )
         missing = [rule for rule in ORDER if rule not in {row["rule"] for row in group}]
         if missing:
@@ -164,7 +169,7 @@ def verdict(
         for part, bar in zip(parts, (0.70, 0.50), strict=False):
             values = [(row["agreement"][part]["kendall"], bar) for row in ours.values()]
             bars.append((f"{label}, {part}, at least {bar:.2f}", values))
-        for measure, how in (("agreement", ""), ("by_loss", ", by loss")):
+        for measure, how in (("agreement", ""), ("left_alone", ", left alone"), ("by_loss", ", by loss")):
             for other in ("unilateral", "sandwich"):
                 for part in parts[:2]:
                     pairs = [

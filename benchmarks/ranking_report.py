@@ -77,13 +77,17 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
     rows: list[dict[str, Any]] = []
     for run in runs:
         scores = {row["arch"]: row for row in run["scores"]}
-        by_set = {
-            part: agreement(_column(scores, members, "score"), _column(known, members, "acc_mean"))
-            for part, members in sets.items()
+        measures = {
+            "agreement": {arch: row["score"] for arch, row in scores.items()},
+            "left_alone": {arch: row["accuracy_by_side"][0] for arch, row in scores.items()},
+            "by_loss": {arch: -row["loss"] for arch, row in scores.items()},
         }
-        by_loss = {
-            part: agreement(-_column(scores, members, "loss"), _column(known, members, "acc_mean"))
-            for part, members in sets.items()
+        agreements = {
+            name: {
+                part: agreement(np.array([value[a] for a in members]), _column(known, members, "acc_mean"))
+                for part, members in sets.items()
+            }
+            for name, value in measures.items()
         }
         keys = (
             "rule", "seed", "cost", "size", "cost_spent", "steps", "train_seconds", "train_loss",
@@ -91,7 +95,7 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         )  # fmt: skip
         recipe = {key: run["config"][key] for key in ("batch_size", "learning_rate", "augment")}
         rows.append({
-            **{key: run[key] for key in keys}, **recipe, "agreement": by_set, "by_loss": by_loss,
+            **{key: run[key] for key in keys}, **recipe, **agreements,
             "between_sides": between_sides(run), "between_halves": between_halves(run),
         })  # fmt: skip
     files.write_json(results / "summary.json", {"baselines": baselines, "runs": rows})
