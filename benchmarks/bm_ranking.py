@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 from prefix_scores import PrefixScorer
-from ranking_page import USUAL_IMAGES
+from ranking_settings import USUAL_IMAGES, name_suffix
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches, load_data
 from bcnet_deploy.data.augment import AUGMENTATIONS
+from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.records import JsonLines, read_lines
 from bcnet_deploy.train.samplers import WidthGrid, make_sampler
@@ -96,16 +97,13 @@ def vectors(data: Path) -> list[tuple[str, str]]:
         return [(row["arch"], row["draw"]) for row in csv.DictReader(file)]
 
 
-def run_name(rule: str, seed: int, plan: Plan) -> str:
-    """Name of a training, and of its scores on at most :data:`USUAL_IMAGES` held-out images."""
-    augmented = "" if plan.augment == "none" else f"_{plan.augment}"
-    return f"{rule}_seed{seed}_cost{plan.cost:.0f}_size{plan.size}{augmented}"
+def run_name(rule: str, seed: int, plan: Plan, count: int = USUAL_IMAGES) -> str:
+    """Name of a training, and of its scores on ``count`` held-out images: more than usual are kept apart."""
+    return f"{rule}_seed{seed}_cost{plan.cost:.0f}_size{plan.size}{name_suffix(plan.augment, count)}"
 
 
 def result_path(rule: str, seed: int, plan: Plan, count: int) -> Path:
-    """Where the scores on ``count`` held-out images go: more than the usual ones are kept apart."""
-    more = f"_images{count}" if count > USUAL_IMAGES else ""
-    return RESULTS / "runs" / f"{run_name(rule, seed, plan)}{more}.json"
+    return RESULTS / "runs" / f"{run_name(rule, seed, plan, count)}.json"
 
 
 def trained(
@@ -228,10 +226,10 @@ def held_out(splits: DataSplits, counts: Sequence[int]) -> tuple[torch.Tensor, t
     """
     images, labels = joined(splits.val, splits, max(counts))
     if max(counts) >= len(splits.val):  # all of them come in the order of the folder
-        order = np.random.default_rng(0).permutation(len(splits.val))
+        order = drawing_order(len(splits.val))
         images, labels = images[order], labels[order]
-    for count in counts:
-        if not torch.equal(images[:count], joined(splits.val, splits, count)[0]) and count != max(counts):
+    for count in sorted(counts)[:-1]:
+        if not torch.equal(images[:count], joined(splits.val, splits, count)[0]):
             raise RuntimeError(f"the first {count} held-out images are not those that {count} alone would be")
     return images, labels
 
@@ -249,10 +247,11 @@ def score(
         if arch in done:
             continue
         widths = np.array([int(digit) for digit in arch]) * full // LEVELS
+        percent = 100 * scorer.correct(widths).mean(axis=0)
         by_count = {}
         for count in counts:
             accuracy, loss = scorer(widths, count)
-            by_image = 100 * scorer.correct(widths)[:, :count].mean(axis=0)
+            by_image = percent[:count]
             by_count[str(count)] = {
                 "arch": arch, "draw": draw, "score": sum(accuracy) / len(accuracy),
                 "loss": sum(loss) / len(loss), "accuracy_by_side": accuracy, "loss_by_side": loss,

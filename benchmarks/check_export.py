@@ -33,6 +33,7 @@ from torch import nn
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import load_data
+from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.errors import BCNetError
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.job import images as take
@@ -111,7 +112,7 @@ def check(name: str, seed: int, data: str) -> dict[str, Any]:
     splits = load_data(data, size)
     classes = splits.num_classes
     images = take(splits, splits.train, COUNT)
-    order = np.random.default_rng(0).permutation(len(splits.train))[:COUNT]  # as `take` draws them
+    order = drawing_order(len(splits.train))[:COUNT]  # as `take` draws them
     labels = splits.train.labels[torch.from_numpy(order)].long()
     torch.manual_seed(seed)
     model = bd.build_model(name, num_classes=classes).eval()

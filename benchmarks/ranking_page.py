@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ranking_plots import ORDER
+from ranking_settings import USUAL_IMAGES, Setting, kendall_name, setting, settings_of, title
 from scipy.stats import kendalltau
 
 import bcnet_deploy as bd
@@ -18,8 +19,6 @@ JUDGED = {
     "bilateral-complementary-distilled": "the default, with distillation",
 }
 INTENDED_COST = 600_000
-USUAL_IMAGES = 2000
-"""Held-out images of a score, at most; scores on more are a setting of their own."""
 ANCHORS = (
     "Anchors, from the published records on the full table (bcnet.md, section 8): the authors' BCNet "
     "0.30-0.54, AutoSlim's sandwich 0.66, MACs alone 0.546; among networks without a level-1 layer "
@@ -58,10 +57,6 @@ width are hardly trained together and score below narrower ones, or hardly above
 runs the full width in every step, which puts the order right: that is why it is the default of training
 and of the recipe `cifar10_cpu`. The recipes `digits` and `cifar10_quick` train for a minute or two and leave
 it out (it costs two thirds of the steps), as do the published recipes; its effect there was not measured."""
-
-Setting = tuple[float, str, int]
-"""Cost, augmentation and held-out images: runs in one setting are compared."""
-
 
 def page(
     rows: Sequence[dict[str, Any]],
@@ -274,40 +269,6 @@ def macs_of(archs: Sequence[str]) -> npt.NDArray[np.float64]:
 def _space() -> bd.WidthSpace:
     model = bd.build_model("channel_bench_macro_mobilenet", num_classes=10)
     return bd.WidthSpace.from_model(model, (3, 16, 16), levels=4)
-
-
-def setting(run: dict[str, Any]) -> Setting:
-    return run["cost"], run["augment"], max(run["held_out_images"], USUAL_IMAGES)
-
-
-def title(one: Setting) -> str:
-    cost, augment, images = one
-    more = f", scored on {images:,} images" if images > USUAL_IMAGES else ""
-    return f"cost {cost:,.0f}, augmentation {augment}{more}"
-
-
-def settings_of(rows: Sequence[dict[str, Any]]) -> list[Setting]:
-    """Settings that were run.
-
-    Largest cost first, then the usual number of held-out images, then the lowest held-out loss of the rules
-    that the augmentations share.
-    """
-    found = list(dict.fromkeys(setting(row) for row in rows))
-
-    def held_out_loss(one: Setting) -> float:
-        alike = [other for other in found if (other[0], other[2]) == (one[0], one[2])]
-        shared = set.intersection(*[{r["rule"] for r in rows if setting(r) == other} for other in alike])
-        losses = [r["held_out_loss"] for r in rows if setting(r) == one and r["rule"] in shared]
-        return float(np.mean(losses)) if losses else 0.0
-
-    return sorted(found, key=lambda one: (-one[0], one[2], held_out_loss(one), one[1]))
-
-
-def kendall_name(one: Setting) -> str:
-    cost, augment, images = one
-    augmented = "" if augment == "none" else f"_{augment}"
-    more = f"_images{images}" if images > USUAL_IMAGES else ""
-    return f"kendall_{cost:.0f}{augmented}{more}.svg"
 
 
 def _bar(name: str, pairs: Sequence[tuple[float, float]]) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ranking_page import kendall_name, page, setting, settings_of
+from ranking_page import page
 from ranking_plots import ORDER, kendall_plot, scatter
+from ranking_settings import kendall_name, setting, settings_of
 from scipy.stats import kendalltau, spearmanr
 
 from bcnet_deploy import files

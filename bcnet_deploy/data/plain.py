@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bcnet_deploy.data.augment import Augmentation
@@ -15,6 +16,11 @@ from bcnet_deploy.data.splits import DataSplits, ImageSet
 
 HELD_BYTES = 2**29
 """Evaluation batches up to this size are made once and kept on the device; larger sets are read each time."""
+
+
+def drawing_order(count: int) -> npt.NDArray[np.int64]:
+    """Indices of ``count`` images in the order in which a limit takes them, always the same."""
+    return np.random.default_rng(0).permutation(count)
 
 
 class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
@@ -44,7 +50,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._chosen = np.arange(len(images))
         if limit is not None and limit < len(images):
-            self._chosen = np.random.default_rng(0).permutation(len(images))[:limit]
+            self._chosen = drawing_order(len(images))[:limit]
         count = len(self._chosen) * int(np.prod(splits.input_size)) * 4
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None
 
