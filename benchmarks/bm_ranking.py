@@ -163,9 +163,7 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     if not counts:
         return
     folder = plan.work / name
-    supernet, config, outcome = trained(
-        rule, seed, cost, {**RECIPE, "augment": plan.augment}, splits, folder
-    )
+    supernet, config, outcome = trained(rule, seed, cost, {**RECIPE, "augment": plan.augment}, splits, folder)
     sides = sides_of(rule)
     calibration, _ = joined(splits.train, splits, plan.recalibration_images)
     scorer = PrefixScorer(supernet, calibration, *held_out(splits, counts), sides)

@@ -58,6 +58,7 @@ runs the full width in every step, which puts the order right: that is why it is
 and of the recipe `cifar10_cpu`. The recipes `digits` and `cifar10_quick` train for a minute or two and leave
 it out (it costs two thirds of the steps), as do the published recipes; its effect there was not measured."""
 
+
 def page(
     rows: Sequence[dict[str, Any]],
     baselines: dict[str, Any],
@@ -91,7 +92,8 @@ def page(
             " on every other held-out image and on the rest; how much the images' number leaves open. Rules"
             " differ in steps because a step of the same batch runs more or fewer paths.",
             "",
-            "| rule | seed | steps | " + " | ".join(parts)
+            "| rule | seed | steps | "
+            + " | ".join(parts)
             + " | Spearman, all | left alone: all | left alone: no level-1"
             " | by loss: all | by loss: no level-1 | left to right | half to half"
             " | images scored, recalibrated | held-out top-1 | held-out loss |",
@@ -118,7 +120,8 @@ def page(
         for name, by_part in baselines.items():
             cells = [_tau(by_part[part]) for part in parts]
             lines.append(
-                f"| *{name}* | | | " + " | ".join(cells)
+                f"| *{name}* | | | "
+                + " | ".join(cells)
                 + f" | {by_part[parts[0]]['spearman']:.3f} | | | | | | | | | |"
             )
         missing = [rule for rule in ORDER if rule not in {row["rule"] for row in group}]

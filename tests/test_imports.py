@@ -14,7 +14,7 @@ import bcnet_deploy as bd
 
 PACKAGE = Path(bd.__file__).parent
 
-BASE = {"errors", "units", "files", "rundir", "resources", ""}
+BASE = {"errors", "units", "files", "rundir", "resources", "registry", "validation", ""}
 SPACE = BASE | {"space", "lut", "devices", "searched", "stale"}
 NN = SPACE | {"nn", "models"}
 # What each part may import besides itself. "" is the package's own __init__, which is lazy.
@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "files": BASE,
     "rundir": BASE,
     "resources": BASE,
+    "registry": BASE,
+    "validation": BASE,
     "searched": BASE | {"space"},
     "stale": BASE | {"searched"},
     "space": BASE,
@@ -48,6 +50,8 @@ WITHOUT_TORCH = {
     "units",
     "files",
     "rundir",
+    "registry",
+    "validation",
     "resources",
     "searched",
     "stale",

@@ -77,9 +77,7 @@ def command(
             display.update(task, completed=done, note=note)
 
         result = bench_run(run_dir, device=device, settings=settings, progress=tell)
-    emit(
-        result.to_dict(), as_json=as_json, show=lambda: show(result, console(), str(run_dir.bench))
-    )
+    emit(result.to_dict(), as_json=as_json, show=lambda: show(result, console(), str(run_dir.bench)))
 
 
 def show(result: BenchResult, target: Console, path: str) -> None:
@@ -121,8 +119,10 @@ def show(result: BenchResult, target: Console, path: str) -> None:
         + f"; {machine['runtime']} {machine['runtime_version']}",
         *dict.fromkeys(
             f"{runtime} is not compared with the prediction: {entry.departs}"
-            for network in result.networks.values() if network.prediction is not None
-            for runtime, entry in network.runtimes.items() if entry.departs
+            for network in result.networks.values()
+            if network.prediction is not None
+            for runtime, entry in network.runtimes.items()
+            if entry.departs
         ),
         *(f"{runtime} was not measured: {reason}" for runtime, reason in result.absent.items()),
         *result.notes,

@@ -133,8 +133,7 @@ def stratified_split(
         if len(members) < 2:
             name = repr(classes[int(label)]) if classes is not None else int(label)
             raise DataError(
-                f"class {name} has {len(members)} image; "
-                "a held-out split needs at least two of each class"
+                f"class {name} has {len(members)} image; a held-out split needs at least two of each class"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held.append(rng.permutation(members)[:count])

@@ -14,9 +14,7 @@ from bcnet_deploy.rundir import RunDir
 _MARK = b"<title>bcnet-deploy: "
 
 
-def write_report(
-    run: RunDir, path: str | Path | None = None, *, force: bool = False
-) -> tuple[Path, Content]:
+def write_report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> tuple[Path, Content]:
     """Write the report, and return where it is and what it shows.
 
     Args:
