@@ -70,3 +70,14 @@ def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
     assert len(lines) == len(FOLDERS)
     assert all(str(target) in line for line in lines)
     assert "t4.yaml" in done.stdout
+
+
+def test_the_wheel_states_its_licence_and_its_types(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (info,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = archive.read(info).decode()
+    assert "License-Expression: Apache-2.0\n" in metadata and "License-File: LICENSE\n" in metadata
+    assert "Classifier: Typing :: Typed\n" in metadata
+    licence = archive.read(info.replace("METADATA", "licenses/LICENSE")).decode()
+    assert licence == (ROOT / "LICENSE").read_text("utf-8") and "END OF TERMS AND CONDITIONS" in licence
+    assert "bcnet_deploy/py.typed" in archive.namelist()
