@@ -33,7 +33,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import bcnet_deploy as bd
-from bcnet_deploy.search.record_effects import additive_effects, best_means
+from bcnet_deploy.search.records import additive_effects, best_means
 
 DATA = Path(os.environ.get("BCNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -122,19 +122,19 @@ ESTIMATORS = {"effects": additive_effects, "best": best_means}
 
 def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both estimators of E on every log of records."""
-    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.lattice import Lattice
     from bcnet_deploy.search.records import Records
 
     bench = MacroBench()
-    grid = Grid(bench.space.variables)
+    lattice = Lattice(bench.space.variables)
     rows = []
     for text in arguments.records:
         name, _, path = text.rpartition("=")
-        records = Records.of(path, grid)
+        records = Records.of(path, lattice)
         for kind, estimator in ESTIMATORS.items():
             row = {
                 "records_of": name, "records": len(records), "references": records.reference is not None,
-                "estimator": kind, "foretells": foretells(records, grid, estimator),
+                "estimator": kind, "foretells": foretells(records, lattice, estimator),
                 "budgets": populations(bench, records, estimator, arguments.seeds),
             }  # fmt: skip
             rows.append(row)
@@ -144,21 +144,20 @@ def prior(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"draws": arguments.seeds, "rows": rows}
 
 
-def foretells(records: Any, grid: Any, estimator: Any) -> float:
+def foretells(records: Any, lattice: Any, estimator: Any) -> float:
     """Spearman of summed E with the relative losses of records left out, mean of five folds.
 
     Folds are every fifth record, so that each covers the whole training.
     """
-    from bcnet_deploy.search.record_effects import relative_losses
-    from bcnet_deploy.search.records import Records
+    from bcnet_deploy.search.records import Records, relative_losses
 
     relative, place = relative_losses(records), np.arange(len(records))
     found = []
     for fold in range(5):
         out = place % 5 == fold
         reference = None if records.reference is None else records.reference[~out]
-        table = estimator(Records(records.widths[~out], records.loss[~out], reference), grid)
-        indices = grid.nearest(records.widths[out])
+        table = estimator(Records(records.widths[~out], records.loss[~out], reference), lattice)
+        indices = lattice.nearest(records.widths[out])
         summed = sum(effect[indices[:, layer]] for layer, effect in enumerate(table))
         found.append(float(spearmanr(summed, relative[out]).statistic))
     return float(np.mean(found))
@@ -168,11 +167,11 @@ def populations(bench: MacroBench, records: Any, estimator: Any, draws: int) -> 
     """Populations from loss records against all given networks that use 0.8-1.0 of the budget."""
     from bcnet_deploy.search import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
-    from bcnet_deploy.search.grid import Grid
-    from bcnet_deploy.search.operators import Feasible
+    from bcnet_deploy.search.lattice import Lattice
     from bcnet_deploy.search.prior import prior_population
+    from bcnet_deploy.search.proposals import Feasible
 
-    grid = Grid(bench.space.variables)
+    lattice = Lattice(bench.space.variables)
     rows = []
     for budget in bench.budgets:
         limits = build_constraints(bench.space, {"macs": float(budget)})
@@ -180,9 +179,9 @@ def populations(bench: MacroBench, records: Any, estimator: Any, draws: int) -> 
         means, given, costs, sampled = [], [], [], []
         for seed in range(draws):
             rng = np.random.default_rng(seed)
-            feasible = Feasible(grid, limits, require_feasible(grid, limits, rng))
+            feasible = Feasible(lattice, limits, require_feasible(lattice, limits, rng))
             vectors, drawn_from = prior_population(records, feasible, 40, rng, estimator=estimator)
-            accuracy = bench(grid.widths(vectors))
+            accuracy = bench(lattice.widths(vectors))
             assert len(vectors) == 40 and feasible.mask(vectors).all()
             means.append(float(accuracy[np.isfinite(accuracy)].mean()))
             given.append(int(np.isfinite(accuracy).sum()))

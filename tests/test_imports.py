@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": SPACE,
 }
 # Parts that sit above the others: the command line and what it puts together.
-TOP = {"cli", "flow", "", "__main__"}
+TOP = {"cli", "flow", "testing", "", "__main__"}
 # Parts that must not import torch when they are imported (inside functions they may).
 WITHOUT_TORCH = {
     "errors",

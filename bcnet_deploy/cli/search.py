@@ -24,13 +24,11 @@ from bcnet_deploy.cli.search_inputs import (
 from bcnet_deploy.cli.search_view import show_dry_run, show_result
 from bcnet_deploy.flow.run_space import keep_space
 from bcnet_deploy.rundir import RunConfig, RunDir
+from bcnet_deploy.search.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from bcnet_deploy.search import Generation, SearchResult
     from bcnet_deploy.space import WidthSpace
-
-STRATEGIES = ("nsga2", "random", "greedy", "uniform", "exhaustive")
-"""Written down, so that ``--help`` loads no search."""
 
 
 @click.command(name="search")
@@ -62,7 +60,7 @@ STRATEGIES = ("nsga2", "random", "greedy", "uniform", "exhaustive")
     help="Look for the best network at every budget up to the given ones, or up to the full network.",
 )
 @click.option(
-    "--strategy", type=click.Choice(STRATEGIES), default="nsga2", show_default=True,
+    "--strategy", type=click.Choice(STRATEGIES.names()), default="nsga2", show_default=True,
     help="How to search; all but nsga2 are baselines.",
 )  # fmt: skip
 @click.option("--evaluations", type=int, help="Most networks to evaluate [default: 2000; exhaustive: all].")
@@ -154,17 +152,17 @@ def _dry_run(request: Request, inputs: Inputs, space: WidthSpace) -> dict[str, A
 
     from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.explain import uniform_within
-    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.lattice import Lattice
 
     constraints = build_constraints(space, constraints_of(inputs, request), request.confidence)
-    grid, rng = Grid(space.variables), np.random.default_rng(request.seed)
-    draws = grid.widths(grid.random(2000, rng))
+    lattice, rng = Lattice(space.variables), np.random.default_rng(request.seed)
+    draws = lattice.widths(lattice.random(2000, rng))
     uniform = uniform_within(constraints)
-    ends = grid.widths(np.stack([grid.narrowest, grid.top]))
+    ends = lattice.widths(np.stack([lattice.narrowest, lattice.top]))
     bounds = constraints.bounds(ends)
     expected = [np.asarray(b.cost(ends), dtype=np.float64) for b in constraints.budgets]
     return {
-        "variables": grid.length,
+        "variables": lattice.length,
         "networks_log10": math.log10(space.size),
         "feasible_share_of_uniform_draws": float(constraints.feasible(draws).mean()),
         "budgets": [

@@ -237,24 +237,24 @@ def _require(space: Any, given: dict[str, Any], request: Request) -> Constraints
 
     from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
-    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.lattice import Lattice
 
     constraints = build_constraints(space, given, request.confidence)
-    require_feasible(Grid(space.variables), constraints, np.random.default_rng(request.seed))
+    require_feasible(Lattice(space.variables), constraints, np.random.default_rng(request.seed))
     return constraints
 
 
 def _require_enumerable(
     space: Any, constraints: Constraints | None = None, evaluations: int | None = None
 ) -> None:
-    from bcnet_deploy.search.grid import Grid
-    from bcnet_deploy.search.strategies import require_enumerable
+    from bcnet_deploy.search.baselines import require_enumerable
+    from bcnet_deploy.search.lattice import Lattice
 
-    require_enumerable(Grid(space.variables), constraints, evaluations)
+    require_enumerable(Lattice(space.variables), constraints, evaluations)
 
 
 def _read_records(path: Path, space: WidthSpace) -> Records:
-    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.lattice import Lattice
     from bcnet_deploy.search.records import Records
 
-    return Records.of(path, Grid(space.variables))
+    return Records.of(path, Lattice(space.variables))

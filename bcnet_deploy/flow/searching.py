@@ -97,13 +97,13 @@ def comparable_uniform(constraints: Constraints) -> tuple[npt.NDArray[np.int64],
     import numpy as np
 
     from bcnet_deploy.search.explain import uniform_within
-    from bcnet_deploy.search.grid import Grid, uniform_ladder
+    from bcnet_deploy.search.lattice import Lattice, uniform_ladder
 
     within = uniform_within(constraints)
     if within is not None:
         return within, "kept"
-    grid = Grid(constraints.space.variables)
-    ladder = grid.widths(uniform_ladder(grid))
+    lattice = Lattice(constraints.space.variables)
+    ladder = lattice.widths(uniform_ladder(lattice))
     (budget,) = constraints.budgets
     expected = np.asarray(budget.cost(ladder))
     inside = np.flatnonzero(expected <= budget.limit)
@@ -125,11 +125,11 @@ def attainable_confidence(space: WidthSpace, table: LatencyTable, config: FlowCo
 
     from bcnet_deploy.search.constraints import build_constraints
     from bcnet_deploy.search.feasibility import require_feasible
-    from bcnet_deploy.search.grid import Grid
+    from bcnet_deploy.search.lattice import Lattice
 
     def require(confidence: float) -> None:
         constraints = build_constraints(space, {"latency_ms": (table, config.latency)}, confidence)
-        require_feasible(Grid(space.variables), constraints, np.random.default_rng(config.seed))
+        require_feasible(Lattice(space.variables), constraints, np.random.default_rng(config.seed))
 
     try:
         require(config.confidence)

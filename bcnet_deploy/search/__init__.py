@@ -1,38 +1,56 @@
 """Search: the most accurate widths within hard budgets on one device or several.
 
-The package is callable, because ``bcnet_deploy.search`` names both it and the function:
-``bcnet_deploy.search(space, accuracy, ...)`` works whichever of the two was imported first.
+Names are loaded when first used, so that a list of strategies costs no SciPy.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy.search.api import STRATEGIES, search
-from bcnet_deploy.search.constraints import Budget, Constraints, build_constraints
-from bcnet_deploy.search.feasibility import BudgetConflictError, BudgetInfeasibleError
-from bcnet_deploy.search.front import Front
-from bcnet_deploy.search.result import Generation, SearchResult
+if TYPE_CHECKING:
+    from bcnet_deploy.search.api import search as search
+    from bcnet_deploy.search.baselines import Context as Context
+    from bcnet_deploy.search.constraints import Budget as Budget
+    from bcnet_deploy.search.constraints import Constraints as Constraints
+    from bcnet_deploy.search.constraints import build_constraints as build_constraints
+    from bcnet_deploy.search.feasibility import BudgetConflictError as BudgetConflictError
+    from bcnet_deploy.search.feasibility import BudgetInfeasibleError as BudgetInfeasibleError
+    from bcnet_deploy.search.result import Front as Front
+    from bcnet_deploy.search.result import Generation as Generation
+    from bcnet_deploy.search.result import SearchResult as SearchResult
+    from bcnet_deploy.search.strategies import STRATEGIES as STRATEGIES
 
-__all__ = [
-    "STRATEGIES",
-    "Budget",
-    "BudgetConflictError",
-    "BudgetInfeasibleError",
-    "Constraints",
-    "Front",
-    "Generation",
-    "SearchResult",
-    "build_constraints",
-    "search",
-]
+_LAZY = {
+    "search": "api",
+    "Context": "baselines",
+    "Budget": "constraints",
+    "Constraints": "constraints",
+    "build_constraints": "constraints",
+    "BudgetConflictError": "feasibility",
+    "BudgetInfeasibleError": "feasibility",
+    "Front": "result",
+    "Generation": "result",
+    "SearchResult": "result",
+    "STRATEGIES": "strategies",
+}
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 class _CallableModule(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> SearchResult:
+        from bcnet_deploy.search.api import search
+
         return search(*args, **kwargs)
 
 
+# Importing a subpackage always binds it to its parent, so bd.search is this module: it has to be callable.
 sys.modules[__name__].__class__ = _CallableModule

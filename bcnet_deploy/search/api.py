@@ -9,36 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from bcnet_deploy.errors import ConfigError, EvaluationError, nearest
+from bcnet_deploy.errors import ConfigError, EvaluationError
+from bcnet_deploy.search.baselines import ENUMERABLE, Context, best_row, exhaustive, require_enumerable
 from bcnet_deploy.search.constraints import Constraints, build_constraints
 from bcnet_deploy.search.evaluation import Accuracy, Evaluator, Journal, OnError
 from bcnet_deploy.search.feasibility import require_feasible
-from bcnet_deploy.search.front import front_of
-from bcnet_deploy.search.grid import Float, Grid, Int64, Space
-from bcnet_deploy.search.nsga2 import nsga2
-from bcnet_deploy.search.operators import Feasible
+from bcnet_deploy.search.lattice import Float, Int64, Lattice, Space
 from bcnet_deploy.search.prior import prior_population
+from bcnet_deploy.search.proposals import Feasible
 from bcnet_deploy.search.records import Records
-from bcnet_deploy.search.result import Generation, SearchResult
-from bcnet_deploy.search.strategies import (
-    ENUMERABLE,
-    Context,
-    Strategy,
-    best_row,
-    exhaustive,
-    greedy,
-    random_search,
-    require_enumerable,
-    uniform_scaling,
-)
+from bcnet_deploy.search.result import Generation, SearchResult, front_of
+from bcnet_deploy.search.strategies import Strategy, strategy_of
 
-STRATEGIES: dict[str, Strategy] = {
-    "nsga2": nsga2,
-    "random": random_search,
-    "uniform": uniform_scaling,
-    "greedy": greedy,
-    "exhaustive": exhaustive,
-}
 DEFAULT_EVALUATIONS = 2000
 DEFAULT_POPULATION = 40
 
@@ -50,7 +32,7 @@ def search(
     evaluations: int | None = None,
     seed: int = 0,
     *,
-    strategy: str = "nsga2",
+    strategy: str | Strategy = "nsga2",
     population_size: int = DEFAULT_POPULATION,
     confidence: float | None = None,
     records: Any = None,
@@ -76,7 +58,8 @@ def search(
             {device: (table, budget), ...}.
         evaluations: at most so many distinct vectors; 2000 by default (``exhaustive``: the whole space).
         seed: same seed, same result.
-        strategy: ``nsga2``, or a baseline: ``random``, ``uniform``, ``greedy``, ``exhaustive``.
+        strategy: ``nsga2``, a baseline (``random``, ``uniform``, ``greedy``, ``exhaustive``), another name
+            of :data:`bcnet_deploy.search.STRATEGIES`, or a callable ``Context -> str``.
         population_size: vectors a generation, at least 2.
         confidence: probability with which latency budgets shall be met, for example 0.95; None holds
             the tables' predictions themselves against the budgets.
@@ -98,60 +81,59 @@ def search(
         InfeasibleError: no network keeps the budgets; names the nearest budget that one keeps.
         EvaluationError: an evaluation failed, or no network within the budgets could be had.
         CheckpointError: the checkpoint is of another space or evaluator.
-        ConfigError: another argument is out of range.
+        ConfigError: another argument is out of range, or there is no such strategy.
     """
     check_settings(evaluations, seed, strategy, population_size, patience, on_error, batch_size)
+    name, run = strategy_of(strategy)
     if not len(space.variables):
         raise ConfigError("the space has no width variable: there is nothing to search")
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    grid = Grid(space.variables)
+    lattice = Lattice(space.variables)
     budgets = build_constraints(space, constraints, confidence)
-    anchor = require_feasible(grid, budgets, rng)
-    feasible = Feasible(grid, budgets, anchor)
-    if strategy == "exhaustive":
-        require_enumerable(grid, budgets, evaluations)
-    limit = evaluations or (min(grid.size, ENUMERABLE) if strategy == "exhaustive" else DEFAULT_EVALUATIONS)
+    anchor = require_feasible(lattice, budgets, rng)
+    feasible = Feasible(lattice, budgets, anchor)
+    if run is exhaustive:
+        require_enumerable(lattice, budgets, evaluations)
+    limit = evaluations or (
+        min(lattice.size, ENUMERABLE) if strategy == "exhaustive" else DEFAULT_EVALUATIONS
+    )
     journal = None
     if checkpoint is not None:
         identity = {"space": str(getattr(space, "fingerprint", "")), "evaluator": evaluator_id}
         journal = Journal(checkpoint, identity)
-    first, prior_costs = _initial(grid, feasible, records, initial, population_size, rng)
+    first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
     evaluator = Evaluator(
-        accuracy, grid, limit, on_error=on_error, journal=journal, batch_size=batch_size, answered=answered
+        accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size, answered=answered
     )
     log: list[Generation] = []
 
     def record(proposed_feasible: float | None) -> None:
-        generation = _generation(grid, budgets, evaluator, len(log), limit, proposed_feasible, started)
+        generation = _generation(lattice, budgets, evaluator, len(log), limit, proposed_feasible, started)
         log.append(generation)
         if progress is not None:
             progress(generation)
 
     context = Context(
-        grid=grid, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
+        lattice=lattice, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
         population_size=population_size, record=record, initial=first, pareto=pareto,
         patience=patience, surrogate=surrogate,
     )  # fmt: skip
-    stopped = STRATEGIES[strategy](context)
-    return _result(grid, budgets, evaluator, log, strategy, seed, stopped, prior_costs)
+    stopped = run(context)
+    return _result(lattice, budgets, evaluator, log, name, seed, stopped, prior_costs)
 
 
 def check_settings(
     evaluations: Any,
     seed: Any,
-    strategy: str,
+    strategy: Any,
     population_size: Any,
     patience: Any,
     on_error: str,
     batch_size: Any = None,
 ) -> None:
     """Raise :class:`ConfigError` for a setting of :func:`search` that is out of range."""
-    if strategy not in STRATEGIES:
-        raise ConfigError(
-            f"unknown strategy {strategy!r}{nearest(str(strategy), STRATEGIES)}; "
-            f"allowed: {', '.join(STRATEGIES)}"
-        )
+    strategy_of(strategy)
     if on_error not in ("stop", "skip"):
         raise ConfigError(f"on_error is {on_error!r}; allowed: 'stop', 'skip'")
     for name, value, least in (
@@ -168,25 +150,30 @@ def check_settings(
 
 
 def _initial(
-    grid: Grid, feasible: Feasible, records: Any, initial: Any, population_size: int, rng: np.random.Generator
+    lattice: Lattice,
+    feasible: Feasible,
+    records: Any,
+    initial: Any,
+    population_size: int,
+    rng: np.random.Generator,
 ) -> tuple[Int64 | None, dict[str, float] | None]:
     parts: list[Int64] = []
     costs: dict[str, float] | None = None
     if initial is not None:
         vectors = np.atleast_2d(np.asarray(initial))
-        if vectors.shape[1] != grid.length:
-            raise ConfigError(f"initial has shape {vectors.shape}; allowed: (n, {grid.length})")
-        parts.append(grid.nearest(vectors))
+        if vectors.shape[1] != lattice.length:
+            raise ConfigError(f"initial has shape {vectors.shape}; allowed: (n, {lattice.length})")
+        parts.append(lattice.nearest(vectors))
     if records is not None:
-        vectors, prior = prior_population(Records.of(records, grid), feasible, population_size, rng)
+        vectors, prior = prior_population(Records.of(records, lattice), feasible, population_size, rng)
         parts.append(vectors)
         keys = [b.key for b in feasible.constraints.budgets]
         costs = dict(zip(keys, (float(c) for c in prior.expected_costs), strict=True))
     return (np.concatenate(parts) if parts else None), costs
 
 
-def _within(grid: Grid, budgets: Constraints, indices: Int64) -> Any:
-    return budgets.feasible(grid.widths(indices)) if len(indices) else np.zeros(0, dtype=np.bool_)
+def _within(lattice: Lattice, budgets: Constraints, indices: Int64) -> Any:
+    return budgets.feasible(lattice.widths(indices)) if len(indices) else np.zeros(0, dtype=np.bool_)
 
 
 def _relative_costs(budgets: Constraints, widths: Int64) -> Float:
@@ -197,7 +184,7 @@ def _relative_costs(budgets: Constraints, widths: Int64) -> Float:
 
 
 def _generation(
-    grid: Grid,
+    lattice: Lattice,
     budgets: Constraints,
     evaluator: Evaluator,
     index: int,
@@ -212,10 +199,10 @@ def _generation(
     widths: tuple[int, ...] = ()
     for start in range(0, len(order), 256):
         rows = order[start : start + 256]
-        good = rows[_within(grid, budgets, indices[rows]) & np.isfinite(accuracy[rows])]
+        good = rows[_within(lattice, budgets, indices[rows]) & np.isfinite(accuracy[rows])]
         if len(good):
             best = float(accuracy[good[0]])
-            widths = tuple(int(w) for w in grid.widths(indices[good[0]]))
+            widths = tuple(int(w) for w in lattice.widths(indices[good[0]]))
             break
     seconds = time.monotonic() - started
     left = seconds / evaluator.calls * evaluator.remaining if evaluator.calls else None
@@ -224,12 +211,12 @@ def _generation(
 
 
 def _result(
-    grid: Grid, budgets: Constraints, evaluator: Evaluator, log: list[Generation], strategy: str, seed: int,
-    stopped: str, prior_costs: dict[str, float] | None,
+    lattice: Lattice, budgets: Constraints, evaluator: Evaluator, log: list[Generation], strategy: str,
+    seed: int, stopped: str, prior_costs: dict[str, float] | None,
 ) -> SearchResult:  # fmt: skip
     indices, accuracy = evaluator.indices, evaluator.accuracy
-    widths = grid.widths(indices)
-    within = _within(grid, budgets, indices)
+    widths = lattice.widths(indices)
+    within = _within(lattice, budgets, indices)
     usable = within & np.isfinite(accuracy)
     if not usable.any():
         failures = f"; the first failure: {evaluator.failures[0][1]}" if evaluator.failures else ""

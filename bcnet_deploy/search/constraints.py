@@ -12,7 +12,7 @@ import numpy as np
 
 from bcnet_deploy import units
 from bcnet_deploy.errors import ConstraintError, TableError, UnitError, nearest
-from bcnet_deploy.search.grid import Float, Space
+from bcnet_deploy.search.lattice import Float, Space
 
 CostFunction = Callable[[Any], Any]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, EvaluationError, RunDirError
-from bcnet_deploy.search.grid import Float, Grid, Int64, keys
+from bcnet_deploy.search.lattice import Float, Int64, Lattice, keys
 
 JOURNAL_FORMAT = 1
 Accuracy = Callable[[Any], Any]
@@ -135,7 +135,7 @@ class Evaluator:
     Args:
         accuracy: widths (N, L) -> (N,) floats, kept to 9 decimals; ``-inf`` marks a network that cannot
             be had.
-        grid: the choices.
+        lattice: the choices.
         limit: number of distinct vectors that may be asked.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` counts the vector as ``-inf``.
         journal: answers from before, and the place for new ones.
@@ -150,7 +150,7 @@ class Evaluator:
     def __init__(
         self,
         accuracy: Accuracy,
-        grid: Grid,
+        lattice: Lattice,
         limit: int,
         *,
         on_error: OnError = "stop",
@@ -159,7 +159,7 @@ class Evaluator:
         answered: Callable[[int], None] | None = None,
     ) -> None:
         self._accuracy = accuracy
-        self._grid = grid
+        self._grid = lattice
         self._limit = limit
         self._on_error = on_error
         self._journal = journal

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bcnet_deploy.search.constraints import Budget, Constraints, CostFunction
-from bcnet_deploy.search.grid import Grid, Int64, uniform_ladder
+from bcnet_deploy.search.lattice import Int64, Lattice, uniform_ladder
 from bcnet_deploy.search.result import FORMAT, SearchResult
 
 INTERVAL = 0.95
@@ -18,8 +18,8 @@ INTERVAL = 0.95
 
 def uniform_within(constraints: Constraints) -> Int64 | None:
     """(L,) widths of the widest uniformly scaled network that keeps the budgets, or None."""
-    grid = Grid(constraints.space.variables)
-    ladder = grid.widths(uniform_ladder(grid))
+    lattice = Lattice(constraints.space.variables)
+    ladder = lattice.widths(uniform_ladder(lattice))
     inside = np.flatnonzero(constraints.feasible(ladder))
     return ladder[inside[-1]] if len(inside) else None
 

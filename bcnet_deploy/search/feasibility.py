@@ -18,7 +18,7 @@ import numpy as np
 from bcnet_deploy import units
 from bcnet_deploy.errors import ConstraintError, InfeasibleError
 from bcnet_deploy.search.constraints import Budget, Constraints, CostFunction
-from bcnet_deploy.search.grid import Float, Grid, Int64
+from bcnet_deploy.search.lattice import Float, Int64, Lattice
 from bcnet_deploy.search.pairwise import EXACT, PairwiseCost, decompose, interacting_pairs, readable
 
 _RESTARTS = 4
@@ -65,69 +65,69 @@ def round_up(value: float, digits: int = 4) -> float:
     return float(f"{rounded:.{digits}g}") if rounded >= value else float(f"{rounded + step:.{digits}g}")
 
 
-def require_feasible(grid: Grid, constraints: Constraints, rng: np.random.Generator) -> Int64:
+def require_feasible(lattice: Lattice, constraints: Constraints, rng: np.random.Generator) -> Int64:
     """(L,) indices of a network that keeps all budgets, as wide a start as the budgets need.
 
     Raises:
         BudgetInfeasibleError: a budget that no network keeps; with the nearest that one does.
         BudgetConflictError: two budgets that no network keeps together.
     """
-    narrowest = grid.narrowest
-    if constraints.feasible(grid.widths(narrowest[None]))[0]:
+    narrowest = lattice.narrowest
+    if constraints.feasible(lattice.widths(narrowest[None]))[0]:
         return narrowest
-    least = [_least(grid, constraints, i, rng) for i in range(len(constraints))]
+    least = [_least(lattice, constraints, i, rng) for i in range(len(constraints))]
     impossible = [
         i for i, (b, m) in enumerate(zip(constraints.budgets, least, strict=True)) if m.value > b.limit
     ]
     if impossible:
-        raise _infeasible(grid, constraints, least, impossible)
+        raise _infeasible(lattice, constraints, least, impossible)
     everything = tuple(range(len(constraints)))
     starts = [m.indices for m in least]
-    anchor, excess = _descend(grid, constraints, everything, starts, rng)
+    anchor, excess = _descend(lattice, constraints, everything, starts, rng)
     if excess <= 0:
         return anchor
-    raise _conflict(grid, constraints, least, anchor, rng)
+    raise _conflict(lattice, constraints, least, anchor, rng)
 
 
-def _least(grid: Grid, constraints: Constraints, index: int, rng: np.random.Generator) -> _Least:
+def _least(lattice: Lattice, constraints: Constraints, index: int, rng: np.random.Generator) -> _Least:
     budget = constraints.budgets[index]
-    narrowest = grid.narrowest
-    value = float(np.asarray(budget.bound(grid.widths(narrowest[None])))[0])
+    narrowest = lattice.narrowest
+    value = float(np.asarray(budget.bound(lattice.widths(narrowest[None])))[0])
     if budget.kind != "latency_ms":
         return _Least(value, narrowest, True, "the narrowest network")
     starts = [narrowest]
     # Tables whose uncertainty is a share of the prediction have a bound of the same form.
-    found = _exact_minimum(grid, constraints, budget.bound, rng)
+    found = _exact_minimum(lattice, constraints, budget.bound, rng)
     if found is not None:
-        bound = float(np.asarray(budget.bound(grid.widths(found[1][None])))[0])
+        bound = float(np.asarray(budget.bound(lattice.widths(found[1][None])))[0])
         return _Least(bound, found[1], True, "the fastest of all networks")
-    found = _exact_minimum(grid, constraints, budget.cost, rng)
+    found = _exact_minimum(lattice, constraints, budget.cost, rng)
     if found is not None:
         starts.append(found[1])
-    best, _ = _descend(grid, constraints, (index,), starts, rng)
-    value = float(np.asarray(budget.bound(grid.widths(best[None])))[0])
+    best, _ = _descend(lattice, constraints, (index,), starts, rng)
+    value = float(np.asarray(budget.bound(lattice.widths(best[None])))[0])
     # The expected latency never exceeds the bound: if its exact minimum is too slow, so is everything.
     proven = found is not None and found[0] * (1 - _MARGIN) > budget.limit
     return _Least(value, best, proven, "the fastest network found")
 
 
 def _form(
-    grid: Grid, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
+    lattice: Lattice, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
 ) -> PairwiseCost | None:
-    pairs = interacting_pairs(constraints.space, grid.length)
-    return None if not readable(grid, pairs) else decompose(cost, grid, pairs, rng)
+    pairs = interacting_pairs(constraints.space, lattice.length)
+    return None if not readable(lattice, pairs) else decompose(cost, lattice, pairs, rng)
 
 
 def _exact_minimum(
-    grid: Grid, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
+    lattice: Lattice, constraints: Constraints, cost: CostFunction, rng: np.random.Generator
 ) -> tuple[float, Int64] | None:
     """The least of a cost and a vector that has it; None where it is no sum of terms, or has too many."""
-    form = _form(grid, constraints, cost, rng)
+    form = _form(lattice, constraints, cost, rng)
     return form.minimum() if form is not None and form.exact else None
 
 
 def _descend(
-    grid: Grid,
+    lattice: Lattice,
     constraints: Constraints,
     which: tuple[int, ...],
     starts: list[Int64],
@@ -136,7 +136,7 @@ def _descend(
     """The least overshoot of some budgets by coordinate descent from several starts."""
 
     def excess(indices: Int64) -> Float:
-        widths = grid.widths(indices)
+        widths = lattice.widths(indices)
         columns = [
             np.asarray(constraints.budgets[i].bound(widths), dtype=np.float64) / constraints.limits[i]
             for i in which
@@ -144,7 +144,7 @@ def _descend(
         return np.asarray(np.max(columns, axis=0) - 1)
 
     best, best_excess = starts[0], math.inf
-    low = np.minimum(grid.top, np.maximum(grid.counts // 4, 1))
+    low = np.minimum(lattice.top, np.maximum(lattice.counts // 4, 1))
     extra = [rng.integers(0, low + 1) for _ in range(_RESTARTS)]
     calls = 0
     for start in (*starts, *extra):
@@ -154,9 +154,9 @@ def _descend(
         value = float(excess(current[None])[0])
         for _ in range(_SWEEPS):
             before = value
-            for column in rng.permutation(grid.length):
-                trial = np.repeat(current[None], grid.counts[column], axis=0)
-                trial[:, column] = np.arange(grid.counts[column])
+            for column in rng.permutation(lattice.length):
+                trial = np.repeat(current[None], lattice.counts[column], axis=0)
+                trial[:, column] = np.arange(lattice.counts[column])
                 values, calls = excess(trial), calls + 1
                 choice = int(values.argmin())
                 if values[choice] < value:
@@ -171,10 +171,10 @@ def _descend(
 
 
 def _infeasible(
-    grid: Grid, constraints: Constraints, least: list[_Least], impossible: list[int]
+    lattice: Lattice, constraints: Constraints, least: list[_Least], impossible: list[int]
 ) -> BudgetInfeasibleError:
     parts, nearest = [], {}
-    narrowest = grid.widths(grid.narrowest[None])
+    narrowest = lattice.widths(lattice.narrowest[None])
     for i in impossible:
         budget, found = constraints.budgets[i], least[i]
         smallest = round_up(found.value)
@@ -185,18 +185,18 @@ def _infeasible(
         if found.value < narrow:
             text += f", {found.how} {budget.format(found.value)}"
         text += f" (proven). " if found.proven else " (none faster was found; not proven). "  # noqa: F541
-        text += _margin_alone(grid, budget, found)
+        text += _margin_alone(lattice, budget, found)
         parts.append(text + f"Nearest feasible budget: {exactly(budget.kind, smallest)}")
     proven = all(least[i].proven for i in impossible)
     message = "; ".join(parts) + ". Raise the budget, or allow narrower networks with more levels"
     return BudgetInfeasibleError(message, nearest, proven)
 
 
-def _margin_alone(grid: Grid, budget: Budget, least: _Least) -> str:
+def _margin_alone(lattice: Lattice, budget: Budget, least: _Least) -> str:
     """What to say where the prediction keeps the budget and only the margin of the confidence breaks it."""
     if budget.confidence is None:
         return ""
-    row = grid.widths(least.indices[None])
+    row = lattice.widths(least.indices[None])
     predicted = float(np.asarray(budget.cost(row))[0])
     deviation = float(np.asarray(budget.table.uncertainty(row))[0])
     if predicted > budget.limit or deviation <= 0:
@@ -234,23 +234,23 @@ def _decimal_bytes(value: float) -> str:
 
 
 def _conflict(
-    grid: Grid, constraints: Constraints, least: list[_Least], anchor: Int64, rng: np.random.Generator
+    lattice: Lattice, constraints: Constraints, least: list[_Least], anchor: Int64, rng: np.random.Generator
 ) -> BudgetConflictError:
     budgets = constraints.budgets
     for a, b in combinations(range(len(budgets)), 2):
         network, excess = _descend(
-            grid, constraints, (a, b), [least[a].indices, least[b].indices, anchor], rng
+            lattice, constraints, (a, b), [least[a].indices, least[b].indices, anchor], rng
         )
         if excess > 0:
-            proven = _proof_of_conflict(grid, constraints, budgets[a], budgets[b], rng)
-            return _conflict_of(grid, constraints, (a, b), network, proven)
-    return _conflict_of(grid, constraints, tuple(range(len(budgets))), anchor, False)
+            proven = _proof_of_conflict(lattice, constraints, budgets[a], budgets[b], rng)
+            return _conflict_of(lattice, constraints, (a, b), network, proven)
+    return _conflict_of(lattice, constraints, tuple(range(len(budgets))), anchor, False)
 
 
 def _conflict_of(
-    grid: Grid, constraints: Constraints, which: tuple[int, ...], network: Int64, proven: bool
+    lattice: Lattice, constraints: Constraints, which: tuple[int, ...], network: Int64, proven: bool
 ) -> BudgetConflictError:
-    bounds = constraints.bounds(grid.widths(network[None]))[0]
+    bounds = constraints.bounds(lattice.widths(network[None]))[0]
     chosen = [constraints.budgets[i] for i in which]
     nearest = {b.key: round_up(max(float(bounds[i]), b.limit)) for i, b in zip(which, chosen, strict=True)}
     how = "proven" if proven else "none was found; not proven"
@@ -264,10 +264,10 @@ def _conflict_of(
 
 
 def _proof_of_conflict(
-    grid: Grid, constraints: Constraints, a: Budget, b: Budget, rng: np.random.Generator
+    lattice: Lattice, constraints: Constraints, a: Budget, b: Budget, rng: np.random.Generator
 ) -> bool:
     """Lagrangian bound: a weighted sum of the costs that exceeds that of the limits in every network."""
-    first, second = (_form(grid, constraints, budget.cost, rng) for budget in (a, b))
+    first, second = (_form(lattice, constraints, budget.cost, rng) for budget in (a, b))
     if first is None or second is None or not (first.exact and second.exact):
         return False
     for weight in np.linspace(0.05, 0.95, 19):

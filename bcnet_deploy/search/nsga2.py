@@ -19,9 +19,9 @@ from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.problems.static import StaticProblem
 
-from bcnet_deploy.search.grid import Float, Int64
-from bcnet_deploy.search.operators import BudgetRepair, IntegerPolynomialMutation
-from bcnet_deploy.search.strategies import Context, enumerate_feasible, exhaustive
+from bcnet_deploy.search.baselines import Context, enumerate_feasible, exhaustive
+from bcnet_deploy.search.lattice import Float, Int64
+from bcnet_deploy.search.proposals import BudgetRepair, IntegerPolynomialMutation
 from bcnet_deploy.search.surrogate import Surrogate
 
 _POOL = 5
@@ -43,25 +43,27 @@ def nsga2(context: Context) -> str:
 class _Run:
     def __init__(self, context: Context) -> None:
         self.context = context
-        grid = context.grid
+        lattice = context.lattice
         self.size = min(context.population_size, context.evaluator.remaining)
         self.problem = Problem(
-            n_var=grid.length, n_obj=1 + max(1, len(context.constraints)),
-            xl=np.zeros(grid.length, dtype=np.int64), xu=grid.top, vtype=int,
+            n_var=lattice.length, n_obj=1 + max(1, len(context.constraints)),
+            xl=np.zeros(lattice.length, dtype=np.int64), xu=lattice.top, vtype=int,
         )  # fmt: skip
         self.algorithm = NSGA2(
             pop_size=self.size,
             n_offsprings=_POOL * self.size if context.surrogate else self.size,
             crossover=TwoPointCrossover(prob=0.9),
-            mutation=IntegerPolynomialMutation(prob=1.0, prob_var=1 / grid.length, eta=3),
+            mutation=IntegerPolynomialMutation(prob=1.0, prob_var=1 / lattice.length, eta=3),
             repair=BudgetRepair(context.feasible),
         )
         # pymoo draws from a generator of its own, seeded from ours.
         seed = int(context.rng.integers(2**31))
         self.algorithm.setup(self.problem, termination=NoTermination(), seed=seed)
         self.algorithm.mating.n_max_iterations = 5
-        self.surrogate = Surrogate(grid.length)
-        self.everything = enumerate_feasible(context) if grid.size <= _SMALL and context.surrogate else None
+        self.surrogate = Surrogate(lattice.length)
+        self.everything = (
+            enumerate_feasible(context) if lattice.size <= _SMALL and context.surrogate else None
+        )
 
     def run(self) -> str:
         context = self.context
@@ -125,8 +127,8 @@ class _Run:
         if int(finite.sum()) < _MIN_FIT:
             pool = context.evaluator.fresh(np.concatenate([offspring, self._elsewhere(count)]))
             return pool[:count]
-        grid, indices = context.grid, context.evaluator.indices
-        self.surrogate.fit(grid.scaled(indices[finite]), accuracy[finite])
+        lattice, indices = context.lattice, context.evaluator.indices
+        self.surrogate.fit(lattice.scaled(indices[finite]), accuracy[finite])
         free = offspring[: int(round(_UNSCREENED * count))]
         candidates = self._candidates(offspring, indices[finite], accuracy[finite])
         if not len(candidates):
@@ -146,10 +148,10 @@ class _Run:
 
     def _offspring(self) -> Int64:
         if not self.algorithm.is_initialized or len(self.algorithm.pop) < 2:
-            return np.zeros((0, self.context.grid.length), dtype=np.int64)
+            return np.zeros((0, self.context.lattice.length), dtype=np.int64)
         proposals = self.algorithm.ask()
         if proposals is None:
-            return np.zeros((0, self.context.grid.length), dtype=np.int64)
+            return np.zeros((0, self.context.lattice.length), dtype=np.int64)
         return self.context.evaluator.fresh(proposals.get("X").astype(np.int64))
 
     def _elsewhere(self, count: int) -> Int64:
@@ -183,7 +185,7 @@ class _Run:
     def _screen(self, candidates: Int64, count: int) -> Int64:
         """The most promising candidates: highest mean plus one standard deviation."""
         context = self.context
-        mean, deviation = self.surrogate.predict(context.grid.scaled(candidates))
+        mean, deviation = self.surrogate.predict(context.lattice.scaled(candidates))
         # Rounded, so that the last bits of a BLAS do not decide.
         promise = np.round(mean + deviation, 9)
         order = np.argsort(-promise, kind="stable")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bcnet_deploy.search.constraints import CostFunction
-from bcnet_deploy.search.grid import Float, Grid, Int64, Space
+from bcnet_deploy.search.lattice import Float, Int64, Lattice, Space
 
 Pair = tuple[int, int]
 _MOST_EVALUATIONS = 250_000
@@ -48,9 +48,9 @@ def interacting_pairs(space: Space, length: int) -> tuple[Pair, ...]:
     return tuple(sorted(pairs))
 
 
-def readable(grid: Grid, pairs: Sequence[Pair]) -> bool:
+def readable(lattice: Lattice, pairs: Sequence[Pair]) -> bool:
     """Whether a cost can be read off in seconds; not where concatenations make thousands of pairs."""
-    return sum(int(grid.counts[a] * grid.counts[b]) for a, b in pairs) <= _MOST_EVALUATIONS
+    return sum(int(lattice.counts[a] * lattice.counts[b]) for a, b in pairs) <= _MOST_EVALUATIONS
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class PairwiseCost:
 
 def decompose(
     cost: CostFunction,
-    grid: Grid,
+    lattice: Lattice,
     pairs: Sequence[Pair],
     rng: np.random.Generator,
     anchor: Int64 | None = None,
@@ -137,46 +137,46 @@ def decompose(
 
     Args:
         cost: widths (N, L) -> (N,).
-        grid: the choices.
+        lattice: the choices.
         pairs: the pairs that may interact.
         rng: for the vectors that check the form.
         anchor: (L,) indices that all other variables keep; the middle choices by default.
     """
-    base = (grid.counts // 2 if anchor is None else anchor).astype(np.int64)
+    base = (lattice.counts // 2 if anchor is None else anchor).astype(np.int64)
     rows: list[Int64] = [base[None]]
-    for column, count in enumerate(grid.counts):
+    for column, count in enumerate(lattice.counts):
         block = np.repeat(base[None], count, axis=0)
         block[:, column] = np.arange(count)
         rows.append(block)
     for a, b in pairs:
-        block = np.repeat(base[None], grid.counts[a] * grid.counts[b], axis=0)
-        block[:, a] = np.repeat(np.arange(grid.counts[a]), grid.counts[b])
-        block[:, b] = np.tile(np.arange(grid.counts[b]), grid.counts[a])
+        block = np.repeat(base[None], lattice.counts[a] * lattice.counts[b], axis=0)
+        block[:, a] = np.repeat(np.arange(lattice.counts[a]), lattice.counts[b])
+        block[:, b] = np.tile(np.arange(lattice.counts[b]), lattice.counts[a])
         rows.append(block)
-    values = _evaluate(cost, grid, np.concatenate(rows))
+    values = _evaluate(cost, lattice, np.concatenate(rows))
     constant, at = float(values[0]), 1
     unary = []
-    for count in grid.counts:
+    for count in lattice.counts:
         unary.append(values[at : at + count] - constant)
         at += count
     pair: dict[Pair, Float] = {}
     for a, b in pairs:
-        count = int(grid.counts[a] * grid.counts[b])
-        table = values[at : at + count].reshape(grid.counts[a], grid.counts[b])
+        count = int(lattice.counts[a] * lattice.counts[b])
+        table = values[at : at + count].reshape(lattice.counts[a], lattice.counts[b])
         at += count
         table = table - constant - unary[a][:, None] - unary[b][None, :]
         if np.abs(table).max() > 1e-12 * max(abs(constant), 1e-300):
             pair[a, b] = table
     form = PairwiseCost(constant, tuple(unary), pair, 0.0)
-    check = grid.random(64, rng)
-    truth = _evaluate(cost, grid, check)
+    check = lattice.random(64, rng)
+    truth = _evaluate(cost, lattice, check)
     residual = float(np.max(np.abs(form(check) - truth) / np.maximum(np.abs(truth), 1e-300)))
     return PairwiseCost(constant, tuple(unary), pair, residual)
 
 
-def _evaluate(cost: CostFunction, grid: Grid, indices: Int64, block: int = 1 << 15) -> Float:
+def _evaluate(cost: CostFunction, lattice: Lattice, indices: Int64, block: int = 1 << 15) -> Float:
     parts = [
-        np.asarray(cost(grid.widths(indices[i : i + block])), dtype=np.float64)
+        np.asarray(cost(lattice.widths(indices[i : i + block])), dtype=np.float64)
         for i in range(0, len(indices), block)
     ]
     return np.concatenate(parts)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 
-from bcnet_deploy.search.grid import Float
+from bcnet_deploy.search.lattice import Float
 
 _ITERATIONS = 25
 _ALL_PAIRS = 27

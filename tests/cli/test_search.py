@@ -18,7 +18,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
-from bcnet_deploy.cli.search import STRATEGIES as WRITTEN_STRATEGIES
 from bcnet_deploy.data import load_data
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.flow.run_space import cached_space, keep_space
@@ -28,7 +27,6 @@ from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.models import build_model
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
-from bcnet_deploy.search import STRATEGIES
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import SupernetEvaluator, SupernetResult, TrainConfig
 from bcnet_deploy.train.supernet import _save
@@ -141,10 +139,6 @@ def every_network(space: WidthSpace) -> np.ndarray:
 )
 def test_wrong_usage_exits_with_2(trained: Path, arguments: list[str]) -> None:
     refused(call("search", "--run-dir", str(trained), *arguments), "Usage", code=2)
-
-
-def test_the_strategies_of_the_option_are_the_searchs() -> None:
-    assert set(WRITTEN_STRATEGIES) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize(

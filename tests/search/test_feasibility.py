@@ -13,7 +13,7 @@ import bcnet_deploy as bd
 from bcnet_deploy import units
 from bcnet_deploy.search.constraints import build_constraints
 from bcnet_deploy.search.feasibility import BudgetConflictError, require_feasible, round_up
-from bcnet_deploy.search.grid import Grid
+from bcnet_deploy.search.lattice import Lattice
 from tests.search.fakes import FakeSpace, Staircase
 
 
@@ -137,8 +137,8 @@ def test_start_is_within_the_budgets_where_the_narrowest_network_is_not():
     space = FakeSpace((tuple(range(1, 9)),) * 4)
     falling = lambda widths: 100 - 1.0 * np.asarray(widths).sum(axis=1)  # noqa: E731
     constraints = build_constraints(space, {"latency_ms": (falling, 75.0), "params": "0.95x"})
-    anchor = require_feasible(Grid(space.variables), constraints, np.random.default_rng(0))
-    assert constraints.feasible(Grid(space.variables).widths(anchor[None]))[0]
+    anchor = require_feasible(Lattice(space.variables), constraints, np.random.default_rng(0))
+    assert constraints.feasible(Lattice(space.variables).widths(anchor[None]))[0]
     result = bd.search(space, lambda w: -1.0 * w.sum(axis=1), {"latency_ms": (falling, 75.0)}, 200)
     assert result.widths.sum() >= 25 and (falling(result.evaluated) <= 75).all()
 

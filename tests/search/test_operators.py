@@ -13,9 +13,9 @@ from sklearn.linear_model import BayesianRidge
 
 from bcnet_deploy.search.constraints import build_constraints
 from bcnet_deploy.search.feasibility import require_feasible
-from bcnet_deploy.search.front import nondominated
-from bcnet_deploy.search.grid import Grid, uniform_ladder
-from bcnet_deploy.search.operators import Feasible, IntegerPolynomialMutation
+from bcnet_deploy.search.lattice import Lattice, uniform_ladder
+from bcnet_deploy.search.proposals import Feasible, IntegerPolynomialMutation
+from bcnet_deploy.search.result import nondominated
 from bcnet_deploy.search.surrogate import Surrogate
 from tests.search.fakes import FakeSpace, Staircase, brute_front
 
@@ -27,8 +27,8 @@ def feasible_of(space: FakeSpace, share: float, table: Staircase | None = None) 
     if table is not None:
         given_constraints["latency_ms"] = (table, "0.5x")
     constraints = build_constraints(space, given_constraints)
-    grid = Grid(space.variables)
-    return Feasible(grid, constraints, require_feasible(grid, constraints, np.random.default_rng(0)))
+    lattice = Lattice(space.variables)
+    return Feasible(lattice, constraints, require_feasible(lattice, constraints, np.random.default_rng(0)))
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0.05, 1.0), dip=st.sampled_from([0.0, 0.2]))
@@ -36,7 +36,7 @@ def test_repair_always_ends_within_the_budgets_and_leaves_the_rest_alone(seed, s
     space = FakeSpace((LADDER,) * 7)
     feasible = feasible_of(space, share, Staircase(dip=dip))
     rng = np.random.default_rng(seed)
-    vectors = feasible.grid.random(50, rng)
+    vectors = feasible.lattice.random(50, rng)
     before = feasible.mask(vectors)
     repaired = feasible.repair(vectors, rng)
     assert feasible.mask(repaired).all()
@@ -50,8 +50,8 @@ def test_fill_uses_a_monotone_budget_up():
     space = FakeSpace((LADDER,) * 7)
     feasible = feasible_of(space, 0.3)
     rng = np.random.default_rng(0)
-    filled = feasible.fill(feasible.grid.narrowest[None].repeat(200, axis=0), rng)
-    used = feasible.constraints.bounds(feasible.grid.widths(filled))[:, 0] / feasible.constraints.limits[0]
+    filled = feasible.fill(feasible.lattice.narrowest[None].repeat(200, axis=0), rng)
+    used = feasible.constraints.bounds(feasible.lattice.widths(filled))[:, 0] / feasible.constraints.limits[0]
     assert (used <= 1).all() and used.mean() > 0.9
     assert len(np.unique(filled, axis=0)) > 100, "widening must not always take the same way"
 
@@ -126,16 +126,16 @@ def test_regression_is_exact_without_noise_in_its_own_family():
 
 
 def test_uniform_ladder_scales_all_layers_alike():
-    grid = Grid(FakeSpace(((2, 4, 6, 8), (10, 20, 30, 40))).variables)
-    assert uniform_ladder(grid).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    lattice = Lattice(FakeSpace(((2, 4, 6, 8), (10, 20, 30, 40))).variables)
+    assert uniform_ladder(lattice).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
 def test_grid_counts_and_converts():
-    grid = Grid(FakeSpace(((2, 4, 9), (10,), (1, 7))).variables)
-    assert grid.size == 6 and len(np.unique(grid.all(), axis=0)) == 6
-    np.testing.assert_array_equal(np.concatenate(list(grid.blocks(4))), grid.all())
-    np.testing.assert_array_equal(grid.nearest(grid.widths(grid.all())), grid.all())
-    np.testing.assert_array_equal(grid.nearest([[7, 99, 4]]), [[2, 0, 0]])
-    scaled = grid.scaled(grid.all())
+    lattice = Lattice(FakeSpace(((2, 4, 9), (10,), (1, 7))).variables)
+    assert lattice.size == 6 and len(np.unique(lattice.all(), axis=0)) == 6
+    np.testing.assert_array_equal(np.concatenate(list(lattice.blocks(4))), lattice.all())
+    np.testing.assert_array_equal(lattice.nearest(lattice.widths(lattice.all())), lattice.all())
+    np.testing.assert_array_equal(lattice.nearest([[7, 99, 4]]), [[2, 0, 0]])
+    scaled = lattice.scaled(lattice.all())
     assert scaled.min() == 0 and scaled.max() == 1 and scaled[2, 1] == 0
     assert scaled[2, 0] == pytest.approx(np.log(2) / np.log(4.5))

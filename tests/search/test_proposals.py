@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import bcnet_deploy as bd
-from bcnet_deploy.search.grid import Grid
-from bcnet_deploy.search.operators import BudgetRepair, Feasible
+from bcnet_deploy.search.lattice import Lattice
+from bcnet_deploy.search.proposals import BudgetRepair, Feasible
 from tests.search.fakes import FakeSpace, Hashed
 
 LADDER = tuple(range(4, 33, 4))
@@ -56,14 +56,14 @@ def test_the_share_of_offspring_is_of_mating_before_repair(
 
 def test_the_share_of_random_draws_is_before_any_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[bool] = []
-    inner = Grid.random
+    inner = Lattice.random
 
-    def spy(self: Grid, n: int, rng: np.random.Generator) -> np.ndarray:
+    def spy(self: Lattice, n: int, rng: np.random.Generator) -> np.ndarray:
         draws = inner(self, n, rng)
         drawn.extend(within(draws))
         return draws
 
-    monkeypatch.setattr(Grid, "random", spy)
+    monkeypatch.setattr(Lattice, "random", spy)
     result = bd.search(SPACE, Hashed(), {"macs": LIMIT}, 60, strategy="random", population_size=30)
     counts = [g.proposed_feasible for g in result.generations]
     # Shares of equal numbers of draws: their mean is the share of all.
@@ -81,10 +81,10 @@ def test_the_share_of_a_space_known_as_a_whole_is_brute_forces(strategy: str) ->
 
 
 def test_counting_takes_nothing_from_the_generator() -> None:
-    grid = Grid(SPACE.variables)
+    lattice = Lattice(SPACE.variables)
     from bcnet_deploy.search.constraints import build_constraints
 
-    feasible = Feasible(grid, build_constraints(SPACE, {"macs": LIMIT}), grid.narrowest)
+    feasible = Feasible(lattice, build_constraints(SPACE, {"macs": LIMIT}), lattice.narrowest)
     one, two = np.random.default_rng(5), np.random.default_rng(5)
     first = [feasible.spread(9, one), feasible.take_share(), feasible.sample(9, one)][::2]
     second = [feasible.spread(9, two), feasible.sample(9, two)]

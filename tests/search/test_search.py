@@ -132,27 +132,6 @@ def test_pareto_mode_serves_tight_budgets_better_than_a_search_at_the_widest():
     assert (np.diff(wide.front.costs["macs"]) > 0).all() and (np.diff(wide.front.accuracy) > 0).all()
 
 
-@pytest.mark.parametrize("strategy", ["nsga2", "random", "greedy", "uniform"])
-def test_same_seed_same_result(strategy):
-    space = FakeSpace((LADDER,) * 7)
-    results = [
-        bd.search(space, Hashed(3), {"macs": "0.4x"}, evaluations=150, seed=seed, strategy=strategy).to_dict()
-        for seed in (4, 4, 5)
-    ]
-    assert results[0] == results[1]
-    if strategy in ("nsga2", "random"):
-        assert results[0] != results[2]
-
-
-def test_global_random_state_is_neither_used_nor_changed():
-    space = FakeSpace((LADDER,) * 7)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = bd.search(space, Hashed(), {"macs": "0.4x"}, evaluations=120).to_dict()
-    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-    np.random.seed(9)  # noqa: NPY002
-    assert bd.search(space, Hashed(), {"macs": "0.4x"}, evaluations=120).to_dict() == first
-
-
 def test_stops_when_converged_and_says_so():
     space = FakeSpace((LADDER,) * 9)
     accuracy = lambda widths: np.zeros(len(widths))  # noqa: E731

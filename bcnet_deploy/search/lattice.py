@@ -33,7 +33,7 @@ class Space(Protocol):
     def params(self, widths: Any) -> Any: ...
 
 
-class Grid:
+class Lattice:
     """The choices of a space, and the way between widths (N, L) and choice indices (N, L).
 
     Attributes:
@@ -110,9 +110,9 @@ def keys(vectors: npt.ArrayLike) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(vectors, dtype=np.int64)]
 
 
-def uniform_ladder(grid: Grid) -> Int64:
+def uniform_ladder(lattice: Lattice) -> Int64:
     """(n, L) the distinct uniformly scaled vectors, narrowest first."""
-    full = np.array([c[-1] for c in grid.choices], dtype=np.float64)
-    shares = np.unique(np.concatenate([c / c[-1] for c in grid.choices]))
-    vectors = grid.nearest(shares[:, None] * full[None])
+    full = np.array([c[-1] for c in lattice.choices], dtype=np.float64)
+    shares = np.unique(np.concatenate([c / c[-1] for c in lattice.choices]))
+    vectors = lattice.nearest(shares[:, None] * full[None])
     return np.unique(vectors, axis=0)

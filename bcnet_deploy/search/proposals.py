@@ -12,7 +12,7 @@ from pymoo.core.repair import Repair
 from pymoo.operators.mutation.pm import PolynomialMutation
 
 from bcnet_deploy.search.constraints import Constraints
-from bcnet_deploy.search.grid import Grid, Int64
+from bcnet_deploy.search.lattice import Int64, Lattice
 
 _BISECTIONS = 11
 """Halvings of a path of at most a few hundred steps."""
@@ -22,7 +22,7 @@ class Feasible:
     """Moves vectors onto the feasible set.
 
     Args:
-        grid: the choices.
+        lattice: the choices.
         constraints: the budgets.
         anchor: (L,) indices that keep all budgets (from :func:`require_feasible`).
 
@@ -30,8 +30,8 @@ class Feasible:
     before any repair is counted; :meth:`take_share` tells.
     """
 
-    def __init__(self, grid: Grid, constraints: Constraints, anchor: Int64) -> None:
-        self.grid = grid
+    def __init__(self, lattice: Lattice, constraints: Constraints, anchor: Int64) -> None:
+        self.lattice = lattice
         self.constraints = constraints
         self.anchor = anchor
         self._proposed = 0
@@ -49,7 +49,7 @@ class Feasible:
 
     def mask(self, indices: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """(N, L) indices -> (N,) whether they keep all budgets."""
-        return self.constraints.feasible(self.grid.widths(indices))
+        return self.constraints.feasible(self.lattice.widths(indices))
 
     def repair(self, indices: Int64, rng: np.random.Generator) -> Int64:
         """(N, L) any vectors -> (N, L) vectors that keep all budgets; those that do are unchanged.
@@ -69,7 +69,7 @@ class Feasible:
 
     def fill(self, indices: Int64, rng: np.random.Generator) -> Int64:
         """(N, L) feasible vectors -> widened by single steps in random order up to where a budget binds."""
-        tops = np.repeat(self.grid.top[None], len(indices), axis=0)
+        tops = np.repeat(self.lattice.top[None], len(indices), axis=0)
         return self._farthest(indices, tops, rng)
 
     def _farthest(self, start: Int64, goal: Int64, rng: np.random.Generator) -> Int64:
@@ -110,7 +110,7 @@ class Feasible:
             per_row = max(1, limit // rows)
             moves = moves[rng.permutation(len(moves))[:per_row]]
         trial = (indices[:, None] + moves[None]).reshape(-1, length)
-        inside = ((trial >= 0) & (trial <= self.grid.top)).all(axis=1)
+        inside = ((trial >= 0) & (trial <= self.lattice.top)).all(axis=1)
         trial = trial[inside]
         return np.asarray(trial[self.mask(trial)]) if len(trial) else trial
 
@@ -119,15 +119,15 @@ class Feasible:
 
         Uniform over the feasible set where that is not rare; bounded work in any case.
         """
-        found = np.zeros((0, self.grid.length), dtype=np.int64)
+        found = np.zeros((0, self.lattice.length), dtype=np.int64)
         for _ in range(8):
-            draws = self.grid.random(4 * n, rng)
+            draws = self.lattice.random(4 * n, rng)
             inside = self.mask(draws)
             self._count(inside)
             found = np.concatenate([found, draws[inside]])
             if len(found) >= n:
                 return found[:n]
-        return np.concatenate([found, self.repair(self.grid.random(n - len(found), rng), rng)])
+        return np.concatenate([found, self.repair(self.lattice.random(n - len(found), rng), rng)])
 
     def spread(self, n: int, rng: np.random.Generator) -> Int64:
         """(n, L) feasible vectors with costs all over the feasible range, near the budget most often.
@@ -137,8 +137,8 @@ class Feasible:
         """
         centre = rng.random((n, 1))
         width = rng.uniform(0.1, 0.5, size=(n, 1))
-        draws = centre + width * rng.standard_normal((n, self.grid.length))
-        indices = np.clip(np.rint(draws * self.grid.top), 0, self.grid.top).astype(np.int64)
+        draws = centre + width * rng.standard_normal((n, self.lattice.length))
+        indices = np.clip(np.rint(draws * self.lattice.top), 0, self.lattice.top).astype(np.int64)
         return self.repair(indices, rng)
 
 
