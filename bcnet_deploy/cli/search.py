@@ -151,13 +151,13 @@ def _dry_run(request: Request, inputs: Inputs, space: WidthSpace) -> dict[str, A
     import numpy as np
 
     from bcnet_deploy.search.constraints import build_constraints
-    from bcnet_deploy.search.explain import uniform_within
+    from bcnet_deploy.search.explain import uniform_to_compare
     from bcnet_deploy.search.lattice import Lattice
 
     constraints = build_constraints(space, constraints_of(inputs, request), request.confidence)
     lattice, rng = Lattice(space.variables), np.random.default_rng(request.seed)
     draws = lattice.widths(lattice.random(2000, rng))
-    uniform = uniform_within(constraints)
+    uniform, margin = uniform_to_compare(constraints)
     ends = lattice.widths(np.stack([lattice.narrowest, lattice.top]))
     bounds = constraints.bounds(ends)
     expected = [np.asarray(b.cost(ends), dtype=np.float64) for b in constraints.budgets]
@@ -174,7 +174,7 @@ def _dry_run(request: Request, inputs: Inputs, space: WidthSpace) -> dict[str, A
             }
             for i, b in enumerate(constraints.budgets)
         ],
-        "uniform_macs": None if uniform is None else int(space.macs(uniform[None])[0]),
+        "uniform_macs": None if margin != "kept" else int(space.macs(uniform[None])[0]),
         "evaluations": request.evaluations,
     }  # fmt: skip
 
@@ -189,7 +189,7 @@ def _search(
 ) -> tuple[dict[str, Any], SearchResult]:
     from bcnet_deploy.search import search
     from bcnet_deploy.search.evaluation import NetworkFailedError
-    from bcnet_deploy.search.explain import explain, uniform_within
+    from bcnet_deploy.search.explain import explain, uniform_to_compare
     from bcnet_deploy.train import open_evaluator
 
     evaluator = open_evaluator(run, limit=request.val_images)
@@ -225,14 +225,14 @@ def _search(
         except NetworkFailedError as error:
             remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
             raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
-    networks = {"found": result.widths, "uniform": uniform_within(result.constraints), "full": space.full}
+    uniform, _ = uniform_to_compare(result.constraints)
+    networks = {"found": result.widths, "uniform": uniform, "full": space.full}
     scores = {}
     for name, widths in networks.items():
-        if widths is not None:
-            sides = [float(v) for v in evaluator.sides(widths[None])[0]]
-            scores[name] = {
-                "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
-            }  # fmt: skip
+        sides = [float(v) for v in evaluator.sides(widths[None])[0]]
+        scores[name] = {
+            "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
+        }  # fmt: skip
     supernet = {
         "supernet": {
             "id": identity, "records_used_for_prior": result.prior_costs is not None,

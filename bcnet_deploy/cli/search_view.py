@@ -60,8 +60,8 @@ def show_result(run: RunDir, explained: dict[str, Any], result: SearchResult) ->
 
     out = console()
     networks = {
-        "full": explained["compared_with"].get("full"),
-        "uniform": explained["compared_with"].get("uniform"),
+        "full": explained["compared_with"]["full"],
+        "uniform": explained["compared_with"]["uniform"],
         "found": explained,
     }
     table = Table(title=f"{result.evaluations} networks evaluated; {result.stopped}")
@@ -74,9 +74,8 @@ def show_result(run: RunDir, explained: dict[str, Any], result: SearchResult) ->
         budget = "no budget" if limit is None else f"budget {format_milliseconds(limit)}"
         table.add_column(f"{latency['device']} latency ({budget}{estimate})", justify="right")
     for name, network in networks.items():
-        if network is None:
-            table.add_row(name, "none within the budgets")
-            continue
+        if network.get("budget", "kept") != "kept":
+            name = f"{name} (budget {network['budget']})"
         scores, costs = network["scores"], network["costs"]
         sides = " / ".join(f"{scores[s]:.2f}" for s in ("left", "right") if s in scores)
         table.add_row(

@@ -28,7 +28,7 @@ DEFAULT_POPULATION = 40
 def search(
     space: Space,
     accuracy: Accuracy,
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, Any] | Constraints | None = None,
     evaluations: int | None = None,
     seed: int = 0,
     *,
@@ -55,7 +55,7 @@ def search(
             that cannot be had. Asked at most once for each vector; kept to 9 decimals.
         constraints: ``macs``, ``params``, ``latency_ms``, ``peak_activation_bytes``, ``weight_bytes`` ->
             budget: a number, or text such as ``'300M'`` or ``'0.5x'``. A latency is (table, budget), or
-            {device: (table, budget), ...}.
+            {device: (table, budget), ...}. Or what :func:`build_constraints` made of them.
         evaluations: at most so many distinct vectors; 2000 by default (``exhaustive``: the whole space).
         seed: same seed, same result.
         strategy: ``nsga2``, a baseline (``random``, ``uniform``, ``greedy``, ``exhaustive``), another name
@@ -90,7 +90,12 @@ def search(
     started = time.monotonic()
     rng = np.random.default_rng(seed)
     lattice = Lattice(space.variables)
-    budgets = build_constraints(space, constraints, confidence)
+    if isinstance(constraints, Constraints):
+        if confidence is not None:
+            raise ConfigError("confidence is part of constraints that are built already; leave it out")
+        budgets = constraints
+    else:
+        budgets = build_constraints(space, constraints, confidence)
     anchor = require_feasible(lattice, budgets, rng)
     feasible = Feasible(lattice, budgets, anchor)
     if run is exhaustive:

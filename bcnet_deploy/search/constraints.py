@@ -49,6 +49,7 @@ class Budget:
         table: the latency table.
         confidence: of ``bound``, or None when it is the cost itself.
         given: the budget as it was written.
+        relative: whether it was given as a share of the full network.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Budget:
     table: Any = None
     confidence: float | None = None
     given: str = ""
+    relative: bool = False
 
     def format(self, value: float) -> str:
         """``value`` of this cost as people write it."""
@@ -231,7 +233,8 @@ def _latencies(space: Space, value: Any, confidence: float | None, full: Any) ->
         device = name if name is not None else getattr(table, "device", None)
         device = None if device is None else str(device)
         held = confidence
-        if getattr(table, "estimated", False) and _relative(limit):
+        relative = _relative(limit)
+        if getattr(table, "estimated", False) and relative:
             held = None
         cost, bound = _latency_functions(table, held)
         key = "latency_ms" if len(named) == 1 else f"latency_ms[{device}]"
@@ -248,7 +251,7 @@ def _latencies(space: Space, value: Any, confidence: float | None, full: Any) ->
         budgets.append(
             Budget(
                 key, "latency_ms", _limit("latency_ms", limit, cost_of_full), cost, bound, cost_of_full,
-                device, table, held, str(limit),
+                device, table, held, str(limit), relative,
             )
         )  # fmt: skip
     return budgets

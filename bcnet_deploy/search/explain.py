@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,12 +16,26 @@ INTERVAL = 0.95
 """Two-sided probability of the latency intervals that are shown."""
 
 
-def uniform_within(constraints: Constraints) -> Int64 | None:
-    """(L,) widths of the widest uniformly scaled network that keeps the budgets, or None."""
+Margin = Literal["kept", "expected", "exceeded"]
+
+
+def uniform_to_compare(constraints: Constraints) -> tuple[Int64, Margin]:
+    """(L,) widths of the uniformly scaled network to compare with, and how it stands to the budgets.
+
+    ``kept``: the widest that keeps all budgets. Where none does, so that there is something to compare with,
+    ``expected``: the widest whose expected costs keep them; ``exceeded``: the one that exceeds them least.
+    """
     lattice = Lattice(constraints.space.variables)
     ladder = lattice.widths(uniform_ladder(lattice))
-    inside = np.flatnonzero(constraints.feasible(ladder))
-    return ladder[inside[-1]] if len(inside) else None
+    kept = np.flatnonzero(constraints.feasible(ladder))
+    if len(kept):
+        return ladder[kept[-1]], "kept"
+    shares = [np.asarray(b.cost(ladder), dtype=np.float64) / b.limit for b in constraints.budgets]
+    worst = np.max(shares, axis=0)
+    expected = np.flatnonzero(worst <= 1)
+    if len(expected):
+        return ladder[expected[-1]], "expected"
+    return ladder[worst.argmin()], "exceeded"
 
 
 def costs_of(constraints: Constraints, widths: Int64) -> dict[str, float]:
@@ -91,7 +105,7 @@ def explain(
     constraints = result.constraints
     names = [variable.name for variable in constraints.space.variables]
     full = np.array([int(v.channels) for v in constraints.space.variables], dtype=np.int64)
-    networks = {"found": result.widths, "uniform": uniform_within(constraints), "full": full}
+    uniform, margin = uniform_to_compare(constraints)
     latencies = [b for b in constraints.budgets if b.kind == "latency_ms"]
     told = {d: t for d, t in (tables or {}).items() if d not in {b.device for b in latencies}}
     sources = [*((b.device, b.table) for b in latencies), *told.items()]
@@ -122,9 +136,8 @@ def explain(
             for b in constraints.budgets
         ],
         "compared_with": {
-            which: network(which, widths)
-            for which, widths in networks.items()
-            if which != "found" and widths is not None
+            "uniform": {**network("uniform", uniform), "budget": margin},
+            "full": network("full", full),
         },
         "search": {
             "strategy": result.strategy,

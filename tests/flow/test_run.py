@@ -450,34 +450,6 @@ def test_the_precision_of_an_engine_is_the_devices() -> None:
     assert check_export(FlowConfig(precision="fp16"), load_device("cpu")) == "fp16"
 
 
-def test_what_uniform_is_compared_where_none_keeps_the_budget() -> None:
-    import numpy as np
-
-    from bcnet_deploy.flow.searching import comparable_uniform
-    from bcnet_deploy.models import build_model
-    from bcnet_deploy.search.constraints import Budget, Constraints
-    from bcnet_deploy.space import WidthSpace
-
-    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 4)
-    rungs = [int(space.uniform(level / 4).sum()) for level in (1, 2, 3, 4)]
-
-    def constraints(limit: float) -> Constraints:
-        # Latency in these units is the number of channels; the bound adds half of it.
-        def cost(rows: np.ndarray) -> np.ndarray:
-            return np.asarray(rows).sum(axis=1).astype(float)
-
-        budget = Budget(
-            "latency_ms", "latency_ms", limit, cost, lambda rows: 1.5 * cost(rows), float(rungs[-1]), "cpu"
-        )
-        return Constraints(space, (budget,))
-
-    for limit, rung, margin in (
-        (1.5 * rungs[1], 2, "kept"), (1.4 * rungs[0], 1, "expected"), (0.5 * rungs[0], 1, "exceeded"),
-    ):  # fmt: skip
-        widths, found = comparable_uniform(constraints(limit))
-        assert (found, widths.tolist()) == (margin, space.uniform(rung / 4).tolist()), limit
-
-
 def test_an_estimate_is_not_called_noisy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from bcnet_deploy.devices import load_device
     from bcnet_deploy.flow.checks import check_budget
