@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from prefix_scores import PrefixScorer
-from ranking_settings import USUAL_IMAGES, name_suffix
+from ranking_runs import USUAL_IMAGES, add_run, name_suffix, read_heads, slot
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -102,10 +102,6 @@ def run_name(rule: str, seed: int, plan: Plan, count: int = USUAL_IMAGES) -> str
     return f"{rule}_seed{seed}_cost{plan.cost:.0f}_size{plan.size}{name_suffix(plan.augment, count)}"
 
 
-def result_path(rule: str, seed: int, plan: Plan, count: int) -> Path:
-    return RESULTS / "runs" / f"{run_name(rule, seed, plan, count)}.json"
-
-
 def trained(
     rule: str, seed: int, cost: float, recipe: dict[str, Any], splits: DataSplits, folder: Path
 ) -> tuple[bd.Supernet, TrainConfig, TrainOutcome]:
@@ -151,15 +147,13 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     cost, size = plan.cost, plan.size
     name = run_name(rule, seed, plan)
 
-    def is_done(count: int) -> bool:
-        result = result_path(rule, seed, plan, count)
-        if not result.exists():
-            return False
-        before = json.loads(result.read_text())
-        recalibrated = before["recalibration_images"] >= plan.recalibration_images
-        return bool(recalibrated and before["held_out_images"] >= count)
-
-    counts = [count for count in plan.held_out_images if not is_done(count)]
+    asked = {"rule": rule, "seed": seed, "cost": cost, "size": size, "augment": plan.augment}
+    done = {
+        slot(run): run["held_out_images"]
+        for run in read_heads(RESULTS)
+        if run["recalibration_images"] >= plan.recalibration_images
+    }
+    counts = [n for n in plan.held_out_images if done.get(slot({**asked, "held_out_images": n}), 0) < n]
     if not counts:
         return
     folder = plan.work / name
@@ -170,10 +164,10 @@ def run_one(rule: str, seed: int, plan: Plan, splits: DataSplits) -> None:
     log = folder / f"scores-{'-'.join(map(str, counts))}-{plan.recalibration_images}.jsonl"
     by_count = score(scorer, vectors(plan.data), counts, log, name)
     for count, rows in by_count.items():
-        files.write_json(
-            result_path(rule, seed, plan, count),
+        add_run(
+            RESULTS,
             {
-                "rule": rule, "seed": seed, "cost": cost, "size": size, "steps": outcome.steps,
+                **asked, "steps": outcome.steps,
                 "cost_spent": outcome.cost, "train_seconds": round(outcome.seconds, 1),
                 "train_loss": outcome.loss, "config": config.to_dict(),
                 "min_level": MIN_LEVEL.get(rule, 0), "sides": list(sides),

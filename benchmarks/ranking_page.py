@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ranking_plots import ORDER
-from ranking_settings import USUAL_IMAGES, Setting, kendall_name, setting, settings_of, title
+from ranking_runs import USUAL_IMAGES, Setting, kendall_name, setting, settings_of, title
 from scipy.stats import kendalltau
 
 import bcnet_deploy as bd
@@ -26,7 +26,7 @@ ANCHORS = (
 )
 
 INTRODUCTION = """\
-Written by `python benchmarks/bm_ranking.py report`; the runs are `benchmarks/results/ranking/runs/*.json`,
+Written by `python benchmarks/bm_ranking.py report`; the runs are in `benchmarks/results/ranking/runs.jsonl`,
 every score is in `benchmarks/results/ranking/scores.csv`.
 
 **Question.** A supernet is there to rank width vectors. Channel-Bench-Macro has the accuracy of its

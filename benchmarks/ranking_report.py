@@ -6,7 +6,6 @@ This is the only place that reads those accuracies, and nothing flows back from 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ranking_page import page
 from ranking_plots import ORDER, kendall_plot, scatter
-from ranking_settings import kendall_name, setting, settings_of
+from ranking_runs import kendall_name, read_runs, setting, settings_of
 from scipy.stats import kendalltau, spearmanr
 
 from bcnet_deploy import files
@@ -56,10 +55,10 @@ def subsets(archs: Sequence[tuple[str, str]], known: dict[str, Any]) -> dict[str
 
 
 def write_report(results: Path, data: Path, docs: Path) -> None:
-    """Write ``scores.csv`` and ``summary.json`` beside the runs, and ``docs/ranking.md`` with its plots."""
-    runs = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
-    for run in runs:
-        run["augment"] = run["config"]["augment"]
+    """Write ``summary.json`` beside the runs, and ``docs/ranking.md`` with its plots."""
+    runs = read_runs(results)
+    if not runs:
+        raise SystemExit(f"no run in {results} yet: bm_ranking.py run")
     settings = settings_of(runs)
     runs.sort(key=lambda run: (settings.index(setting(run)), ORDER.index(run["rule"]), run["seed"]))
     known = truth_table(data)
@@ -72,9 +71,6 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         }
         for name, key in (("MACs", "flops"), ("parameters", "params"))
     }
-    if not runs:
-        raise SystemExit(f"no run in {results / 'runs'} yet: bm_ranking.py run")
-    _write_scores(results / "scores.csv", runs)
     rows: list[dict[str, Any]] = []
     for run in runs:
         scores = {row["arch"]: row for row in run["scores"]}
@@ -93,11 +89,12 @@ def write_report(results: Path, data: Path, docs: Path) -> None:
         keys = (
             "rule", "seed", "cost", "size", "cost_spent", "steps", "train_seconds", "train_loss",
             "held_out_loss", "held_out_accuracy", "held_out_images", "recalibration_images", "sides",
+            "between_halves",
         )  # fmt: skip
         recipe = {key: run["config"][key] for key in ("batch_size", "learning_rate", "augment")}
         rows.append({
             **{key: run[key] for key in keys}, **recipe, **agreements,
-            "between_sides": between_sides(run), "between_halves": between_halves(run),
+            "between_sides": between_sides(run),
         })  # fmt: skip
     files.write_json(results / "summary.json", {"baselines": baselines, "runs": rows})
     folder = docs / "ranking"
@@ -119,33 +116,5 @@ def between_sides(run: dict[str, Any]) -> float | None:
     return float(kendalltau(sides[:, 0], sides[:, 1]).statistic) if sides.shape[1] > 1 else None
 
 
-def between_halves(run: dict[str, Any]) -> float | None:
-    """Kendall's tau of the scores on every other held-out image with those on the rest; None if not kept."""
-    halves = [row.get("accuracy_by_half") for row in run["scores"]]
-    if None in halves:
-        return None
-    return float(kendalltau(*np.array(halves).T).statistic)
-
-
 def _column(table: dict[str, Any], archs: Sequence[str], key: str) -> Floats:
     return np.array([table[arch][key] for arch in archs], dtype=np.float64)
-
-
-def _write_scores(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "rule", "seed", "cost", "size", "augment", "images", "arch", "draw",
-            "score", "loss", "left", "right",
-        ]
-    )  # fmt: skip
-    for run in runs:
-        for row in run["scores"]:
-            sides = [f"{value:.2f}" for value in row["accuracy_by_side"]]
-            writer.writerow([
-                run["rule"], run["seed"], f"{run['cost']:.0f}", run["size"], run["augment"],
-                run["held_out_images"], row["arch"], row["draw"],
-                f"{row['score']:.3f}", f"{row['loss']:.5f}", sides[0], sides[1] if len(sides) > 1 else "",
-            ])  # fmt: skip
-    files.write_text(path, out.getvalue())
