@@ -6,12 +6,14 @@ one takes longer; the others can be left out of a search without loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy.errors import TableError
 from bcnet_deploy.lut.table import LatencyTable
 
 if TYPE_CHECKING:
@@ -81,13 +83,32 @@ def suggest_steps(
     return tuple(suggestions)
 
 
-def with_choices(space: WidthSpace, suggestions: tuple[Suggestion, ...]) -> WidthSpace:
-    """``space`` with the suggested widths as the choices of its variables."""
-    variables = tuple(
-        replace(variable, choices=suggestion.widths)
-        for variable, suggestion in zip(space.variables, suggestions, strict=True)
-    )
-    return replace(space, variables=variables)
+def learned_choices(
+    space: WidthSpace, tables: Iterable[LatencyTable], *, gain: float = 0.002, most: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Name of each variable of ``space`` -> its widths worth choosing, for ``space.with_choices``.
+
+    A width is worth choosing if it is on the staircase of one of the tables. The narrowest and the widest
+    choice of ``space`` stay, so that the same budgets can be kept. Narrower ones are left out.
+
+    Args:
+        space: whose variables are asked about.
+        tables: one a device.
+        gain, most: see :func:`suggest_steps`; for each table.
+
+    Raises:
+        TableError: a table is of another network, or there is none.
+    """
+    found: list[set[int]] = [{variable.choices[0], variable.choices[-1]} for variable in space.variables]
+    bound = [table.for_space(space) for table in tables]
+    if not bound:
+        raise TableError(
+            "channel steps are learned from a latency table; given: none. Profile a device first"
+        )
+    for table in bound:
+        for suggestion, kept in zip(suggest_steps(table, gain=gain, most=most), found, strict=True):
+            kept.update(width for width in suggestion.widths if width >= min(kept))
+    return {v.name: tuple(sorted(kept)) for v, kept in zip(space.variables, found, strict=True)}
 
 
 def _snap(full: npt.NDArray[np.int64], ratio: float) -> npt.NDArray[np.int64]:

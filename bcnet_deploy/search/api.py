@@ -80,7 +80,7 @@ def search(
         ConstraintError, TableError: a budget cannot be read, or a table is of another network.
         InfeasibleError: no network keeps the budgets; names the nearest budget that one keeps.
         EvaluationError: an evaluation failed, or no network within the budgets could be had.
-        CheckpointError: the checkpoint is of another space or evaluator.
+        CheckpointError: the checkpoint is of another space, of other choices or of another evaluator.
         ConfigError: another argument is out of range, or there is no such strategy.
     """
     check_settings(evaluations, seed, strategy, population_size, patience, on_error, batch_size)
@@ -105,7 +105,11 @@ def search(
     )
     journal = None
     if checkpoint is not None:
-        identity = {"space": str(getattr(space, "fingerprint", "")), "evaluator": evaluator_id}
+        identity = {
+            "space": str(getattr(space, "fingerprint", "")),
+            "choices": str(getattr(space, "choices_fingerprint", "")),
+            "evaluator": evaluator_id,
+        }
         journal = Journal(checkpoint, identity)
     first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
     evaluator = Evaluator(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from bcnet_deploy.lut.steps import suggest_steps, with_choices
+import numpy as np
+import pytest
+
+import bcnet_deploy as bd
+from bcnet_deploy.devices import load_device
+from bcnet_deploy.lut.estimate import estimate_table
+from bcnet_deploy.lut.steps import learned_choices, suggest_steps
 from tests.lut.fakes import make_table, tiny_space, true_ms
 
 
@@ -46,9 +52,26 @@ def test_most_limits_the_number_and_keeps_the_ends() -> None:
 def test_become_the_choices_of_a_search() -> None:
     space = tiny_space(levels=64)
     table = make_table(space)
-    suggestions = suggest_steps(table, gain=0.01)
-    searched = with_choices(space, suggestions)
+    learned = learned_choices(space, [table], gain=0.01)
+    for item, variable in zip(suggest_steps(table, gain=0.01), space.variables, strict=True):
+        assert set(learned[variable.name]) == {*item.widths, variable.choices[0]}
+    searched = replace(space, variables=tuple(replace(v, choices=learned[v.name]) for v in space.variables))
     assert searched.size < space.size
-    drawn = searched.random(50, np.random.default_rng(0))
-    assert all(set(drawn[:, item.index]) <= set(item.widths) for item in suggestions)
-    np.testing.assert_allclose(table.for_space(searched).predict(drawn), table.predict(drawn))
+    result = bd.search(
+        searched, lambda rows: np.log(rows).sum(axis=1), {"latency_ms": (table, "0.6x")}, 60, seed=1
+    )
+    assert all(int(w) in learned[v.name] for w, v in zip(result.widths, space.variables, strict=True))
+    assert result.costs["latency_ms"] <= 0.6 * float(table.predict(space.full)[0])
+
+
+def test_choices_of_several_devices_are_those_of_each_and_keep_the_ends() -> None:
+    space = tiny_space(levels=4)
+    own, gpu = make_table(space), estimate_table(space, load_device("t4"))
+    one, other = (learned_choices(space, [table], gain=0.01) for table in (own, gpu))
+    assert one != other
+    both = learned_choices(space, [own, gpu], gain=0.01)
+    assert both == {name: tuple(sorted({*one[name], *other[name]})) for name in one}
+    for variable in space.variables:
+        assert one[variable.name][0] == variable.choices[0] and one[variable.name][-1] == variable.channels
+    with pytest.raises(bd.TableError, match="given: none"):
+        learned_choices(space, [])

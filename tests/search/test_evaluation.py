@@ -117,6 +117,10 @@ def test_a_journal_of_another_evaluator_or_no_journal_is_refused(tmp_path):
     bd.search(SPACE, Hashed(), BUDGET, 20, checkpoint=path, evaluator_id="supernet a")
     with pytest.raises(bd.CheckpointError, match="supernet a.*supernet b"):
         bd.search(SPACE, Hashed(), BUDGET, 20, checkpoint=path, evaluator_id="supernet b")
+    other = FakeSpace((LADDER,) * 6)
+    other.choices_fingerprint = "learned"
+    with pytest.raises(bd.CheckpointError, match="choices '', .* 'learned'"):
+        bd.search(other, Hashed(), BUDGET, 20, checkpoint=path, evaluator_id="supernet a")
     for text in ("hello\n", "{}\n", '{"kind": "search journal", "format": 1}\nnonsense\n', ""):
         path.write_text(text)
         with pytest.raises(bd.CheckpointError, match="delete"):
