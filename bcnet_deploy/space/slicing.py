@@ -113,6 +113,28 @@ def attribute_values(
     ]
 
 
+def stored_units(space: WidthSpace, model: nn.Module) -> list[int]:
+    """(L,) units of each variable that the tensors of ``model`` hold: a full model's, or a narrower one's.
+
+    Raises :class:`CheckpointError` where the tensors are not of this space at any widths.
+    """
+    shapes = {
+        name: tuple(places[0].table[places[0].key].shape) for name, places in tensor_places(model).items()
+    }
+    units = [variable.units for variable in space.variables]
+    known: set[int] = set()
+    for name, dims in space.slices.items():
+        for segments, size in zip(dims, shapes.get(name, ()), strict=False):
+            own = {segment.variable for segment in segments if segment.variable >= 0}
+            if len(own) == 1 and not own <= known:
+                each = sum(segment.repeat for segment in segments if segment.variable >= 0)
+                fixed = sum(segment.positions for segment in segments if segment.variable < 0)
+                units[min(own)] = (size - fixed) // each
+                known |= own
+    check_model(space, model, units)
+    return units
+
+
 def check_model(space: WidthSpace, model: nn.Module, stored: Sequence[int]) -> None:
     """Raise :class:`CheckpointError` unless ``model`` has the tensors of the space, in stored sizes."""
     shapes = {
