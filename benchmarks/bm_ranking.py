@@ -37,7 +37,6 @@ from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatche
 from bcnet_deploy.data.augment import AUGMENTATIONS
 from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.train.config import TrainConfig
-from bcnet_deploy.train.records import JsonLines, read_lines
 from bcnet_deploy.train.samplers import WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import Trainer, TrainOutcome
 
@@ -230,9 +229,8 @@ def score(
     scorer: PrefixScorer, archs: list[tuple[str, str]], counts: Sequence[int], log: Path, name: str
 ) -> dict[int, list[dict[str, Any]]]:
     """Score every vector on each count of held-out images, remembering each on disk as soon as it is done."""
-    done = {row["arch"]: row for row in read_lines(log)} if log.exists() else {}
-    size = sum(len(json.dumps(row)) + 1 for row in done.values())
-    lines = JsonLines(log, size if done else None)
+    lines = files.JsonLines(log)
+    done = {row["arch"]: row for _, row in lines.read()}
     full = scorer.supernet.space.full
     said = time.monotonic()
     for index, (arch, draw) in enumerate(sorted(archs)):

@@ -16,7 +16,6 @@ images that no search has seen. Each step goes on after a kill.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import load_data
 from bcnet_deploy.errors import DataError
-from bcnet_deploy.train.records import JsonLines, read_lines
 
 SIZE = (3, 16, 16)
 IMAGES = 500
@@ -48,9 +46,8 @@ class Scorer:
 
     def __init__(self, scorer: PrefixScorer, log: Path) -> None:
         self.scorer = scorer
-        rows = list(read_lines(log)) if log.exists() else []
-        self.known = {tuple(row["widths"]): row["accuracy"] for row in rows}
-        self.lines = JsonLines(log, sum(len(json.dumps(row)) + 1 for row in rows) if rows else None)
+        self.lines = files.JsonLines(log)
+        self.known = {tuple(row["widths"]): row["accuracy"] for _, row in self.lines.read()}
 
     def __call__(self, widths: Any) -> Any:
         vectors = [tuple(int(w) for w in row) for row in widths]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,3 +143,96 @@ def test_every_error_is_one_of_ours_and_carries_an_exit_code() -> None:
 def test_nearest_names() -> None:
     assert nearest("resnet5", ["resnet50", "vgg11"]) == "; did you mean 'resnet50'?"
     assert nearest("zzz", ["resnet50", "vgg11"]) == ""
+
+
+# -- logs -----------------------------------------------------------------------------------------
+
+
+def rows_in(path: Path) -> list[int]:
+    return [row["n"] for row in files.read_rows(path)]
+
+
+def test_a_log_cut_anywhere_has_its_whole_lines_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = files.JsonLines(path, header={"of": "x"})
+    log.append({"n": n, "text": "ä\n"} for n in range(3))
+    log.close()
+    content = path.read_bytes()
+    for length in range(content.index(b"\n") + 1, len(content) + 1):
+        path.write_bytes(content[:length])
+        log = files.JsonLines(path, header={"of": "x"})
+        whole = content[:length].count(b"\n") - 1
+        assert [row["n"] for _, row in log.read()] == list(range(whole))
+        log.append([{"n": 9}])
+        log.close()
+        assert [json.loads(line).get("n") for line in path.read_text().splitlines()] == [
+            None, *range(whole), 9,
+        ]  # fmt: skip
+
+
+def test_a_log_of_something_else_is_refused_or_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for content in ('{"of": "y"}\n', "a user's file without a line break", "", "[1]\n", "\x00\x00\n"):
+        path.write_text(content)
+        with pytest.raises(bd.CheckpointError, match="delete"):
+            files.JsonLines(path, header={"of": "x"})
+        assert path.read_text() == content
+        files.JsonLines(path, header={"of": "x"}, put_aside=True).close()
+        assert path.read_text() == '{"of": "x"}\n'
+        assert path.with_name("log.jsonl.old").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1, 2]", "list"), ("nonsense", "Expecting value"), ('{"n": NaN}', "NaN"), ("\x00\x00", "Expecting"),
+        ('{"n": ' + "9" * 5000 + "}", "out of range"), ('{"n": 1e999}', "out of range"),
+        ('{"n": ' + "[" * 100_000 + "}", "deep"), ('{"n": ' + "[" * 70 + "]" * 70 + "}", "deep"),
+        ('{"n": "' + "x" * 2**20 + '"}', "longer"),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"n": 0}\n' + line + '\n{"n": 1}\n')
+    with pytest.raises(bd.TableError, match=f"line 2: .*{reason}") as caught:
+        files.read_rows(path, bd.TableError, "log")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_log_is_cut_back_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = files.JsonLines(path, durable=False)
+    log.append([{"n": 0}])
+    length = log.sync()
+    log.append([{"n": 1}])
+    log.close()
+    log.close()
+    files.JsonLines(path, keep_bytes=length).close()
+    assert rows_in(path) == [0]
+    with pytest.raises(bd.CheckpointError, match="the checkpoint was written with"):
+        files.JsonLines(path, keep_bytes=length + 1)
+    files.JsonLines(path, keep_bytes=0).close()
+    assert rows_in(path) == []
+
+
+def test_a_batch_of_lines_that_does_not_fit_on_the_disk_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = files.JsonLines(tmp_path / "log.jsonl")
+    log.append([{"n": 0}])
+    write, left = os.write, [20]
+
+    def nearly_full(handle: int, data: Any) -> int:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        done = write(handle, data[: left[0]])
+        left[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with pytest.raises(bd.RunDirError, match="No space left.*former lines are kept"):
+        log.append({"n": n} for n in range(1, 9))
+    monkeypatch.undo()
+    assert rows_in(log.path) == [0]
+    log.append([{"n": 1}])
+    assert rows_in(log.path) == [0, 1]

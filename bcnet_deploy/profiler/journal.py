@@ -6,25 +6,29 @@ kill cut short is dropped; a log of another network, device, machine or format i
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Gt, Le
 
-from bcnet_deploy.errors import RunDirError
+from bcnet_deploy import files
+from bcnet_deploy.errors import BCNetError, RunDirError
 from bcnet_deploy.profiler.measure import without_stamps
+from bcnet_deploy.validation import Checked
 
 FORMAT = 2  # 1: layers' fastest times, without their nodes
 Role = Literal["train", "held-out", "reference"]
 
 
+Count = Annotated[int, Ge(0), Le(2**31)]
+Time = Annotated[float, Ge(0), Le(1e12)]
+
+
 @dataclass(frozen=True)
-class Record:
+class Record(Checked):
     """One measurement.
 
     Attributes:
@@ -38,14 +42,17 @@ class Record:
         elapsed_s: what the profile had cost by then, earlier runs included: its clock.
     """
 
+    error: ClassVar[type[BCNetError]] = RunDirError
+    noun: ClassVar[str] = "a measurement"
+
     role: Role
-    widths: tuple[int, ...]
-    round: int
-    latency_ms: float
-    layers_us: tuple[float, ...] | None
-    seconds: float
-    elapsed_s: float = 0.0
-    nodes: tuple[int, ...] | None = None
+    widths: tuple[Count, ...]
+    round: Count
+    latency_ms: Annotated[float, Gt(0), Le(1e9)]
+    layers_us: tuple[Time, ...] | None
+    seconds: Time
+    elapsed_s: Time = 0.0
+    nodes: tuple[Count, ...] | None = None
 
     def layers(self, node_us: float = 0.0) -> npt.NDArray[np.float64]:
         """Microseconds of each layer, less what profiling adds to each of its nodes."""
@@ -61,66 +68,23 @@ class Journal:
         identity: what the records are of; records of anything else are put aside (``.old``).
 
     Raises:
-        RunDirError: the folder cannot be written, or the disk is full.
+        RunDirError: the file is damaged, the folder cannot be written, or the disk is full.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
-        self.records: list[Record] = []
-        header = {"format": FORMAT, **identity}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = self._read(header)
-            if not kept and path.exists():
-                os.replace(path, path.with_name(path.name + ".old"))
-            self._file: IO[str] = path.open("a", encoding="utf-8")
-            if not kept:
-                self._line(header)
-        except OSError as error:
-            raise RunDirError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
-
-    def _read(self, header: dict[str, Any]) -> bool:
-        """Take over the records of a former run; cut off what a kill left of the last line."""
-        if not self.path.exists():
-            return False
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = list(_lines(whole))
-        if not lines or lines[0] != json.loads(json.dumps(header)):
-            return False
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        for line in lines[1:]:
-            try:
-                self.records.append(
-                    Record(
-                        **{
-                            **line,
-                            "widths": tuple(line["widths"]),
-                            "layers_us": _tuple(line["layers_us"]),
-                            "nodes": _tuple(line["nodes"]),
-                        }
-                    )
-                )
-            except (KeyError, TypeError):
-                continue
-        return True
+        self._log = files.JsonLines(
+            path, "profile's log", header={"format": FORMAT, **identity}, put_aside=True, error=RunDirError,
+            remedy="restore a copy, or delete it to measure anew",
+        )  # fmt: skip
+        self.records = [
+            Record.from_dict(row, f"profile's log {path}, line {number}") for number, row in self._log.read()
+        ]
 
     def add(self, record: Record) -> None:
-        """Write one record to disk. Raises :class:`RunDirError`."""
+        """Write one record to disk. Raises :class:`RunDirError`; what was measured before is kept."""
+        self._log.append([record.to_dict()])
         self.records.append(record)
-        try:
-            self._line(asdict(record))
-        except OSError as error:
-            raise RunDirError(
-                f"cannot write {self.path}: {error.strerror}; what was measured before is kept"
-            ) from error
-
-    def _line(self, data: dict[str, Any]) -> None:
-        self._file.write(json.dumps(data, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def of(self, role: Role) -> list[Record]:
         return [record for record in self.records if record.role == role]
@@ -131,16 +95,4 @@ class Journal:
         return max((record.elapsed_s for record in self.records), default=0.0)
 
     def close(self) -> None:
-        self._file.close()
-
-
-def _lines(content: bytes) -> Iterator[Any]:
-    for line in content.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def _tuple(values: Any) -> tuple[Any, ...] | None:
-    return None if values is None else tuple(values)
+        self._log.close()

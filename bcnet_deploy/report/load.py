@@ -5,7 +5,6 @@ Only files are read, by numpy alone: a report can be made where neither PyTorch 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -150,7 +149,7 @@ def _held_out(run: RunDir, table: LatencyTable | None) -> list[Pair]:
     path = run.latency_table(table.device)
     journal = path.with_name(f"{path.stem}.samples.jsonl")
     rounds: dict[tuple[int, ...], list[float]] = {}
-    for line in _lines(journal):
+    for line in files.read_rows(journal, RunDirError, "profile's log"):
         if line.get("role") == "held-out":
             rounds.setdefault(tuple(line["widths"]), []).append(float(line["latency_ms"]))
     pairs = []
@@ -256,26 +255,11 @@ def _curves(run: RunDir, retrained: Sequence[str]) -> list[Curve]:
     for key, label in quantities.items():
         widths = key.removeprefix("val_top1_")
         for name, folder in sources.items():
-            lines = _lines(folder / "curves.jsonl")
+            lines = files.read_rows(folder / "curves.jsonl", RunDirError)
             points = tuple((float(r["epoch"]), float(r[key])) for r in lines if r.get(key) is not None)
             if points:
                 curves.append(Curve(name if widths == key else f"{name}, {widths}", label, "epoch", points))
     return curves
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line that a kill cut off is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for line in files.read_text(path, RunDirError, "log").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def _version(package: str) -> str:

@@ -7,18 +7,19 @@ on from there. The result is the one of a search that was never killed.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import CheckpointError, EvaluationError, RunDirError
+from bcnet_deploy.errors import BCNetError, CheckpointError, EvaluationError
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, keys
+from bcnet_deploy.validation import Checked
 
 JOURNAL_FORMAT = 1
 Accuracy = Callable[[Any], Any]
@@ -61,6 +62,16 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+@dataclass(frozen=True)
+class _Answer(Checked):
+    """One line of a journal; an accuracy of None is a network that cannot be had."""
+
+    error: ClassVar[type[BCNetError]] = CheckpointError
+
+    widths: tuple[Annotated[int, Ge(0), Le(2**31)], ...]
+    accuracy: float | None
+
+
 class Journal:
     """Answers on disk, one JSON line a vector after one line that says what they are about.
 
@@ -74,58 +85,22 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
-        self.path = Path(path)
-        self.identity = identity
+        self._log = files.JsonLines(
+            path, "search journal", header={"format": JOURNAL_FORMAT, "kind": "search journal", **identity},
+            remedy="delete it to search from the start, or give another checkpoint path",
+        )  # fmt: skip
         self.known: dict[bytes, float] = {}
-        if self.path.exists():
-            self._read()
-        else:
-            files.write_text(self.path, self._header())
-
-    def _header(self) -> str:
-        return json.dumps({"format": JOURNAL_FORMAT, "kind": "search journal", **self.identity}) + "\n"
-
-    def _read(self) -> None:
-        text = files.read_text(self.path, CheckpointError, "search journal")
-        lines = text.split("\n")
-        # A kill can leave half a last line; what has no newline was never answered.
-        whole = lines[:-1]
-        try:
-            header = json.loads(whole[0]) if whole else {}
-            if not isinstance(header, dict) or header.get("kind") != "search journal":
-                raise ValueError("its first line is not a journal's")
-            records = [json.loads(line) for line in whole[1:]]
-            for record in records:
-                value = record["accuracy"]
-                self.known[np.array(record["widths"], dtype=np.int64).tobytes()] = (
-                    -math.inf if value is None else float(rounded(value))
-                )
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.path} is not a readable search journal ({error}); delete it to search from the start"
-            ) from error
-        for key, value in {"format": JOURNAL_FORMAT, **self.identity}.items():
-            if header.get(key) != value:
-                raise CheckpointError(
-                    f"{self.path} holds accuracies for {key} {header.get(key)!r}, this search has {value!r}; "
-                    "delete it, or give another checkpoint path"
-                )
-        if lines[-1]:
-            files.write_text(self.path, "\n".join(whole) + "\n")
+        for number, row in self._log.read():
+            answer = _Answer.from_dict(row, f"search journal {path}, line {number}")
+            value = -math.inf if answer.accuracy is None else float(rounded(answer.accuracy))
+            self.known[np.array(answer.widths, dtype=np.int64).tobytes()] = value
 
     def add(self, widths: Int64, accuracy: Float) -> None:
         """Append answers and wait until they are on disk."""
-        lines = [
-            json.dumps({"widths": [int(w) for w in row], "accuracy": float(a) if math.isfinite(a) else None})
+        self._log.append(
+            {"widths": [int(w) for w in row], "accuracy": float(a) if math.isfinite(a) else None}
             for row, a in zip(widths, accuracy, strict=True)
-        ]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunDirError(f"cannot write {self.path}: {error.strerror or error}") from error
+        )
         self.known.update(zip(keys(widths), (float(a) for a in accuracy), strict=True))
 
 

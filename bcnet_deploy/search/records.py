@@ -9,7 +9,7 @@ divides out the moment, and fits one effect a choice. By cross-validation on the
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,20 +93,17 @@ _REMEDY = (
 
 def _read_records(path: str | Path, lattice: Lattice) -> Records:
     """The records of a ``records.jsonl``. Raises :class:`DataError` naming file, line and what helps."""
-    try:
-        lines = files.read_text(path, DataError, "loss records").split("\n")
-    except DataError as error:
-        raise DataError(f"{error}; {_REMEDY}") from error
     rows: list[tuple[list[int], float, float | None]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in files.read_json_lines(path, DataError, "loss records", _REMEDY):
         try:
-            rows.append(_record(line, lattice))
+            rows.append(_record(row, lattice))
         except (ValueError, KeyError, TypeError) as error:
-            if number >= len(lines) - 1 and isinstance(error, json.JSONDecodeError):
-                continue  # a kill can cut the last line
-            raise DataError(f"{path}, line {number}: {_reason(error)}; {_REMEDY}") from error
+            reason = (
+                f"it lacks the key {error}"
+                if isinstance(error, KeyError)
+                else f"it is no loss record ({error})"
+            )
+            raise DataError(f"{path}, line {number}: {reason}; {_REMEDY}") from error
     if not rows:
         raise DataError(f"{path} holds no loss record; {_REMEDY}")
     widths, losses, references = zip(*rows, strict=True)
@@ -122,12 +119,11 @@ def _references(values: Iterable[float | None]) -> Float | None:
     return None if any(value is None for value in found) else np.array(found, dtype=np.float64)
 
 
-def _record(line: str, lattice: Lattice) -> tuple[list[int], float, float | None]:
+def _record(row: dict[str, Any], lattice: Lattice) -> tuple[list[int], float, float | None]:
     """One line's content; raises a ValueError, KeyError or TypeError that says what is wrong."""
-    row = json.loads(line)
     widths, loss = row["widths"], row["loss"]
     if not isinstance(widths, list) or not all(type(w) is int and w > 0 for w in widths):
-        raise ValueError(f"widths are {widths!r}, not a list of channel counts")
+        raise ValueError(f"widths are {reprlib.repr(widths)}, not a list of channel counts")
     if len(widths) != lattice.length:
         raise ValueError(
             f"it has {len(widths)} widths, this space has {lattice.length} variables: "
@@ -135,14 +131,6 @@ def _record(line: str, lattice: Lattice) -> tuple[list[int], float, float | None
         )
     reference = row.get("reference")
     return widths, float(loss), None if reference is None else float(reference)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg})"
-    if isinstance(error, KeyError):
-        return f"it lacks the key {error}"
-    return f"it is no loss record ({error})"
 
 
 Estimator = Callable[[Records, Lattice], tuple[Float, ...]]

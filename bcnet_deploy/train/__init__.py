@@ -4,7 +4,6 @@ from bcnet_deploy.resources import recipe_names
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
 from bcnet_deploy.train.grid import WidthGrid
-from bcnet_deploy.train.records import read_lines
 from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
 from bcnet_deploy.train.samplers import WidthSampler, make_sampler
 from bcnet_deploy.train.supernet import SupernetResult, load_supernet, open_evaluator, train_supernet
@@ -23,7 +22,6 @@ __all__ = [
     "load_supernet",
     "make_sampler",
     "open_evaluator",
-    "read_lines",
     "recipe_names",
     "retrain",
     "train_supernet",

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.grid import Path as SlicePath
-from bcnet_deploy.train.records import JsonLines
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0..1, and a note for people."""
@@ -57,8 +57,8 @@ class Journal:
         self.pending: list[Pending] = []
         self.last_loss = float("nan")
         self._progress = progress
-        self._records: JsonLines | None = None
-        self._curves: JsonLines | None = None
+        self._records: files.JsonLines | None = None
+        self._curves: files.JsonLines | None = None
         self._board: Any = None
         self._logged = (0, 0.0)
 
@@ -67,7 +67,7 @@ class Journal:
 
         Raises:
             ConfigError: TensorBoard is asked for and not installed.
-            RunDirError, CheckpointError: see :class:`JsonLines`.
+            RunDirError, CheckpointError: see :class:`bcnet_deploy.files.JsonLines`.
         """
         self._logged = (now.step, now.seconds)
         if not self.ranks.first:
@@ -75,8 +75,14 @@ class Journal:
         if tensorboard:
             self._board = _tensorboard(self.folder)
         if supernet:
-            self._records = JsonLines(self.folder / "records.jsonl", lengths["records"])
-        self._curves = JsonLines(self.folder / "curves.jsonl", lengths["curves"])
+            self._records = self._log("records", lengths)
+        self._curves = self._log("curves", lengths)
+
+    def _log(self, name: str, lengths: dict[str, int | None]) -> files.JsonLines:
+        return files.JsonLines(
+            self.folder / f"{name}.jsonl", f"log of {name}", keep_bytes=lengths[name] or 0, durable=False,
+            remedy="restore the file or start in another folder",
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close what is open."""

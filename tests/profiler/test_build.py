@@ -222,7 +222,7 @@ def test_layers_profiled_in_a_slow_spell_are_brought_to_the_networks_time() -> N
             tuple(factor * row + 3 * count),
             0.1,
             0.1,
-            tuple(count),
+            tuple(map(int, count)),
         )
         for index, (row, count, factor) in enumerate(zip(truth, nodes, slow, strict=True))
     ]
@@ -362,7 +362,7 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunDirError, match="what was measured before is kept"):
+    with pytest.raises(RunDirError, match="former lines are kept"):
         journal.add(record(1))
     monkeypatch.undo()
     journal.close()

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from bcnet_deploy.data import PlainBatches
 from bcnet_deploy.errors import ConfigError, DeviceError
-from bcnet_deploy.train import SupernetEvaluator, read_lines
+from bcnet_deploy.files import read_rows
+from bcnet_deploy.train import SupernetEvaluator
 from bcnet_deploy.train.distributed import pick_device, process_group
 from tests.train.distributed_child import CPU, gradients
 from tests.train.helpers import make_supernet, splits
@@ -60,13 +61,13 @@ def test_ranks_keep_the_same_weights_and_one_of_them_writes(two_ranks: Path) -> 
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (two_ranks / "run-0" / "supernet.safetensors").exists()
     assert not (two_ranks / "run-1").exists()
-    records = read_lines(two_ranks / "run-0" / "records.jsonl")
+    records = read_rows(two_ranks / "run-0" / "records.jsonl")
     assert [row["step"] for row in records] == list(range(1, 9))
 
 
 def test_evaluations_between_logs_keep_the_ranks_in_step(two_ranks: Path) -> None:
     """An evaluation fetches losses, which all ranks must do alike: every 3 of 4 steps here, logs every 4."""
-    rows = read_lines(two_ranks / "retrain-0" / "curves.jsonl")
+    rows = read_rows(two_ranks / "retrain-0" / "curves.jsonl")
     assert [row["step"] for row in rows if "val_top1" in row] == [3, 6, 8]
     assert [row["step"] for row in rows if "loss" in row] == [3, 4, 6, 8]
     assert (two_ranks / "retrain-0" / "result.json").exists()

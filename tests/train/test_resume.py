@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bcnet_deploy.train import read_lines
+from bcnet_deploy.files import read_rows
 from bcnet_deploy.train.checkpoint import load_checkpoint
 from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings
 
@@ -41,7 +41,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert torch.equal(first[name], second[name]), name
     assert (one / "records.jsonl").read_bytes() == (two / "records.jsonl").read_bytes()
     curves = [
-        [(row["step"], row["loss"]) for row in read_lines(folder / "curves.jsonl")] for folder in (one, two)
+        [(row["step"], row["loss"]) for row in read_rows(folder / "curves.jsonl")] for folder in (one, two)
     ]
     assert {step for step, _ in curves[0]} <= {step for step, _ in curves[1]}
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bcnet_deploy.errors import CheckpointError, DataError, MissingStepError
+from bcnet_deploy.files import read_rows
 from bcnet_deploy.nn import load_subnet
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
 from bcnet_deploy.space import WidthSpace
-from bcnet_deploy.train import load_result, load_supernet, read_lines, retrain, train_supernet
+from bcnet_deploy.train import load_result, load_supernet, retrain, train_supernet
 from bcnet_deploy.train.retrain import reinitialise
 from tests.train.helpers import SIZE, Opened, make_supernet, settings, splits, tiny
 
@@ -43,7 +44,7 @@ def test_looking_at_held_out_images_does_not_disturb_a_supernet(tmp_path: Path) 
         supernet = make_supernet(dropout=0.3)
         result = train_supernet(supernet, splits(), settings(epochs=2, evaluate_every=every), run)
         weights.append(supernet.state_dict())
-        curves.append([row for row in read_lines(run / "curves.jsonl") if "val_top1_full" in row])
+        curves.append([row for row in read_rows(run / "curves.jsonl") if "val_top1_full" in row])
         assert {f"val_top1_{name}": value for name, value in result.val_top1.items()} == {
             key: value for key, value in curves[-1][-1].items() if key.startswith("val_top1")
         }
@@ -65,7 +66,7 @@ def test_retraining_looks_at_the_test_images_once_and_last(tmp_path: Path) -> No
     assert result.widths == (4, 9) and result.macs == int(space.macs(widths)[0])
     assert result.test_top1 is not None and result.test_top1 > 60 and result.test_images == 64
     assert load_result(tmp_path) == result
-    held_out = [row for row in read_lines(tmp_path / "curves.jsonl") if "val_top1" in row]
+    held_out = [row for row in read_rows(tmp_path / "curves.jsonl") if "val_top1" in row]
     assert len(held_out) == 4 and held_out[-1]["val_top1"] == result.val_top1
     again = retrain(
         model, space, widths, splits(opened), config, tmp_path, model_ref=REF, device=torch.device("cpu")

@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
-from bcnet_deploy.train import Trainer, read_lines
+from bcnet_deploy.files import read_rows
+from bcnet_deploy.train import Trainer
 from bcnet_deploy.train.checkpoint import load_checkpoint
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor, soft_cross_entropy
 from tests.train.helpers import make_supernet, make_trainer, settings, tiny
@@ -95,7 +96,7 @@ def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Pa
 
     trainer.run_paths = spied  # type: ignore[method-assign]
     trainer.run()
-    rows = read_lines(tmp_path / "records.jsonl")
+    rows = read_rows(tmp_path / "records.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["widths"] for row in rows] == [
         w for w, _ in seen
     ]
@@ -111,7 +112,7 @@ def test_teachers_leave_no_records(tmp_path: Path) -> None:
     """Else the full width of every step would be the prior's best hundred."""
     supernet = make_supernet()
     make_trainer(supernet, settings(distillation=True, complementary=False), tmp_path).run()
-    rows = read_lines(tmp_path / "records.jsonl")
+    rows = read_rows(tmp_path / "records.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert len({tuple(row["widths"]) for row in rows}) > 6
 
@@ -130,7 +131,7 @@ def test_the_teachers_loss_on_the_same_batch_is_the_records_reference(tmp_path: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.nn.functional.cross_entropy", spy)
         trainer.run()
-    rows = read_lines(tmp_path / "records.jsonl")
+    rows = read_rows(tmp_path / "records.jsonl")
     # Three paths a step: the teacher first.
     assert [row["reference"] for row in rows] == pytest.approx(seen[::3], rel=1e-5)
     assert [row["loss"] for row in rows] == pytest.approx(
@@ -141,7 +142,7 @@ def test_the_teachers_loss_on_the_same_batch_is_the_records_reference(tmp_path: 
 def test_the_widest_of_an_undistilled_sandwich_leaves_no_record(tmp_path: Path) -> None:
     supernet = make_supernet()
     make_trainer(supernet, settings(rule="sandwich", random_paths=0), tmp_path).run()
-    rows = read_lines(tmp_path / "records.jsonl")
+    rows = read_rows(tmp_path / "records.jsonl")
     assert [row["widths"] for row in rows] == [supernet.space.narrowest.tolist()] * 12
 
 
@@ -159,7 +160,7 @@ def test_cost_weighs_image_passes_by_macs_and_ends_training(tmp_path: Path) -> N
 def test_training_learns(rule: str, tmp_path: Path) -> None:
     trainer = make_trainer(make_supernet(), settings(rule=rule, epochs=15, clip_norm=5.0), tmp_path)
     trainer.run()
-    rows = read_lines(tmp_path / "curves.jsonl")
+    rows = read_rows(tmp_path / "curves.jsonl")
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"] and rows[-1]["rate"] < 0.01
 
 
