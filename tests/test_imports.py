@@ -120,6 +120,23 @@ def test_imports_go_one_way(path: Path) -> None:
             assert not wrong, f"{part} may not import {module} (line {node.lineno})"  # type: ignore[attr-defined]
 
 
+def test_modules_of_the_space_import_each_other_one_way() -> None:
+    """No circle, also not through functions or type hints."""
+    package = "bcnet_deploy.space"
+    imports = {
+        f"{package}.{path.stem}": {
+            name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node, path)
+        }
+        for path in (PACKAGE / "space").glob("*.py")
+        if path.stem != "__init__"
+    }
+    left = dict(imports)
+    while left:
+        free = {name for name, needed in left.items() if not needed & left.keys()}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: needed for name, needed in left.items() if name not in free}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_search_never_imports_torch(path: Path) -> None:
     if part_of(path) != "search":

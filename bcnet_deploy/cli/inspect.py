@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bcnet_deploy.space import WidthSpace
-    from bcnet_deploy.space.ops import Op
+    from bcnet_deploy.space.graph import Op
 
 
 def _layers(space: WidthSpace, model: nn.Module) -> list[dict[str, Any]]:

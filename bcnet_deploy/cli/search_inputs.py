@@ -207,7 +207,7 @@ class _Outline:
     """The network of some tables as a space that knows no other cost: enough to refuse a latency at once."""
 
     def __init__(self, networks: list[Network], ref: ModelRef) -> None:
-        from bcnet_deploy.space.variables import level_choices
+        from bcnet_deploy.space import level_choices
 
         # The run's levels, whichever the table was measured with.
         self.variables = [

@@ -51,7 +51,7 @@ def permute(model: nn.Module, space: WidthSpace, orders: Sequence[Tensor]) -> nn
         CheckpointError: the model is not of this space.
         NonFiniteWeightError: a weight is not finite.
     """
-    units = stored_units(space, model)
+    units = stored_units(space.plan, model)
     if len(orders) != len(units):
         raise WidthError(f"{space.model_name} has {len(units)} width variables; given: {len(orders)} orders")
     for variable, count, order in zip(space.variables, units, orders, strict=True):
@@ -60,8 +60,7 @@ def permute(model: nn.Module, space: WidthSpace, orders: Sequence[Tensor]) -> nn
                 f"the order of {variable.name} is no permutation of its {count} units; "
                 f"given: {order[:8].tolist()}"
             )
-    widths = [count * variable.step for count, variable in zip(units, space.variables, strict=True)]
-    copy = extract(space, model, widths, stored=units)
+    copy = extract(space.plan, model, units, stored=units)
     with torch.no_grad():
         for name, places in tensor_places(copy).items():
             tensor = places[0].table[places[0].key]
@@ -136,11 +135,10 @@ def permutable(model: nn.Module, space: WidthSpace, *, seed: int = 0) -> list[bo
         CheckpointError, NonFiniteWeightError: see :func:`permute`.
     """
     generator = torch.Generator().manual_seed(seed)
-    units = stored_units(space, model)
+    units = stored_units(space.plan, model)
     orders = [torch.randperm(count, generator=generator) for count in units]
     images = torch.randn(2, *space.input_size, generator=generator, dtype=torch.float64)
-    widths = [count * variable.step for count, variable in zip(units, space.variables, strict=True)]
-    exact = extract(space, model, widths, stored=units).cpu().double().eval()
+    exact = extract(space.plan, model, units, stored=units).cpu().double().eval()
     expected = _outputs(exact, images)
 
     def same(chosen: Sequence[int]) -> bool:

@@ -46,7 +46,7 @@ def importance_scores(
     """
     score = IMPORTANCES.get(importance) if isinstance(importance, str) else importance
     name = importance if isinstance(importance, str) else getattr(importance, "__name__", "the importance")
-    units = stored_units(space, model)
+    units = stored_units(space.plan, model)
     scores = tuple(torch.as_tensor(value).detach().double().cpu() for value in score(model, space, batches))
     shapes = [tuple(value.shape) for value in scores]
     if shapes != [(count,) for count in units]:
@@ -103,14 +103,14 @@ def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def group_l2(model: nn.Module, space: WidthSpace, batches: Batches | None = None) -> Scores:
     """Sum of squares of all weights that a unit ties, biases left out (DepGraph, section 3.3)."""
     squares = {name: weight.detach().double().square() for name, weight in _weights(model).items()}
-    return per_variable(space, squares, stored_units(space, model))
+    return per_variable(space, squares, stored_units(space.plan, model))
 
 
 @IMPORTANCES.register("l2-normalised")
 def group_l2_normalised(model: nn.Module, space: WidthSpace, batches: Batches | None = None) -> Scores:
     """As ``l2``, with every tensor counted alike: its sums are divided by their mean."""
     squares = {name: weight.detach().double().square() for name, weight in _weights(model).items()}
-    return per_variable(space, squares, stored_units(space, model), normalised=True)
+    return per_variable(space, squares, stored_units(space.plan, model), normalised=True)
 
 
 @IMPORTANCES.register("bn-scale")
@@ -125,7 +125,7 @@ def batch_norm_scale(model: nn.Module, space: WidthSpace, batches: Batches | Non
         for name, weight in _weights(model).items()
         if isinstance(tensor_places(model)[name][0].owner, norms)
     }
-    scores = per_variable(space, scales, stored_units(space, model))
+    scores = per_variable(space, scales, stored_units(space.plan, model))
     return tuple(
         scale if bool(scale.any()) else magnitude
         for scale, magnitude in zip(scores, group_l2(model, space, None), strict=True)
@@ -144,7 +144,7 @@ def first_order_taylor(model: nn.Module, space: WidthSpace, batches: Batches | N
     weights = _weights(model)
     gradients = _gradients(model, weights, batches)
     products = {name: (weights[name].detach() * gradients[name]).abs() for name in weights}
-    return per_variable(space, products, stored_units(space, model))
+    return per_variable(space, products, stored_units(space.plan, model))
 
 
 def _gradients(

@@ -15,7 +15,7 @@ from bcnet_deploy.space.extent import Extent
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
-    from bcnet_deploy.space.ops import Op
+    from bcnet_deploy.space.graph import Op
 
 ANCHORS = frozenset({"conv", "conv_transpose", "linear"})
 ACTIVATIONS = frozenset({

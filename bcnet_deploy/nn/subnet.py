@@ -16,7 +16,6 @@ from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.patching import tensor_places
-from bcnet_deploy.space.slicing import extract
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
@@ -111,7 +110,7 @@ def load_subnet(directory: str | Path, model: nn.Module | None = None) -> tuple[
         tensors = load_file(str(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder / WEIGHTS}: {error}") from error
-    subnet = extract(space, model, [by_name[variable.name] for variable in space.variables])
+    subnet = space.extract(model, [by_name[variable.name] for variable in space.variables])
     load_tensors(subnet, tensors, str(folder / WEIGHTS))
     return subnet, info
 

@@ -11,12 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from bcnet_deploy.errors import WidthError
 from bcnet_deploy.space import WidthSpace
-from bcnet_deploy.space.patching import TensorPlace, patched, tensor_places
+from bcnet_deploy.space.patching import TensorPlace, attribute_patches, patched, tensor_places
 from bcnet_deploy.space.slicing import (
     Ranges,
-    attribute_values,
     check_model,
     check_side,
     extract,
@@ -53,14 +51,14 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         units = [variable.units for variable in space.variables]
-        check_model(space, model, units)
+        check_model(space.plan, model, units)
         self.space = space
         self.stored_units = units
         if space.min_level > 0:
             total = space.levels + space.min_level
             self.stored_units = [-(-total * n // space.levels) for n in units]
             generator = generator or torch.Generator().manual_seed(0)
-            model = resized(space, model, self.stored_units, generator)
+            model = resized(space.plan, model, self.stored_units, generator)
         self.model = model
         self._modules_by_path = dict(model.named_modules())
         self._places = tensor_places(model)
@@ -89,21 +87,15 @@ class Supernet(nn.Module):
             WidthError: the widths are not in the space, or the side is neither.
         """
         check_side(side)
-        checked = self.space.check(widths)
-        if len(checked) != 1:
-            raise WidthError(f"a supernet runs one width vector at a time; given: {len(checked)}")
-        units = [int(n) for n in self.space.units(checked)[0]]
+        units = self.space.one(widths)
         plan: list[tuple[list[TensorPlace], tuple[Ranges, ...]]] = []
         for name, dims in self.space.slices.items():
             if any(segment.variable >= 0 for segments in dims for segment in segments):
                 ranges = tuple(kept_ranges(segments, units, self.stored_units, side) for segments in dims)
                 plan.append((self._places[name], ranges))
         self._plan = plan
-        self._attributes = [
-            (self._modules_by_path[path], key, value)
-            for path, key, value in attribute_values(self.space.attributes, units)
-        ]
-        self._widths, self._side = checked[0], side
+        self._attributes = attribute_patches(self._modules_by_path, self.space.plan.attribute_values(units))
+        self._widths, self._side = self.space.check(widths)[0], side
 
     @contextmanager
     def sliced(self) -> Iterator[nn.Module]:
@@ -146,7 +138,8 @@ class Supernet(nn.Module):
 
     def extract(self, widths: npt.ArrayLike, side: str = "left") -> nn.Module:
         """A plain sub-network with copied weights. Raises as :meth:`WidthSpace.extract`."""
-        return extract(self.space, self.model, widths, side, stored=self.stored_units)
+        units = self.space.one(widths)
+        return extract(self.space.plan, self.model, units, side, stored=self.stored_units)
 
 
 def _write_back(full: torch.Tensor, dims: tuple[Ranges, ...], part: torch.Tensor) -> None:

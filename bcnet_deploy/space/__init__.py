@@ -1,7 +1,7 @@
 """Graph capture, channel grouping, width spaces, exact costs."""
 
 from bcnet_deploy.space.extent import Extent
-from bcnet_deploy.space.ops import FrozenPart, Op, TensorSpec, WidthVariable
-from bcnet_deploy.space.widths import WidthSpace
+from bcnet_deploy.space.graph import FrozenPart, Op, TensorSpec
+from bcnet_deploy.space.widths import WidthSpace, WidthVariable, level_choices
 
-__all__ = ["Extent", "FrozenPart", "Op", "TensorSpec", "WidthSpace", "WidthVariable"]
+__all__ = ["Extent", "FrozenPart", "Op", "TensorSpec", "WidthSpace", "WidthVariable", "level_choices"]

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
+
+    @cached_property
+    def activations(self) -> set[Value]:
+        """Values that depend on the image. To be asked for once the trace is complete."""
+        found = set(self.inputs)
+        for call in self.calls:
+            if any(value in found for value in call.inputs):
+                found.update(value for value in call.outputs if value.parameter is None)
+        return found
 
 
 class CallError(Exception):

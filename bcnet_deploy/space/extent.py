@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Units = npt.NDArray[np.int64]
+Int64 = npt.NDArray[np.int64]
+Units = Int64
 """(N, L) numbers of kept units: widths divided by each variable's step."""
 
 
@@ -30,6 +31,44 @@ class Segment:
 
 
 Segments = tuple[Segment, ...]
+
+Attribute = Segments | list[Segments]
+"""An integer attribute that follows widths, or a sequence of such."""
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """How the tensors and integer attributes of a model follow the widths.
+
+    Attributes:
+        model_name: for messages.
+        units: (L,) units of each variable at full width.
+        tensors: for each parameter and buffer, the segments of each dimension.
+        attributes: (module path, attribute name) -> its segments.
+    """
+
+    model_name: str
+    units: tuple[int, ...]
+    tensors: dict[str, tuple[Segments, ...]]
+    attributes: dict[tuple[str, str], Attribute]
+
+    def shapes(self, units: Sequence[int] | npt.NDArray[np.int64]) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer for one vector of (L,) units."""
+        return {
+            name: tuple(kept_positions(segments, units) for segments in dims)
+            for name, dims in self.tensors.items()
+        }
+
+    def attribute_values(
+        self, units: Sequence[int] | npt.NDArray[np.int64]
+    ) -> list[tuple[str, str, int | tuple[int, ...]]]:
+        """(module path, name, value) of every attribute for one vector of (L,) units."""
+        return [
+            (path, key, tuple(kept_positions(item, units) for item in value))
+            if isinstance(value, list)
+            else (path, key, kept_positions(value, units))
+            for (path, key), value in self.attributes.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -105,3 +144,41 @@ def kept_positions(segments: Segments, units: Sequence[int] | npt.NDArray[np.int
         segment.positions if segment.variable < 0 else segment.repeat * int(units[segment.variable])
         for segment in segments
     )
+
+
+class ProductSum:
+    """``sum of coefficient * product of extents`` over many terms, for many width vectors at once."""
+
+    def __init__(self, terms: list[tuple[int, tuple[Extent, ...]]], variables: int) -> None:
+        merged: dict[tuple[Extent, ...], int] = {}
+        self.constant = 0
+        for coefficient, factors in terms:
+            varying = []
+            for factor in factors:
+                if factor.is_fixed:
+                    coefficient *= factor.const
+                else:
+                    varying.append(factor)
+            if varying:
+                key = tuple(sorted(varying, key=lambda e: (e.terms, e.const)))
+                merged[key] = merged.get(key, 0) + coefficient
+            else:
+                self.constant += coefficient
+        self.terms = list(merged.items())
+        self.variables = variables
+
+    def __call__(self, units: Units) -> Int64:
+        """(N, L) units -> (N,) sums."""
+        total = np.full(len(units), self.constant, dtype=np.int64)
+        values: dict[Extent, Int64] = {}
+        columns = np.ascontiguousarray(units.T)
+        for factors, coefficient in self.terms:
+            product: Int64 | None = None
+            for factor in factors:
+                value = values.get(factor)
+                if value is None:
+                    value = values[factor] = factor.of_columns(columns)
+                product = value if product is None else product * value
+            assert product is not None
+            total += coefficient * product
+        return total

@@ -110,10 +110,10 @@ def layer_norm(layouts: Layouts, call: Call) -> None:
             for own, layout in zip(layouts.of(argument), dims[-normalized:], strict=True):
                 meet(layouts, layout, own, where(call))
     if layouts.is_a(call, nn.LayerNorm):
-        layouts.normalized_shapes[call.module] = tuple(
-            size if layout is None else layout
+        layouts.attributes[call.module, "normalized_shape"] = [
+            fixed(size, where(call)) if layout is None else layout
             for layout, size in zip(dims[-normalized:], call.args[1], strict=True)
-        )
+        ]
     layouts.set(call.outputs[0], list(dims))
     for output in call.outputs[1:]:
         layouts.set(

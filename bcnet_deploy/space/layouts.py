@@ -20,10 +20,11 @@ class Layouts:
         self._of: dict[int, Dims] = {}
         self._parameters: dict[str, Dims] = {}
         self._module_type = module_type
-        self.attributes: dict[tuple[str, str], Layout] = {}
-        """Integer attributes of modules that follow widths: (module path, name) -> layout."""
-        self.normalized_shapes: dict[str, tuple[Layout | int, ...]] = {}
-        """The shape attribute of layer norms, by module path."""
+        self.attributes: dict[tuple[str, str], Layout | list[Layout]] = {}
+        """Integer attributes of modules that follow widths: (module path, name) -> layout.
+
+        A list of layouts stands for a sequence of integers.
+        """
 
     def of(self, value: Value) -> Dims:
         if value.parameter is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,17 @@ def tensor_places(model: nn.Module) -> dict[str, list[TensorPlace]]:
                 name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
                 places.setdefault(name, []).append(TensorPlace(module, key, is_parameter))
     return places
+
+
+def attribute_patches(
+    modules: Mapping[str, nn.Module], values: Iterable[tuple[str, str, int | tuple[int, ...]]]
+) -> list[tuple[nn.Module, str, Any]]:
+    """(module, attribute name, value) for :func:`patched`; a sequence has the type of the former one."""
+    patches: list[tuple[nn.Module, str, Any]] = []
+    for path, key, value in values:
+        former = getattr(modules[path], key)
+        patches.append((modules[path], key, type(former)(value) if isinstance(value, tuple) else value))
+    return patches
 
 
 class ModuleState:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError, WidthError
-from bcnet_deploy.space.extent import Segments, kept_positions
-from bcnet_deploy.space.patching import tensor_places
-
-if TYPE_CHECKING:
-    from bcnet_deploy.space.widths import WidthSpace
+from bcnet_deploy.space.extent import Segments, SlicePlan
+from bcnet_deploy.space.patching import attribute_patches, tensor_places
 
 Side = Literal["left", "right"]
 Ranges = tuple[tuple[int, int], ...]
@@ -98,22 +93,7 @@ def _hand_over(grad: torch.Tensor, leaf: torch.Tensor) -> None:
     leaf.grad = None
 
 
-Attributes = Mapping[tuple[str, str], Segments | tuple[Segments, ...]]
-
-
-def attribute_values(
-    attributes: Attributes, units: Sequence[int] | npt.NDArray[np.int64]
-) -> list[tuple[str, str, int | tuple[int, ...]]]:
-    """(module path, name, value) of every integer attribute that follows widths."""
-    return [
-        (path, key, tuple(kept_positions(item, units) for item in value))  # type: ignore[arg-type]
-        if key == "normalized_shape"
-        else (path, key, kept_positions(value, units))  # type: ignore[arg-type]
-        for (path, key), value in attributes.items()
-    ]
-
-
-def stored_units(space: WidthSpace, model: nn.Module) -> list[int]:
+def stored_units(plan: SlicePlan, model: nn.Module) -> list[int]:
     """(L,) units of each variable that the tensors of ``model`` hold: a full model's, or a narrower one's.
 
     Raises :class:`CheckpointError` where the tensors are not of this space at any widths.
@@ -121,9 +101,9 @@ def stored_units(space: WidthSpace, model: nn.Module) -> list[int]:
     shapes = {
         name: tuple(places[0].table[places[0].key].shape) for name, places in tensor_places(model).items()
     }
-    units = [variable.units for variable in space.variables]
+    units = list(plan.units)
     known: set[int] = set()
-    for name, dims in space.slices.items():
+    for name, dims in plan.tensors.items():
         for segments, size in zip(dims, shapes.get(name, ()), strict=False):
             own = {segment.variable for segment in segments if segment.variable >= 0}
             if len(own) == 1 and not own <= known:
@@ -131,43 +111,38 @@ def stored_units(space: WidthSpace, model: nn.Module) -> list[int]:
                 fixed = sum(segment.positions for segment in segments if segment.variable < 0)
                 units[min(own)] = (size - fixed) // each
                 known |= own
-    check_model(space, model, units)
+    check_model(plan, model, units)
     return units
 
 
-def check_model(space: WidthSpace, model: nn.Module, stored: Sequence[int]) -> None:
-    """Raise :class:`CheckpointError` unless ``model`` has the tensors of the space, in stored sizes."""
+def check_model(plan: SlicePlan, model: nn.Module, stored: Sequence[int]) -> None:
+    """Raise :class:`CheckpointError` unless ``model`` has the tensors of the plan, in stored sizes."""
     shapes = {
         name: tuple(places[0].table[places[0].key].shape) for name, places in tensor_places(model).items()
     }
-    for name, dims in space.slices.items():
-        expected = tuple(kept_positions(segments, stored) for segments in dims)
+    for name, expected in plan.shapes(stored).items():
         if shapes.get(name) != expected:
             raise CheckpointError(
-                f"the model is not of this space ({space.model_name}): {name} should have shape {expected}, "
+                f"the model is not of this space ({plan.model_name}): {name} should have shape {expected}, "
                 f"it has {shapes.get(name, 'no such tensor')}"
             )
-    extra = sorted(set(shapes) - set(space.slices))
+    extra = sorted(set(shapes) - set(plan.tensors))
     if extra:
-        raise CheckpointError(f"the model is not of this space ({space.model_name}): unknown {extra[0]}")
+        raise CheckpointError(f"the model is not of this space ({plan.model_name}): unknown {extra[0]}")
 
 
 def extract(
-    space: WidthSpace,
+    plan: SlicePlan,
     model: nn.Module,
-    widths: npt.ArrayLike,
+    units: Sequence[int],
     side: str = "left",
     *,
     stored: Sequence[int] | None = None,
 ) -> nn.Module:
-    """See :meth:`WidthSpace.extract`; ``stored`` as in :func:`kept_ranges`."""
+    """See :meth:`WidthSpace.extract`; ``units`` and ``stored`` as in :func:`kept_ranges`."""
     check_side(side)
-    rows = space.units(widths)
-    if len(rows) != 1:
-        raise WidthError(f"extract takes one width vector; given: {len(rows)}")
-    units = [int(n) for n in rows[0]]
-    stored = [variable.units for variable in space.variables] if stored is None else stored
-    check_model(space, model, stored)
+    stored = plan.units if stored is None else stored
+    check_model(plan, model, stored)
     for name, places in tensor_places(model).items():
         tensor = places[0].table[places[0].key]
         if tensor.is_meta:  # shapes without values
@@ -178,23 +153,23 @@ def extract(
             )
 
     def sliced(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        ranges = [kept_ranges(segments, units, stored, side) for segments in space.slices[name]]
+        ranges = [kept_ranges(segments, units, stored, side) for segments in plan.tensors[name]]
         return take(tensor.detach(), ranges).clone(memory_format=torch.contiguous_format)
 
-    return _rebuilt(space, model, units, sliced)
+    return _rebuilt(plan, model, units, sliced)
 
 
-def resized(
-    space: WidthSpace, model: nn.Module, units: Sequence[int], generator: torch.Generator
-) -> nn.Module:
+def resized(plan: SlicePlan, model: nn.Module, units: Sequence[int], generator: torch.Generator) -> nn.Module:
     """A copy of ``model`` with other, also larger, widths.
 
     Added channels draw their values from the same tensor (so they have its distribution, but not
     one another's values); what exists is kept.
     """
 
+    shapes = plan.shapes(units)
+
     def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        shape = tuple(kept_positions(segments, units) for segments in space.slices[name])
+        shape = shapes[name]
         if shape == tuple(tensor.shape):
             return tensor.detach().clone()
         flat = tensor.detach().reshape(-1)
@@ -204,10 +179,10 @@ def resized(
         result[region] = tensor.detach()[region]
         return result
 
-    return _rebuilt(space, model, units, grown)
+    return _rebuilt(plan, model, units, grown)
 
 
-def _rebuilt(space: WidthSpace, model: nn.Module, units: Sequence[int], new_tensor: Any) -> nn.Module:
+def _rebuilt(plan: SlicePlan, model: nn.Module, units: Sequence[int], new_tensor: Any) -> nn.Module:
     # Parameters are shared with the copy until they are replaced: deepcopy would copy full weights.
     memo: dict[int, Any] = {}
     for places in tensor_places(model).values():
@@ -226,7 +201,6 @@ def _rebuilt(space: WidthSpace, model: nn.Module, units: Sequence[int], new_tens
             replacement = nn.Parameter(replacement, requires_grad=tensor.requires_grad)
         for place in copies:
             place.table[place.key] = replacement
-    modules = dict(clone.named_modules())
-    for path, key, value in attribute_values(space.attributes, units):
-        setattr(modules[path], key, value)
+    for module, key, value in attribute_patches(dict(clone.named_modules()), plan.attribute_values(units)):
+        setattr(module, key, value)
     return clone

@@ -11,13 +11,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from bcnet_deploy.errors import UnsupportedModelError
+from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
 from bcnet_deploy.space.capture import Call, CallError, Trace, Value, run_trace, user_line
 from bcnet_deploy.space.extent import kept_positions
-from bcnet_deploy.space.grouping import Grouper, Grouping
-from bcnet_deploy.space.slicing import attribute_values
+from bcnet_deploy.space.grouping import Grouper, Grouping, require_cnn
+from bcnet_deploy.space.patching import attribute_patches
+
+
+def analysed(model: nn.Module, input_size: tuple[int, ...]) -> Grouping:
+    """The width variables of a model, its operators and how its tensors follow the widths, all tried out.
+
+    Raises:
+        UnsupportedModelError: not a CNN, no plain Python, or it does not run at other widths.
+        InputSizeError: the model does not run on this input size.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"a width space is made from a torch.nn.Module; given: {type(model).__name__}"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is TorchScript, which cannot be sliced; give the nn.Module behind it"
+        )
+    lazy = next((n for n, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)), None)
+    if lazy is not None:
+        raise UnsupportedModelError(
+            f"{lazy} of {type(model).__name__} has no shape yet; run the model once first"
+        )
+    if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
+        raise InputSizeError(f"input_size is (channels, height, width), all positive; given: {input_size}")
+    grouping = settle(model, Grouper(model, input_size))
+    require_cnn(grouping, model)
+    return grouping
 
 
 def settle(model: nn.Module, grouper: Grouper, *, rounds: int = 3, seed: int = 0) -> Grouping:
@@ -89,13 +118,8 @@ def _sliced(
     model: nn.Module, grouping: Grouping, units: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 ) -> tuple[dict[str, tuple[int, ...]], list[tuple[nn.Module, str, object]]]:
     """Shapes of tensors and integer attributes of modules at these units."""
-    shapes = {
-        name: tuple(kept_positions(segments, units) for segments in dims)
-        for name, dims in grouping.slices.items()
-    }
-    modules = dict(model.named_modules())
-    values = attribute_values(grouping.attributes, units)
-    return shapes, [(modules[path], key, value) for path, key, value in values]
+    values = grouping.plan.attribute_values(units)
+    return grouping.plan.shapes(units), attribute_patches(dict(model.named_modules()), values)
 
 
 def _try(

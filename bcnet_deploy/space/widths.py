@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bcnet_deploy.errors import WidthError
-from bcnet_deploy.space import description
-from bcnet_deploy.space.extent import Segments, extent_of
-from bcnet_deploy.space.ops import FrozenPart, Int64, Op, ProductSum, TensorSpec, WidthVariable
+from bcnet_deploy.errors import CheckpointError, WidthError, nearest
+from bcnet_deploy.space.extent import (
+    Attribute,
+    Extent,
+    Int64,
+    ProductSum,
+    Segment,
+    Segments,
+    SlicePlan,
+    extent_of,
+)
+from bcnet_deploy.space.graph import FrozenPart, Op, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class WidthVariable:
+    """One width to choose.
+
+    Attributes:
+        name: the first layer, in execution order, whose output channels it counts.
+        channels: the maximal width.
+        choices: the widths a search may take, ascending; the last is ``channels``.
+        step: widths are multiples of it (channels per group of a grouped convolution; else 1).
+        index: position in a width vector.
+        layers: all layers whose output channels follow this variable.
+    """
+
+    name: str
+    channels: int
+    choices: tuple[int, ...]
+    step: int = 1
+    index: int = 0
+    layers: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> int:
+        return self.channels // self.step
+
+    def checked_choices(self, choices: Sequence[int]) -> tuple[int, ...]:
+        """``choices`` with the full width added. Raises :class:`WidthError` unless they are allowed."""
+        array = np.asarray(choices)
+        given = f"given for variable {self.index} ({self.name}): {list(choices)!r}"
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+            raise WidthError(f"choices are one or more whole numbers of channels; {given}")
+        if (np.diff(array) <= 0).any():
+            raise WidthError(f"choices ascend and none comes twice; {given}")
+        if array[0] < self.step or array[-1] > self.channels or (array % self.step).any():
+            grid = f" in steps of {self.step}" if self.step > 1 else ""
+            raise WidthError(f"choices are within {self.step}..{self.channels}{grid}; {given}")
+        return tuple(sorted({*array.tolist(), self.channels}))
+
+
+def level_choices(units: int, step: int, levels: int, min_level: int) -> tuple[int, ...]:
+    """Widths of levels ``max(1, min_level)..levels``: level j keeps ceil(j * units / levels) units.
+
+    Source: BCNet (CVPR 2021), section 3.1; the smallest level: BCNetV2, section 3.
+    """
+    lowest = max(1, min_level)
+    return tuple(sorted({step * math.ceil(j * units / levels) for j in range(lowest, levels + 1)}))
 
 
 @dataclass(frozen=True)
@@ -33,8 +92,7 @@ class WidthSpace:
         levels: K, the number of levels of each variable.
         min_level: m, the smallest level; with m > 0 a supernet stores K + m levels.
         ops, tensors: what the network computes, in order, on a batch of one.
-        slices: for each parameter and buffer, the segments of each dimension.
-        attributes: integer module attributes that follow widths.
+        plan: how the model's tensors and attributes follow the widths.
         parameter_names: names in ``slices`` that are parameters, not buffers.
         frozen: layers kept at full width, with reasons.
         notes: what else a user should know.
@@ -47,8 +105,7 @@ class WidthSpace:
     model_name: str
     ops: tuple[Op, ...]
     tensors: tuple[TensorSpec, ...]
-    slices: dict[str, tuple[Segments, ...]] = field(repr=False)
-    attributes: dict[tuple[str, str], Segments | tuple[Segments, ...]] = field(repr=False)
+    plan: SlicePlan = field(repr=False)
     parameter_names: frozenset[str] = field(repr=False)
     frozen: tuple[FrozenPart, ...] = ()
     notes: tuple[str, ...] = ()
@@ -74,9 +131,45 @@ class WidthSpace:
             InputSizeError: the model does not run on this input size.
             WidthError: ``levels`` or ``min_level`` is out of range.
         """
-        from bcnet_deploy.space.build import space_of
+        # PyTorch is loaded here and in extract alone: a space that exists already does without it.
+        from bcnet_deploy.space.trial import analysed
 
-        return space_of(cls, model, tuple(input_size), levels, min_level)
+        whole = all(isinstance(number, (int, np.integer)) for number in (levels, min_level))
+        if not whole or levels < 1 or not 0 <= min_level <= levels:
+            raise WidthError(
+                f"levels must be an integer of at least 1 and min_level one of 0..levels; given: "
+                f"levels={levels!r}, min_level={min_level!r}"
+            )
+        grouping = analysed(model, tuple(input_size))
+        channels, height, width = input_size
+        return cls(
+            variables=tuple(
+                WidthVariable(
+                    name=raw.name,
+                    channels=raw.units * raw.step,
+                    choices=level_choices(raw.units, raw.step, levels, min_level),
+                    step=raw.step,
+                    index=index,
+                    layers=raw.layers,
+                )
+                for index, raw in enumerate(grouping.variables)
+            ),
+            input_size=(channels, height, width),
+            levels=levels,
+            min_level=min_level,
+            model_name=grouping.plan.model_name,
+            ops=tuple(grouping.ops),
+            tensors=tuple(grouping.tensors),
+            plan=grouping.plan,
+            parameter_names=grouping.parameter_names,
+            frozen=tuple(grouping.frozen),
+            notes=tuple(grouping.notes),
+        )
+
+    @property
+    def slices(self) -> dict[str, tuple[Segments, ...]]:
+        """For each parameter and buffer, the segments of each dimension."""
+        return self.plan.tensors
 
     # -- width vectors -------------------------------------------------------------------------
 
@@ -94,6 +187,30 @@ class WidthSpace:
     def size(self) -> int:
         """Number of width vectors over the choices."""
         return math.prod(len(variable.choices) for variable in self.variables)
+
+    def with_choices(self, choices: Mapping[str | int, Sequence[int]]) -> WidthSpace:
+        """The same space in which a search takes other widths.
+
+        Args:
+            choices: by a variable's name or index, its widths in channels, ascending. The full width is
+                always kept. Variables that are not named keep their choices.
+
+        Raises:
+            WidthError: no such variable, or a width that is out of range, not a multiple of the variable's
+                step, or given twice.
+        """
+        variables = list(self.variables)
+        index_of = {variable.name: variable.index for variable in variables}
+        for key, widths in choices.items():
+            index = index_of.get(key, -1) if isinstance(key, str) else int(key)
+            if not 0 <= index < len(variables):
+                raise WidthError(
+                    f"{self.model_name} has no width variable {key!r}{nearest(str(key), index_of)}; "
+                    f"allowed: names and indices of its {len(variables)} variables"
+                )
+            variable = variables[index]
+            variables[index] = replace(variable, choices=variable.checked_choices(widths))
+        return replace(self, variables=tuple(variables))
 
     def uniform(self, ratio: float) -> Int64:
         """(L,) each variable's choice nearest to ``ratio`` of its channels."""
@@ -144,6 +261,13 @@ class WidthSpace:
     def units(self, widths: npt.ArrayLike) -> Int64:
         """Checked widths in units of each variable's step. Raises :class:`WidthError`."""
         return np.asarray(self.check(widths) // self._steps)
+
+    def one(self, widths: npt.ArrayLike) -> list[int]:
+        """The units of a single width vector, (L,) or (1, L). Raises :class:`WidthError`."""
+        rows = self.units(widths)
+        if len(rows) != 1:
+            raise WidthError(f"one width vector is needed; given: {len(rows)}")
+        return [int(n) for n in rows[0]]
 
     @cached_property
     def _steps(self) -> Int64:
@@ -229,7 +353,7 @@ class WidthSpace:
         """
         from bcnet_deploy.space.slicing import extract
 
-        return extract(self, model, widths, side)
+        return extract(self.plan, model, self.one(widths), side)
 
     # -- as data -------------------------------------------------------------------------------
 
@@ -237,13 +361,54 @@ class WidthSpace:
     def fingerprint(self) -> str:
         """Identifies network, input size and variables; the same in every process.
 
-        Levels do not enter: a latency table serves every choice of levels.
+        Choices do not enter: a latency table or a supernet serves every choice of widths.
         """
-        return description.fingerprint(self)
+        return _digest(
+            [
+                list(self.input_size),
+                [[v.name, v.channels, v.step] for v in self.variables],
+                [[op.kind, op.name, op.inputs, op.attrs, _plain(op.mac_factors)] for op in self.ops],
+                [_plain(tensor.shape) for tensor in self.tensors],
+            ]
+        )
+
+    @cached_property
+    def choices_fingerprint(self) -> str:
+        """Identifies the network together with the widths that a search may take."""
+        return _digest([self.fingerprint, [v.choices for v in self.variables]])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but weights, ready for JSON."""
-        return description.to_dict(self)
+        return {
+            "format": FORMAT,
+            "model_name": self.model_name,
+            "input_size": list(self.input_size),
+            "levels": self.levels,
+            "min_level": self.min_level,
+            "variables": [
+                {
+                    "name": v.name,
+                    "channels": v.channels,
+                    "choices": list(v.choices),
+                    "step": v.step,
+                    "layers": list(v.layers),
+                }
+                for v in self.variables
+            ],
+            "ops": [op.to_dict() for op in self.ops],
+            "tensors": [
+                {"shape": _plain(t.shape), **({} if t.alias_of is None else {"alias_of": t.alias_of})}
+                for t in self.tensors
+            ],
+            "slices": {name: [_listed(d) for d in dims] for name, dims in self.slices.items()},
+            "attributes": [
+                [path, key, [_listed(d) for d in value] if isinstance(value, list) else _listed(value)]
+                for (path, key), value in self.plan.attributes.items()
+            ],
+            "parameter_names": sorted(self.parameter_names),
+            "frozen": [[part.name, part.reason] for part in self.frozen],
+            "notes": list(self.notes),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> WidthSpace:
@@ -252,4 +417,69 @@ class WidthSpace:
         Raises:
             CheckpointError: the description is damaged or of another version.
         """
-        return description.from_dict(cls, data)
+        try:
+            if data["format"] not in (1, FORMAT):
+                raise CheckpointError(
+                    f"the width space has format {data['format']}, this version reads 1 and {FORMAT}"
+                )
+            levels, min_level = int(data["levels"]), int(data["min_level"])
+            variables = []
+            for index, v in enumerate(data["variables"]):
+                # Format 1 had no choices but those of the levels.
+                units, step = v["channels"] // v["step"], v["step"]
+                variable = WidthVariable(
+                    v["name"],
+                    v["channels"],
+                    level_choices(units, step, levels, min_level),
+                    step,
+                    index,
+                    tuple(v["layers"]),
+                )
+                if "choices" in v:
+                    variable = replace(variable, choices=variable.checked_choices(v["choices"]))
+                variables.append(variable)
+            channels, height, width = data["input_size"]
+            return cls(
+                variables=tuple(variables),
+                input_size=(channels, height, width),
+                levels=levels,
+                min_level=min_level,
+                model_name=data["model_name"],
+                ops=tuple(Op.from_dict(op) for op in data["ops"]),
+                tensors=tuple(
+                    TensorSpec(tuple(Extent.from_list(e) for e in t["shape"]), t.get("alias_of"))
+                    for t in data["tensors"]
+                ),
+                plan=SlicePlan(
+                    data["model_name"],
+                    tuple(variable.units for variable in variables),
+                    {name: tuple(map(_segments, dims)) for name, dims in data["slices"].items()},
+                    {(path, key): _attribute(value) for path, key, value in data["attributes"]},
+                ),
+                parameter_names=frozenset(data["parameter_names"]),
+                frozen=tuple(FrozenPart(name, reason) for name, reason in data["frozen"]),
+                notes=tuple(data["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"damaged width space description: {error!r}; make it again") from error
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+
+def _plain(extents: tuple[Extent, ...]) -> list[Any]:
+    return [extent.to_list() for extent in extents]
+
+
+def _listed(segments: Segments) -> list[list[int]]:
+    return [[s.variable, s.size, s.repeat] for s in segments]
+
+
+def _segments(data: list[list[int]]) -> Segments:
+    return tuple(Segment(variable, size, repeat) for variable, size, repeat in data)
+
+
+def _attribute(data: list[Any]) -> Attribute:
+    """A list of segments, or a list of such lists."""
+    return _segments(data) if isinstance(data[0][0], int) else [_segments(item) for item in data]

@@ -200,7 +200,7 @@ def test_narrower_networks_are_permuted_too() -> None:
     permuted = permute_by_importance(narrow, space).eval()
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(permuted(x), narrow(x))
-    again = extract(space, permuted, [4, 6], stored=[8, 12])
+    again = extract(space.plan, permuted, space.one([4, 6]), stored=[8, 12])
     assert again.stem[0].weight.shape[0] == 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -309,8 +311,6 @@ def test_extraction_from_another_model_names_the_tensor() -> None:
 
 
 def test_description_survives_json() -> None:
-    import json
-
     space = bd.WidthSpace.from_model(network(cases.Dense), SIZE, levels=7, min_level=2)
     again = bd.WidthSpace.from_dict(json.loads(json.dumps(space.to_dict())))
     assert again == space and again.fingerprint == space.fingerprint
@@ -320,6 +320,54 @@ def test_description_survives_json() -> None:
         bd.WidthSpace.from_dict({**space.to_dict(), "format": 99})
     with pytest.raises(bd.CheckpointError, match="damaged"):
         bd.WidthSpace.from_dict({"format": 1})
+
+
+def test_choices_of_ones_own_survive_as_data() -> None:
+    space = bd.WidthSpace.from_model(network(cases.Grouped), SIZE, levels=6)
+    own = space.with_choices({"body.pre.0": [8, 16], 0: [3, 7, 12]})
+    assert [v.choices for v in own.variables] == [(3, 7, 12), (8, 16, 24), space.variables[2].choices]
+    assert own.narrowest.tolist() == [3, 8, space.narrowest[2]]
+    assert set(own.random(50, np.random.default_rng(0))[:, 1]) == {8, 16, 24}
+    again = bd.WidthSpace.from_dict(json.loads(json.dumps(own.to_dict())))
+    assert again == own and again.variables == own.variables
+    # The network is the same, what a search may take of it is not.
+    assert own.fingerprint == space.fingerprint == again.fingerprint
+    assert own.choices_fingerprint == again.choices_fingerprint != space.choices_fingerprint
+    assert space.with_choices({}).choices_fingerprint == space.choices_fingerprint
+    assert [v.choices for v in space.variables] != [v.choices for v in own.variables]
+
+
+def test_descriptions_of_the_former_format_have_the_choices_of_their_levels() -> None:
+    space = bd.WidthSpace.from_model(network(cases.Grouped), SIZE, levels=6)
+    former = space.to_dict()
+    former["format"] = 1
+    for variable in former["variables"]:
+        del variable["choices"]
+    assert bd.WidthSpace.from_dict(former) == space
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"body.pre": [8]}, r"no width variable 'body.pre'; did you mean 'body.pre.0'"),
+        ({3: [8]}, "no width variable 3; allowed: .* 3 variables"),
+        ({-1: [8]}, "no width variable -1"),
+        (
+            {"body.pre.0": [4, 10]},
+            r"4\.\.24 in steps of 4; given for variable 1 \(body.pre.0\): \[4, 10\]",
+        ),
+        ({0: [0, 4]}, r"within 1\.\.12"),
+        ({0: [4, 13]}, r"within 1\.\.12"),
+        ({0: [8, 4]}, "ascend"),
+        ({0: [4, 4]}, "none comes twice"),
+        ({0: []}, "one or more"),
+        ({0: [4.5]}, "whole numbers"),
+    ],
+)
+def test_bad_choices_are_refused(choices: dict[str | int, list[int]], message: str) -> None:
+    space = bd.WidthSpace.from_model(network(cases.Grouped), SIZE)
+    with pytest.raises(bd.WidthError, match=message):
+        space.with_choices(choices)
 
 
 def test_peak_activation_memory_of_a_chain_and_a_shortcut() -> None:

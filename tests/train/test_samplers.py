@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
-from bcnet_deploy.space.variables import level_choices
+from bcnet_deploy.space import level_choices
 from bcnet_deploy.train.grid import Path, WidthGrid, both_sides, channel_counts
 from bcnet_deploy.train.samplers import RULES, Bilateral, Sandwich, Unilateral, make_sampler
 

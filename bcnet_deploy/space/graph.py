@@ -8,38 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcnet_deploy.space.extent import Extent, Units
-
-Int64 = npt.NDArray[np.int64]
+from bcnet_deploy.space.extent import Extent, Int64
 
 VIEW_KINDS = frozenset(
     {"view", "permute", "transpose", "expand", "slice", "split", "select", "squeeze", "detach"}
 )
-
-
-@dataclass(frozen=True)
-class WidthVariable:
-    """One width to choose.
-
-    Attributes:
-        name: the first layer, in execution order, whose output channels it counts.
-        channels: the maximal width.
-        choices: the widths a search may take, ascending; the last is ``channels``.
-        step: widths are multiples of it (channels per group of a grouped convolution; else 1).
-        index: position in a width vector.
-        layers: all layers whose output channels follow this variable.
-    """
-
-    name: str
-    channels: int
-    choices: tuple[int, ...]
-    step: int = 1
-    index: int = 0
-    layers: tuple[str, ...] = ()
-
-    @property
-    def units(self) -> int:
-        return self.channels // self.step
 
 
 @dataclass(frozen=True)
@@ -153,41 +126,3 @@ class Op:
             mac_factors=tuple(Extent.from_list(factor) for factor in factors),
             **extents,
         )
-
-
-class ProductSum:
-    """``sum of coefficient * product of extents`` over many terms, for many width vectors at once."""
-
-    def __init__(self, terms: list[tuple[int, tuple[Extent, ...]]], variables: int) -> None:
-        merged: dict[tuple[Extent, ...], int] = {}
-        self.constant = 0
-        for coefficient, factors in terms:
-            varying = []
-            for factor in factors:
-                if factor.is_fixed:
-                    coefficient *= factor.const
-                else:
-                    varying.append(factor)
-            if varying:
-                key = tuple(sorted(varying, key=lambda e: (e.terms, e.const)))
-                merged[key] = merged.get(key, 0) + coefficient
-            else:
-                self.constant += coefficient
-        self.terms = list(merged.items())
-        self.variables = variables
-
-    def __call__(self, units: Units) -> Int64:
-        """(N, L) units -> (N,) sums."""
-        total = np.full(len(units), self.constant, dtype=np.int64)
-        values: dict[Extent, Int64] = {}
-        columns = np.ascontiguousarray(units.T)
-        for factors, coefficient in self.terms:
-            product: Int64 | None = None
-            for factor in factors:
-                value = values.get(factor)
-                if value is None:
-                    value = values[factor] = factor.of_columns(columns)
-                product = value if product is None else product * value
-            assert product is not None
-            total += coefficient * product
-        return total
