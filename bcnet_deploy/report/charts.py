@@ -4,6 +4,7 @@ Each chart is drawn twice, for a wide and for a phone's narrow column, and the s
 them: text keeps its size, which scaling one drawing would not give. Colours are CSS classes, so that light
 and dark are the style sheet's business. Every mark has the class ``mark``, its exact values in
 ``data-values`` (a test compares them with the run's JSON) and what a reader sees on hover in ``data-tip``.
+What is returned is :class:`markupsafe.Markup`: names and texts in it are escaped already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
+
+from markupsafe import Markup
 
 WIDE, NARROW = 720, 350
 
@@ -180,19 +183,19 @@ def _draw_xy(
     return "".join(out)
 
 
-def legend(entries: Sequence[tuple[str, str]]) -> str:
+def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     """Buttons that show and hide series; ``entries`` are names and colours."""
     buttons = "".join(
         f'<button type="button" aria-pressed="true" data-toggle="{_quoted(name)}">'
         f'<i class="{colour}"></i>{escape(name)}</button>'
         for name, colour in entries
     )
-    return f'<div class="legend">{buttons}</div>'
+    return Markup(f'<div class="legend">{buttons}</div>')
 
 
 def xy_chart(
     name: str, series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, diagonal: float | None = None
-) -> str:
+) -> Markup:
     """Lines and dots over two linear axes.
 
     Args:
@@ -204,10 +207,10 @@ def xy_chart(
     """
     drawn = [s for s in series if s.points]
     body = "".join(_draw_xy(drawn, x_axis, y_axis, width, diagonal, name) for width in (WIDE, NARROW))
-    return legend([(s.name, s.colour) for s in drawn]) + body
+    return legend([(s.name, s.colour) for s in drawn]) + Markup(body)
 
 
-def stacked_bars(name: str, bars: Sequence[tuple[str, Sequence[Segment]]], axis: Axis) -> str:
+def stacked_bars(name: str, bars: Sequence[tuple[str, Sequence[Segment]]], axis: Axis) -> Markup:
     """Horizontal stacked bars, one a name, on a common axis from zero."""
     total = max(sum(s.value for s in segments) for _, segments in bars)
     body = []
@@ -232,10 +235,10 @@ def stacked_bars(name: str, bars: Sequence[tuple[str, Sequence[Segment]]], axis:
                 begin = end
         out.append(_text("title", "middle", (left + right) / 2, bottom + 36, axis.title) + "</svg>")
         body.append("".join(out))
-    return "".join(body)
+    return Markup("".join(body))
 
 
-def width_rows(rows: Sequence[tuple[str, int, int, int | None]]) -> str:
+def width_rows(rows: Sequence[tuple[str, int, int, int | None]]) -> Markup:
     """One line a layer: found width inside the full one, a tick where uniform scaling would stand.
 
     Args:
@@ -258,4 +261,4 @@ def width_rows(rows: Sequence[tuple[str, int, int, int | None]]) -> str:
             f"{_data(tip, full, found, uniform)}></b>{marker}"
             f'</span></span><span class="number">{found} / {full}</span></div>'
         )
-    return f'<div class="widths">{"".join(out)}</div>'
+    return Markup(f'<div class="widths">{"".join(out)}</div>')

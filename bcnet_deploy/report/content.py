@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Network:
+class SummaryRow:
     """One line of the summary: ``full``, ``uniform`` or ``found``. None: that step has not run.
 
     Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1. ``measured_ms`` is the
@@ -65,7 +65,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontPlot:
     """Accuracy against cost: all that was scored, the front, the chosen point."""
 
     cost_name: str
@@ -87,7 +87,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationPoint:
     """The search's state after one generation; accuracies between 0 and 1."""
 
     number: int
@@ -100,17 +100,22 @@ class Generation:
 class Content:
     """Everything on the page; an empty field becomes a line naming the command that fills it.
 
-    ``budget_ms`` is the latency budget, ``budget_share`` the same as given where that was a share of the
-    full network's latency (0.5x). ``measured_on`` names runtime, threads and machine of the measurements,
-    ``measured_departs`` how these are not the device's and its table's: then they are no check of
-    prediction or budget. ``warnings`` is what a reader must know before the figures: results left
-    out because they are of another network, say.
+    Attributes:
+        metric: what the accuracies are, such as ``top-1``.
+        budget_ms: the latency budget; ``budget_share`` is the same as given, where that was a share of the
+            full network's latency (0.5x).
+        measured_on: runtime, threads and machine of the measurements.
+        measured_departs: how these are not the device's and its table's; then they check neither prediction
+            nor budget.
+        warnings: what a reader must know before the figures, such as results left out because they are of
+            another network.
     """
 
     title: str
     model: str
     data: str
     device: str
+    metric: str = "top-1"
     estimated: bool = False
     budget: str = ""
     budget_ms: float | None = None
@@ -119,13 +124,13 @@ class Content:
     measured_on: str = ""
     measured_departs: str = ""
     warnings: list[str] = field(default_factory=list)
-    networks: list[Network] = field(default_factory=list)
+    networks: list[SummaryRow] = field(default_factory=list)
     widths: list[LayerWidth] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     layers: dict[str, list[LayerLatency]] = field(default_factory=dict)
-    front: Front | None = None
+    front: FrontPlot | None = None
     curves: list[Curve] = field(default_factory=list)
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[GenerationPoint] = field(default_factory=list)
     provenance: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -138,6 +143,6 @@ class Content:
             return None
         return found.measured_ms / full.measured_ms
 
-    def network(self, name: str) -> Network | None:
+    def network(self, name: str) -> SummaryRow | None:
         """The summary line called ``name``, or None."""
         return next((network for network in self.networks if network.name == name), None)

@@ -20,12 +20,12 @@ from bcnet_deploy.report.content import (
     Candidate,
     Content,
     Curve,
-    Front,
-    Generation,
+    FrontPlot,
+    GenerationPoint,
     LayerLatency,
     LayerWidth,
-    Network,
     Pair,
+    SummaryRow,
 )
 from bcnet_deploy.report.measured import drop_former, measured_latency, measured_on
 from bcnet_deploy.rundir import NETWORKS, RunConfig, RunDir
@@ -101,7 +101,7 @@ def _widths(explained: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 def _networks(
     widths: Mapping[str, Mapping[str, int]], explained: Mapping[str, Any], results: Mapping[str, Any],
     bench: Any, table: LatencyTable | None,
-) -> list[Network]:  # fmt: skip
+) -> list[SummaryRow]:  # fmt: skip
     networks = []
     for name in NETWORKS:
         result = results[name]
@@ -113,7 +113,7 @@ def _networks(
         test = None if result is None else result["test_top1"]
         costs = said.get("costs", {}) if result is None else result
         networks.append(
-            Network(
+            SummaryRow(
                 name, None if test is None else test / 100, predicted, low, high,
                 measured.get("low_ms"), measured.get("median_ms"), measured.get("p90_ms"),
                 costs.get("macs"), costs.get("params"),
@@ -158,13 +158,14 @@ def _held_out(run: RunDir, table: LatencyTable | None) -> list[Pair]:
             continue
         predicted, reach = float(table.predict(row)[0]), _REACH * float(table.uncertainty(row)[0])
         name = f"held-out network {index + 1}"
+        measured = float(np.median(times))  # of the rounds, as in the table's own accuracy
         pairs.append(
-            Pair(name, "held out", predicted, min(times), max(0.0, predicted - reach), predicted + reach)
+            Pair(name, "held out", predicted, measured, max(0.0, predicted - reach), predicted + reach)
         )
     return pairs
 
 
-def _measured_pairs(networks: list[Network]) -> list[Pair]:
+def _measured_pairs(networks: list[SummaryRow]) -> list[Pair]:
     return [
         Pair(n.name, n.name, n.predicted_ms, n.measured_ms, n.predicted_low_ms, n.predicted_high_ms)
         for n in networks
@@ -218,7 +219,7 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
     if unit == "ms" and table is not None and evaluated:
         costs = table.predict(np.array([r["widths"] for r in evaluated]))
         cloud = tuple(Candidate(r["accuracy"] / 100, float(c)) for r, c in zip(evaluated, costs, strict=True))
-    content.front = Front(
+    content.front = FrontPlot(
         name, unit, cloud, tuple(candidate(record) for record in data["front"]),
         candidate({"accuracy": data["accuracy"], "costs": data["costs"]}),
     )  # fmt: skip
@@ -229,7 +230,7 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
         before = record["evaluations"]
         best = record["best_accuracy"]
         content.generations.append(
-            Generation(
+            GenerationPoint(
                 record["generation"], None if best is None else best / 100,
                 float(np.mean(known)) / 100 if known else None, record.get("proposed_feasible"),
             )

@@ -1,10 +1,17 @@
-"""The report as one HTML file: no network, no library, light and dark, desktop and phone."""
+"""The report as one HTML file: no network, no library, light and dark, desktop and phone.
+
+The text is ``assets/report.html.j2``, with every value escaped; here are the figures and tables it shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from html import escape
+import re
+from collections.abc import Sequence
 from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
 
 from bcnet_deploy.report.charts import (
     Axis,
@@ -16,33 +23,58 @@ from bcnet_deploy.report.charts import (
     width_rows,
     xy_chart,
 )
-from bcnet_deploy.report.content import Candidate, Content, LayerLatency, Network
+from bcnet_deploy.report.content import Candidate, Content, FrontPlot, LayerLatency, Pair, SummaryRow
 from bcnet_deploy.units import format_count, format_milliseconds
 
+SECTIONS = {
+    "summary": "Summary", "widths": "Widths by layer", "prediction": "Predicted against measured",
+    "layers": "Latency by layer", "front": "Pareto front", "training": "Training",
+    "progress": "Search progress", "provenance": "Provenance",
+}  # fmt: skip
+"""Anchor and heading of each part, in order."""
 _COLOUR = {"found": "c0", "uniform": "c1", "full": "c2", "supernet": "c3"}
 _NAMED_LAYERS = 8
+Rows = list[list[str]]
+
+
+def render(content: Content) -> str:
+    """The whole page as HTML text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcnet_deploy.report", "assets"), autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {
+        "ms": _ms, "percent": _percent, "count": _count, "interval": _interval,
+        "identity": lambda text: re.sub(r"[^a-zA-Z0-9]", "-", text),
+    }  # fmt: skip
+    charts: dict[str, Any] = {
+        "widths": width_rows([(w.name, w.full, w.found, w.uniform) for w in content.widths])
+        if content.widths
+        else "",
+        "curves": _curves(content),
+    }
+    tables: dict[str, Rows] = {}
+    errors = [abs(_error(pair)) for pair in content.pairs]
+    if content.pairs:
+        charts["pairs"], tables["pairs"] = _pairs(content.pairs)
+    if content.layers:
+        charts["layers"], tables["layers"] = _layers(content.layers)
+    charts["front"], tables["front"] = _front(content)
+    charts["progress"], tables["progress"] = _progress(content)
+    return environment.get_template("report.html.j2").render(
+        content=content, sections=SECTIONS, charts=charts, tables=tables, cards=_cards(content),
+        cost=_cost(content.front) if content.front else "",
+        named_layers=min(_NAMED_LAYERS, len(next(iter(content.layers.values()), []))),
+        errors={
+            "count": len(errors), "mean": sum(errors) / max(len(errors), 1),
+            "within": sum(error <= 0.05 for error in errors) / max(len(errors), 1),
+        },
+        css=Markup(_asset("report.css")), js=Markup(_asset("report.js")),
+    )  # fmt: skip
 
 
 def _asset(name: str) -> str:
     return resources.files("bcnet_deploy.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], chosen: int | None = None) -> str:
-    """Cells are HTML already."""
-    body = ""
-    for index, row in enumerate(rows):
-        mark = ' class="chosen"' if index == chosen else ""
-        body += f"<tr{mark}>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _data(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"<details><summary>The {len(rows)} values</summary>{_table(head, rows)}</details>"
-
-
-def _missing(what: str, command: str) -> str:
-    return f'<p class="missing">{escape(what)} Add it with <code>{escape(command)}</code>.</p>'
 
 
 def _ms(value: float | None) -> str:
@@ -57,202 +89,132 @@ def _count(value: int | None) -> str:
     return "–" if value is None else format_count(value)
 
 
-def _estimated(content: Content) -> str:
-    return ' <span class="estimated">estimated</span>' if content.estimated else ""
+def _interval(row: SummaryRow) -> str:
+    """The prediction and its interval: ``600 µs (590–610)``."""
+    text = _ms(row.predicted_ms)
+    if row.predicted_low_ms is None or row.predicted_high_ms is None:
+        return text
+    low, high = format_milliseconds(row.predicted_low_ms), format_milliseconds(row.predicted_high_ms)
+    # The unit stands once where both ends and the value share it.
+    unit = text.split()[-1]
+    if low.endswith(unit) and high.endswith(unit):
+        low, high = low.removesuffix(unit).strip(), high.removesuffix(unit).strip()
+    return f"{text} ({low}–{high})"
 
 
-def _predicted(network: Network, content: Content) -> str:
-    text = _ms(network.predicted_ms)
-    if network.predicted_low_ms is not None and network.predicted_high_ms is not None:
-        low, high = (format_milliseconds(v) for v in (network.predicted_low_ms, network.predicted_high_ms))
-        # The unit stands once where both ends and the value share it.
-        unit = text.split()[-1]
-        if low.endswith(unit) and high.endswith(unit):
-            low, high = low.removesuffix(unit).strip(), high.removesuffix(unit).strip()
-        text += f" ({low}–{high})"
-    return escape(text) + (_estimated(content) if network.predicted_ms is not None else "")
-
-
-def _cards(content: Content) -> str:
+def _cards(content: Content) -> list[dict[str, Any]]:
+    """The figures in large type: each with its text, and whether it rests on a prediction."""
     full, uniform, found = (content.network(name) for name in ("full", "uniform", "found"))
-    cards: list[tuple[str, str]] = []
     if found is None:
-        return ""
-    kinds = [("measured", "measured_ms"), ("predicted", "predicted_ms")]
-    for kind, pick in kinds[1 if content.measured_departs else 0 :]:
-        mine, theirs = getattr(found, pick), getattr(full, pick) if full else None
+        return []
+    cards: list[dict[str, Any]] = []
+
+    def card(figure: str, text: str, predicted: bool = False) -> None:
+        cards.append({"figure": figure, "text": text, "predicted": predicted})
+
+    for kind in ("predicted",) if content.measured_departs else ("measured", "predicted"):
+        mine, theirs = getattr(found, f"{kind}_ms"), getattr(full, f"{kind}_ms", None)
         if mine and theirs:
-            mark = _estimated(content) if kind == "predicted" else ""
-            cards.append((f"{theirs / mine:.2f}×", f"faster than the full network, {kind}{mark}"))
+            card(f"{theirs / mine:.2f}×", f"faster than the full network, {kind}", kind == "predicted")
             break
     if found.test_top1 is not None:
-        cards.append((_percent(found.test_top1), "test accuracy, found widths"))
-        for other in (uniform, full):
+        card(_percent(found.test_top1), f"test {content.metric}, found widths")
+        for other, name in ((uniform, "uniform scaling"), (full, "the full network")):
             if other is not None and other.test_top1 is not None:
-                gap = 100 * (found.test_top1 - other.test_top1)
-                name = "uniform scaling" if other.name == "uniform" else "the full network"
-                cards.append((f"{gap:+.2f}", f"percentage points against {name}"))
+                card(f"{100 * (found.test_top1 - other.test_top1):+.2f}", f"percentage points against {name}")
     if found.macs and full and full.macs:
-        cards.append((f"{found.macs / full.macs:.2f}×", "of the full network's MACs"))
-    body = "".join(f'<div class="card"><strong>{a}</strong><span>{b}</span></div>' for a, b in cards)
-    return f'<div class="cards">{body}</div>' if cards else ""
+        card(f"{found.macs / full.macs:.2f}×", "of the full network's MACs")
+    return cards
 
 
-def _summary(content: Content) -> str:
-    if not content.networks:
-        return _missing("Nothing has been searched yet.", "bcnet-deploy search --latency 0.5x")
-    rows = [
-        [
-            escape(n.name), _percent(n.test_top1), _predicted(n, content), _ms(n.measured_ms),
-            _ms(n.measured_median_ms),
-            _ms(n.measured_p90_ms), _count(n.macs), _count(n.params),
-        ]
-        for n in content.networks
-    ]  # fmt: skip
-    here = " here" if content.measured_departs else ""
-    head = [
-        "network", "test top-1", "predicted", f"measured{here}", f"median{here}", f"p90{here}", "MACs",
-        "parameters",
-    ]  # fmt: skip
-    chosen = next((i for i, n in enumerate(content.networks) if n.name == "found"), None)
-    text = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in content.warnings)
-    if content.measured_departs:
-        text += (
-            f'<p class="warning">Measured here on {escape(content.measured_on)}, otherwise than predicted '
-            f"({escape(content.measured_departs)}): no check of the prediction or the budget.</p>"
+def _error(pair: Pair) -> float:
+    return pair.predicted_ms / pair.measured_ms - 1
+
+
+def _pairs(pairs: Sequence[Pair]) -> tuple[Markup, Rows]:
+    def point(pair: Pair) -> Point:
+        tip = (
+            f"{pair.name}\nmeasured {pair.measured_ms:.4g} ms\npredicted {pair.predicted_ms:.4g} ms"
+            f" ({_error(pair):+.1%})"
         )
-    text += _cards(content) + _table(head, rows, chosen)
-    notes = []
-    if content.budget:
-        notes.append(f"Budget: {content.budget}.")
-    if content.measured_on and not content.measured_departs:
-        notes.append(f"Measured on {content.measured_on}.")
-    notes.append(
-        "Measured: the fastest run of each round, median of the rounds: the undisturbed time that the table "
-        "predicts; median and p90: of all runs. A multiply-accumulate counts as one."
-    )
-    text += f'<p class="note">{escape(" ".join(notes))}</p>'
-    if all(n.test_top1 is None for n in content.networks):
-        text += _missing("No network has been trained to the end.", "bcnet-deploy retrain")
-    if all(n.measured_ms is None for n in content.networks):
-        text += _missing("Nothing has been measured whole.", "bcnet-deploy bench")
-    return text
+        return Point(pair.measured_ms, pair.predicted_ms, pair.low_ms, pair.high_ms, tip)
 
-
-def _widths(content: Content) -> str:
-    if not content.widths:
-        return _missing("No widths have been found yet.", "bcnet-deploy search --latency 0.5x")
-    rows = [(w.name, w.full, w.found, w.uniform) for w in content.widths]
-    note = "Blue: the channels kept; the grey bar's length grows with the square root of the full width."
-    if any(w.uniform is not None for w in content.widths):
-        note += " Orange: where uniform scaling to the same budget stands."
-    return f'<p class="note">{note}</p><figure id="plot-widths">{width_rows(rows)}</figure>'
-
-
-def _pairs(content: Content) -> str:
-    if not content.pairs:
-        return _missing("No network has been both predicted and measured.", "bcnet-deploy bench")
-    groups = list(dict.fromkeys(pair.group for pair in content.pairs))
     spare = iter(["c3", "c4", "c5", "c6", "c7", "c8"])
-    colours = {group: _COLOUR.get(group) or next(spare, "rest") for group in groups}
-    series = []
-    for group in groups:
-        points = [
-            Point(
-                p.measured_ms, p.predicted_ms, p.low_ms, p.high_ms,
-                f"{p.name}\nmeasured {p.measured_ms:.4g} ms\npredicted {p.predicted_ms:.4g} ms"
-                f" ({p.predicted_ms / p.measured_ms - 1:+.1%})",
-            )
-            for p in content.pairs if p.group == group
-        ]  # fmt: skip
-        star = group in ("found", "full", "uniform")
-        series.append(Series(group, points, "star" if star else "dots", colours[group]))
-    errors = sorted(abs(p.predicted_ms / p.measured_ms - 1) for p in content.pairs)
-    within = sum(error <= 0.05 for error in errors) / len(errors)
-    text = f"{len(errors)} networks: mean error {sum(errors) / len(errors):.1%}, {within:.0%} within 5%."
-    if content.noise_floor is not None:
-        text += f" Noise floor of the measurement: {content.noise_floor:.1%}."
-    text += " The band is ±5%; whiskers are the table's 95% interval."
-    chart = xy_chart(
-        "Predicted against measured latency",
-        series,
-        Axis("measured, ms"),
-        Axis("predicted, ms"),
-        diagonal=0.05,
-    )
-    rows = [
-        [escape(p.name), escape(p.group), _ms(p.predicted_ms), _ms(p.measured_ms),
-         f"{p.predicted_ms / p.measured_ms - 1:+.1%}"]
-        for p in content.pairs
+    series = [
+        Series(
+            group, [point(pair) for pair in pairs if pair.group == group],
+            "star" if group in ("found", "full", "uniform") else "dots",
+            _COLOUR.get(group) or next(spare, "rest"),
+        )
+        for group in dict.fromkeys(pair.group for pair in pairs)
     ]  # fmt: skip
-    head = ["network", "kind", "predicted", "measured", "error"]
-    note = f'<p class="note">{escape(text)}{_estimated(content)}</p>'
-    return f'{note}<figure id="plot-pairs">{chart}</figure>' + _data(head, rows)
+    axes = Axis("measured, ms"), Axis("predicted, ms")
+    chart = xy_chart("Predicted against measured latency", series, *axes, diagonal=0.05)
+    return chart, [
+        [
+            p.name,
+            p.group,
+            _ms(p.predicted_ms),
+            _ms(p.measured_ms),
+            f"{p.predicted_ms / p.measured_ms - 1:+.1%}",
+        ]
+        for p in pairs
+    ]
 
 
-def _layers(content: Content) -> str:
-    if not content.layers:
-        return _missing("No latency by layer yet.", "bcnet-deploy search --latency 0.5x")
-    reference = content.layers.get("full") or next(iter(content.layers.values()))
+def _layers(networks: dict[str, list[LayerLatency]]) -> tuple[Markup, Rows]:
+    reference = networks.get("full") or next(iter(networks.values()))
     top = sorted(reference, key=lambda layer: -layer.milliseconds)[:_NAMED_LAYERS]
     colours = {layer.layer: f"c{index}" for index, layer in enumerate(top)}
 
     def segment(network: str, layer: LayerLatency) -> Segment:
-        named = layer.layer in colours
+        name = layer.layer if layer.layer in colours else "other layers"
         tip = f"{network}: {layer.layer}\n{layer.milliseconds:.4g} ms"
-        name = layer.layer if named else "other layers"
         return Segment(name, layer.milliseconds, colours.get(layer.layer, "rest"), tip)
 
-    bars = [(name, [segment(name, layer) for layer in layers]) for name, layers in content.layers.items()]
-    entries = [(layer.layer, colours[layer.layer]) for layer in top]
-    if len(reference) > len(top):
-        entries.append(("other layers", "rest"))
+    bars = [(name, [segment(name, layer) for layer in layers]) for name, layers in networks.items()]
+    entries = [*colours.items(), *([("other layers", "rest")] if len(reference) > len(top) else [])]
     chart = legend(entries) + stacked_bars("Predicted latency by layer", bars, Axis("predicted, ms"))
-    names = list(dict.fromkeys(layer.layer for layers in content.layers.values() for layer in layers))
-    by = {name: {x.layer: x.milliseconds for x in layers} for name, layers in content.layers.items()}
-    rows = [[escape(name), *(_ms(by[network].get(name)) for network in by)] for name in names]
-    text = (
-        f"Predicted by the latency table, in sum the whole network; the {len(top)} dearest layers are named."
-    )
-    note = f'<p class="note">{text}{_estimated(content)}</p>'
-    return f'{note}<figure id="plot-layers">{chart}</figure>' + _data(["layer", *by], rows)
+    by = {name: {x.layer: x.milliseconds for x in layers} for name, layers in networks.items()}
+    names = dict.fromkeys(layer for layers in by.values() for layer in layers)
+    return chart, [[name, *(_ms(layers.get(name)) for layers in by.values())] for name in names]
 
 
-def _front(content: Content) -> str:
+def _cost(front: FrontPlot) -> str:
+    return front.cost_name + (f", {front.cost_unit}" if front.cost_unit else "")
+
+
+def _front(content: Content) -> tuple[Markup | str, Rows]:
     front = content.front
     if front is None or not (front.evaluated or front.front):
-        return _missing("No search has run yet.", "bcnet-deploy search --latency 0.5x")
+        return "", []
 
-    short = f" {front.cost_unit}" if front.cost_unit else ""
-
-    def point(candidate: Candidate, what: str) -> Point:
-        macs = f"\n{format_count(candidate.macs)} MACs" if candidate.macs else ""
-        tip = f"{what}\n{candidate.cost:.4g}{short}\n{candidate.accuracy:.2%}{macs}"
-        return Point(candidate.cost, candidate.accuracy * 100, tip=tip)
+    def points(candidates: Sequence[Candidate], what: str) -> list[Point]:
+        short = f" {front.cost_unit}" if front.cost_unit else ""
+        return [
+            Point(
+                c.cost, c.accuracy * 100,
+                tip=f"{what}\n{c.cost:.4g}{short}\n{c.accuracy:.2%}"
+                + (f"\n{format_count(c.macs)} MACs" if c.macs else ""),
+            )
+            for c in candidates
+        ]  # fmt: skip
 
     ordered = sorted(front.front, key=lambda candidate: candidate.cost)
     series = [
-        Series("evaluated", [point(c, "evaluated") for c in front.evaluated], "dots", "rest"),
-        Series("front", [point(c, "on the front") for c in ordered], "line", "c3"),
+        Series("evaluated", points(front.evaluated, "evaluated"), "dots", "rest"),
+        Series("front", points(ordered, "on the front"), "line", "c3"),
     ]
     if front.chosen is not None:
-        series.append(Series("chosen", [point(front.chosen, "chosen")], "star", "c0"))
-    unit = f", {front.cost_unit}" if front.cost_unit else ""
-    across, up = Axis(f"{front.cost_name}{unit}"), Axis("supernet validation top-1, %")
-    chart = xy_chart("Accuracy against cost", series, across, up)
-    rows = [[f"{c.cost:.5g}", _percent(c.accuracy), _count(c.macs)] for c in ordered]
-    note = "Accuracy is the supernet's, on the validation split: it ranks, retraining gives the final figure."
-    head = [f"{front.cost_name}{unit}", "accuracy", "MACs"]
-    return (
-        f'<p class="note">{note}{_estimated(content) if front.cost_unit == "ms" else ""}</p>'
-        f'<figure id="plot-front">{chart}</figure>' + _data(head, rows)
-    )
+        series.append(Series("chosen", points([front.chosen], "chosen"), "star", "c0"))
+    up = Axis(f"supernet validation {content.metric}, %")
+    chart = xy_chart("Accuracy against cost", series, Axis(_cost(front)), up)
+    return chart, [[f"{c.cost:.5g}", _percent(c.accuracy), _count(c.macs)] for c in ordered]
 
 
-def _curves(content: Content) -> str:
-    if not content.curves:
-        return _missing("Nothing has been trained yet.", "bcnet-deploy train")
-    out = []
+def _curves(content: Content) -> dict[str, Markup]:
+    """By quantity, in the order of the curves."""
+    charts = {}
     for quantity in dict.fromkeys(curve.quantity for curve in content.curves):
         curves = [curve for curve in content.curves if curve.quantity == quantity]
         series = []
@@ -260,16 +222,14 @@ def _curves(content: Content) -> str:
             head = f"{curve.run}, {curve.unit}"
             points = [Point(x, y, tip=f"{head} {x:g}\n{quantity} {y:.4g}") for x, y in curve.points]
             series.append(Series(curve.run, points, "line", _COLOUR.get(curve.run, f"c{4 + index % 5}")))
-        chart = xy_chart(f"Training: {quantity}", series, Axis(curves[0].unit), Axis(quantity))
-        identity = "".join(c if c.isalnum() else "-" for c in quantity)
-        out.append(f'<figure id="plot-curve-{identity}">{chart}</figure>')
-    return "".join(out)
+        charts[quantity] = xy_chart(f"Training: {quantity}", series, Axis(curves[0].unit), Axis(quantity))
+    return charts
 
 
-def _progress(content: Content) -> str:
+def _progress(content: Content) -> tuple[Markup | str, Rows]:
     shown = [g for g in content.generations if g.best is not None]
     if not shown:
-        return _missing("No generation has been logged.", "bcnet-deploy search --latency 0.5x")
+        return "", []
 
     def line(name: str, values: list[tuple[int, float | None]], colour: str) -> Series:
         known = [(number, value) for number, value in values if value is not None]
@@ -280,54 +240,11 @@ def _progress(content: Content) -> str:
         line("best", [(g.number, g.best) for g in shown], "c0"),
         line("mean", [(g.number, g.mean) for g in shown], "c2"),
     ]
-    chart = xy_chart("Search progress", series, Axis("generation"), Axis("validation top-1, %"))
-    rows = [
+    axes = Axis("generation"), Axis(f"validation {content.metric}, %")
+    return xy_chart("Search progress", series, *axes), [
         [
-            str(g.number),
-            _percent(g.best),
-            _percent(g.mean),
+            str(g.number), _percent(g.best), _percent(g.mean),
             "–" if g.feasible is None else f"{g.feasible:.0%}",
         ]
         for g in shown
-    ]
-    head = ["generation", "best", "mean", "proposed within the budgets before repair"]
-    return f'<figure id="plot-progress">{chart}</figure>' + _data(head, rows)
-
-
-def _provenance(content: Content) -> str:
-    if not content.provenance:
-        return _missing("No latency table yet.", "bcnet-deploy profile")
-    lines = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in content.provenance)
-    return f"<dl>{lines}</dl>"
-
-
-SECTIONS: tuple[tuple[str, str, Callable[[Content], str]], ...] = (
-    ("summary", "Summary", _summary),
-    ("widths", "Widths by layer", _widths),
-    ("prediction", "Predicted against measured", _pairs),
-    ("layers", "Latency by layer", _layers),
-    ("front", "Pareto front", _front),
-    ("training", "Training", _curves),
-    ("progress", "Search progress", _progress),
-    ("provenance", "Provenance", _provenance),
-)
-
-
-def render(content: Content) -> str:
-    """The whole page as HTML text."""
-    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in SECTIONS)
-    body = ""
-    for key, heading, draw in SECTIONS:
-        body += f'<section id="{key}"><h2>{escape(heading)}</h2>{draw(content)}</section>'
-    lead = escape(f"{content.model} on {content.data}, for {content.device}") + _estimated(content)
-    title = escape(content.title)
-    # An empty icon keeps a browser from asking a server for one.
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{title}</title><style>{_asset("report.css")}</style>'
-    )
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body><main><h1>{title}</h1>'
-        f'<p class="lead">{lead}</p><nav>{links}</nav>{body}</main>'
-        f"<script>{_asset('report.js')}</script></body></html>\n"
-    )
+    ]  # fmt: skip

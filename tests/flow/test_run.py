@@ -512,9 +512,9 @@ def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
 def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, words: str) -> None:
     from bcnet_deploy.cli.run import verdict
     from bcnet_deploy.flow.run import FlowResult
-    from bcnet_deploy.report.content import Content, Network
+    from bcnet_deploy.report.content import Content, SummaryRow
 
-    networks = [Network("uniform", uniform), Network("found", found)]
+    networks = [SummaryRow("uniform", uniform), SummaryRow("found", found)]
     content = Content("t", "demo", "digits", "cpu", networks=networks)
     assert verdict(FlowResult(content, Path("r.html"), [], 1.0, None)).startswith(words)
 

@@ -8,8 +8,10 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,12 +22,12 @@ from bcnet_deploy.report.content import (
     Candidate,
     Content,
     Curve,
-    Front,
-    Generation,
+    FrontPlot,
+    GenerationPoint,
     LayerLatency,
     LayerWidth,
-    Network,
     Pair,
+    SummaryRow,
 )  # fmt: skip
 from bcnet_deploy.report.page import SECTIONS, render
 
@@ -45,9 +47,9 @@ def content(*, estimated: bool = False) -> Content:
         title="bcnet-deploy: demo", model="demo", data="digits", device="cpu", estimated=estimated,
         budget="latency <= 0.6 ms", noise_floor=0.012,
         networks=[
-            Network("full", 0.9912, 1.25, 1.2, 1.3, 1.26, 1.3, 1.4, 25_000_000, 1_000_000),
-            Network("uniform", 0.9701, 0.61, 0.6, 0.62, 0.615, 0.63, 0.7, 9_000_000, 400_000),
-            Network("found", 0.9833, 0.6, 0.59, 0.61, 0.605, 0.63, 0.7, 8_000_000, 300_000),
+            SummaryRow("full", 0.9912, 1.25, 1.2, 1.3, 1.26, 1.3, 1.4, 25_000_000, 1_000_000),
+            SummaryRow("uniform", 0.9701, 0.61, 0.6, 0.62, 0.615, 0.63, 0.7, 9_000_000, 400_000),
+            SummaryRow("found", 0.9833, 0.6, 0.59, 0.61, 0.605, 0.63, 0.7, 8_000_000, 300_000),
         ],
         widths=[LayerWidth("stem.0", 64, 48, 32), LayerWidth("a<b.conv", 128, 16, 64)],
         pairs=[
@@ -56,9 +58,9 @@ def content(*, estimated: bool = False) -> Content:
             Pair("found", "found", 0.6, 0.605, 0.59, 0.61),
         ],
         layers={"full": layers, "found": layers[:2]},
-        front=Front("latency", "ms", candidates, candidates[:2], candidates[1], 0.6),
+        front=FrontPlot("latency", "ms", candidates, candidates[:2], candidates[1], 0.6),
         curves=[Curve("supernet", "loss", "epoch", ((0, 2.3), (1, 1.2), (2, 0.7)))],
-        generations=[Generation(0, 0.8, 0.7, 1.0), Generation(1, 0.9, 0.8, 0.95)],
+        generations=[GenerationPoint(0, 0.8, 0.7, 1.0), GenerationPoint(1, 0.9, 0.8, 0.95)],
         provenance=[("device", "cpu"), ("runtime", "onnxruntime <1>")],
     )  # fmt: skip
 
@@ -133,7 +135,7 @@ def test_estimates_are_marked_wherever_a_prediction_stands() -> None:
 
 def test_an_empty_run_names_the_command_for_each_section() -> None:
     page = render(Content("t", "demo", "digits", "cpu"))
-    for key, _, _ in SECTIONS:
+    for key in SECTIONS:
         body = page.split(f'<section id="{key}">')[1].split("</section>")[0]
         assert "bcnet-deploy " in body, key
     assert marks(page) == {}
@@ -145,9 +147,85 @@ def test_no_reference_leaves_the_file() -> None:
     assert re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"]*)"', page) == ["data:,"]
 
 
-def test_text_is_escaped() -> None:
-    page = render(content())
-    assert "a<b" not in page and "a&lt;b.conv" in page and "<1>" not in page
+HOSTILE = """<script>alert("&amp;'1'")</script></style>{{ 7 * 7 }}"""
+
+
+def hostile(value: Any) -> Any:
+    """The same content with :data:`HOSTILE` behind every text in it."""
+    if isinstance(value, str):
+        return value + HOSTILE
+    if isinstance(value, dict):
+        return {hostile(key): hostile(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(hostile(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: hostile(getattr(value, item.name)) for item in fields(value)})
+    return value
+
+
+class Text(HTMLParser):
+    """What a browser makes of a page: tags with their attributes, and the text that a reader sees."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [value or "" for _, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("departs", ["", "another machine"])
+def test_text_is_escaped_wherever_it_comes_from(departs: str) -> None:
+    """The same page, tag by tag, whatever stands in the texts; and a reader sees them as they are."""
+    plain = replace(
+        content(), measured_on="cpu", measured_departs=departs, warnings=["warning"], metric="mean IoU"
+    )
+    # Names that the page knows keep their meaning: colours, stars and the comparison hang on them.
+    named = replace(hostile(plain), networks=plain.networks)
+    tame, wild = Text(render(plain)), Text(render(named))
+    added = set(tame.tags) ^ set(wild.tags)
+    assert not added and wild.tags.count("script") == 1 and HOSTILE not in render(named)
+    seen = "".join(wild.text)
+    for text in (
+        "demo", "digits", "bcnet-deploy: demo", "cpu", "test mean IoU", "stem.0", "a<b.conv", "held-out 1",
+        "latency", "onnxruntime <1>", "warning",
+    ):  # fmt: skip
+        assert text + HOSTILE in seen, text
+    assert any(tip.startswith("a<b.conv" + HOSTILE) for tip in wild.attributes)
+    assert "49" not in "".join(set(wild.text) - set(tame.text)), "no text is taken for a template"
+
+
+def test_the_summary_says_what_the_content_does() -> None:
+    """Read back from the page's cells: every figure of every network, to the digits shown."""
+    given_content = content()
+    section = render(given_content).split('<section id="summary">')[1].split("</section>")[0]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", section.replace("\n", ""))
+    head, *body = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+    assert head[:2] == ["network", "test top-1"] and len(body) == 3
+    scale = {"µs": 1e-3, "ms": 1.0}
+    for cells, network in zip(body, given_content.networks, strict=True):
+        values = dict(zip(head, cells, strict=True))
+        assert values["network"] == network.name
+        assert float(values["test top-1"].rstrip("%")) / 100 == pytest.approx(network.test_top1)
+        for column, value in (
+            ("measured", network.measured_ms), ("median", network.measured_median_ms),
+            ("p90", network.measured_p90_ms),
+        ):  # fmt: skip
+            number, unit = values[column].split()
+            assert float(number) * scale[unit] == pytest.approx(value, rel=5e-3)
+        parts = re.fullmatch(r"(\S+) (\S+) \((\S+)–(\S+)\)", values["predicted"])
+        assert parts is not None
+        number, unit, low, high = parts.groups()
+        bounds = network.predicted_low_ms, network.predicted_high_ms
+        for shown, value in zip((number, low, high), (network.predicted_ms, *bounds), strict=True):
+            assert float(shown) * scale[unit] == pytest.approx(value, rel=5e-3)
 
 
 def test_rendering_twice_gives_the_same_bytes() -> None:

@@ -1,0 +1,53 @@
+"""What is read from a run directory, against files written here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.report import gather
+from bcnet_deploy.resources import shipped
+from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run that has a measured table and nothing else."""
+    run = RunDir(tmp_path)
+    model = ModelRef("demo", num_classes=10, input_size=(1, 16, 16), levels=16)
+    run.save(RunConfig(model, device="cpu-1thread", data="digits"))
+    table = shipped("luts") / "cpu-1thread.demo-16.json"
+    run.latency_table("cpu-1thread").parent.mkdir()
+    run.latency_table("cpu-1thread").write_bytes(table.read_bytes())
+    return run
+
+
+def test_a_held_out_network_is_as_fast_as_the_median_of_its_rounds(run: RunDir) -> None:
+    """As in the table's own accuracy, so that both speak of the same error; one round says nothing."""
+    path = run.latency_table("cpu-1thread")
+    table = LatencyTable.load(path)
+    full = np.array([variable.channels for variable in table.network.variables])
+    rounds = {0.25: [0.05, 0.01, 0.09], 0.5: [0.2, 0.1], 0.75: [0.3]}
+    lines = [
+        {"role": "held-out", "widths": (full * share).astype(int).tolist(), "latency_ms": value}
+        for share, values in rounds.items() for value in values
+    ]  # fmt: skip
+    lines.append({"role": "train", "widths": full.tolist(), "latency_ms": 1.0})
+    path.with_name("cpu-1thread.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = gather(run).pairs
+    assert [pair.measured_ms for pair in pairs] == pytest.approx([0.05, 0.15])
+    predicted = table.predict(np.stack([full * 0.25, full * 0.5]).astype(int))
+    assert [pair.predicted_ms for pair in pairs] == pytest.approx(predicted)
+
+
+def test_what_has_not_been_done_is_empty(run: RunDir) -> None:
+    content = gather(run)
+    assert (content.networks, content.widths, content.front, content.curves) == ([], [], None, [])
+    table = LatencyTable.load(run.latency_table("cpu-1thread"))
+    full = [variable.channels for variable in table.network.variables]
+    layers = sum(layer.milliseconds for layer in content.layers["full"])
+    assert layers == pytest.approx(table.predict(full)[0])
