@@ -91,7 +91,13 @@ def default_input_size(name: str) -> tuple[int, int, int]:
     return (3, 224, 224) if user.is_reference(name) else _entry(name).input_size
 
 
-def build_model(name: str, num_classes: int | None = None, weights: str | Path | None = None) -> nn.Module:
+def build_model(
+    name: str,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    *,
+    new_head: bool = False,
+) -> nn.Module:
     """The model called ``name``, in training mode, on the CPU, in float32.
 
     Args:
@@ -100,8 +106,10 @@ def build_model(name: str, num_classes: int | None = None, weights: str | Path |
         num_classes: outputs of the classifier; None for the model's usual number
             (1000 for torchvision's, 10 for the CIFAR, Channel-Bench and demo networks).
         weights: None (random, from torch's global generator), a local ``.safetensors`` or torch checkpoint
-            (read without unpickling code), or "pretrained": torchvision's default weights if torch's hub
-            folder already holds them. Nothing is ever downloaded.
+            (read without unpickling code), or "pretrained": torchvision's or timm's default weights if
+            the caches on this disk already hold them, with a new classifier for another number of classes.
+            Nothing is ever downloaded.
+        new_head: weights for another number of classes are accepted; the model keeps its own classifier.
 
     Raises:
         UnknownModelError: no model has this name; the nearest names are offered.
@@ -119,12 +127,10 @@ def build_model(name: str, num_classes: int | None = None, weights: str | Path |
         entry = _entry(name)
         model = entry.build(entry.num_classes if num_classes is None else int(num_classes))
     if weights is not None:
-        if str(weights) == PRETRAINED:
-            path, replaced = zoo.pretrained_file(name), zoo.classifier_of(name, model)
-        else:
-            path, replaced = Path(weights), None
+        pretrained = str(weights) == PRETRAINED
+        path = checkpoints.timm_file(model) or zoo.pretrained_file(name) if pretrained else Path(weights)
         if path.name in zoo.pretrained_names(name):
             zoo.match_pretrained_input(model)
-        checkpoints.load_weights(model, path, may_differ=replaced, what=f"model {name!r}")
+        checkpoints.load_weights(model, path, new_head=new_head or pretrained, what=f"model {name!r}")
     checkpoints.check_finite(model, f"model {name!r}")
     return model

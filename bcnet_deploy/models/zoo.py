@@ -80,18 +80,6 @@ def pretrained_file(name: str) -> Path:
     )
 
 
-def classifier_of(name: str, model: nn.Module) -> str | None:
-    """Module path of the last layer if ``model`` has not ImageNet's 1000 classes, else None.
-
-    Its pretrained weights cannot be used then; it keeps its random ones.
-    """
-    path, layer = None, None
-    for module_path, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (name.startswith("squeezenet") and isinstance(module, nn.Conv2d)):
-            path, layer = module_path, module
-    return path if layer is not None and layer.weight.shape[0] != 1000 else None
-
-
 def match_pretrained_input(model: nn.Module) -> None:
     """Make GoogLeNet and Inception v3 scale their input as their published weights expect."""
     if isinstance(model, tv.GoogLeNet | tv.Inception3):

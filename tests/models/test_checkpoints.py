@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,7 @@ from torch import nn
 
 import bcnet_deploy as bd
 from bcnet_deploy.models import build_model, load_weights
+from bcnet_deploy.models.checkpoints import timm_file
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -39,6 +42,120 @@ def test_layouts_of_checkpoints(tmp_path: Path, layout: str) -> None:
         torch.save(given if layout == "plain" else {layout: given, "epoch": 3}, path)
     torch.manual_seed(0)
     assert_equal(build_model(NAME, weights=path), given)
+
+
+EMA = ["model_ema", "state_dict_ema"]
+
+
+@pytest.mark.parametrize("key", EMA)
+def test_averaged_weights_are_preferred(tmp_path: Path, key: str) -> None:
+    """As torchvision's and timm's training scripts save them."""
+    given = state()
+    last = {name: torch.zeros_like(tensor) for name, tensor in given.items()}
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in given.items()}}
+    torch.save({"model": last, "state_dict": last, key: averaged, "epoch": 3}, tmp_path / "w.pth")
+    assert_equal(build_model(NAME, weights=tmp_path / "w.pth"), given)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "_orig_mod.module."])
+def test_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
+    given = state()
+    torch.save({f"{prefix}{k}": v for k, v in given.items()}, tmp_path / "w.pt")
+    assert_equal(build_model(NAME, weights=tmp_path / "w.pt"), given)
+
+
+def test_a_models_own_prefix_stays() -> None:
+    """A wrapper's module is called ``model`` in the user's network, too."""
+    wrapped = nn.Sequential()
+    wrapped.add_module("model", nn.Linear(2, 3))
+    given = {"model.weight": torch.ones(3, 2), "model.bias": torch.zeros(3)}
+    load_weights(wrapped, given)
+    assert_equal(wrapped, given)
+
+
+def test_what_scripts_save_beside_the_weights(tmp_path: Path) -> None:
+    given = state()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, name="x"), "best": np.float64(0.5), "epoch": np.int64(3),
+        "curve": np.zeros(3, np.float32),
+    }  # fmt: skip
+    torch.save({"state_dict": given, **beside}, tmp_path / "w.pth")
+    assert_equal(build_model(NAME, weights=tmp_path / "w.pth"), given)
+
+
+def test_a_module_or_named_tensors() -> None:
+    given = state()
+    torch.manual_seed(0)
+    source, model = build_model(NAME), build_model(NAME)
+    load_weights(source, given)
+    load_weights(model, source)
+    assert_equal(model, given)
+
+
+@pytest.mark.parametrize("name", [NAME, "squeezenet1_1", "mobilenet_v3_small"])
+def test_another_number_of_classes_is_said_and_replaced_when_asked(name: str) -> None:
+    given = state(name)
+    model = build_model(name, num_classes=7)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(
+        bd.CheckpointError, match=r"for 1000 classes .* one for 7; .*num_classes=1000.*--new-h"
+    ):
+        load_weights(model, given)
+    assert_equal(model, before)
+    load_weights(model, given, new_head=True)
+    kept = [key for key, tensor in given.items() if tensor.shape != before[key].shape]
+    assert len(kept) == 2
+    assert_equal(model, {key: before[key] if key in kept else given[key] for key in given})
+
+
+def test_every_kind_of_mismatch_is_named() -> None:
+    given = {**state(), "a.weight": torch.zeros(1), "fc.weight": torch.zeros(1000, 3)}
+    del given["conv5.0.weight"], given["conv1.0.weight"]
+    for new_head in (False, True):
+        with pytest.raises(bd.CheckpointError) as caught:
+            load_weights(build_model(NAME), given, new_head=new_head)
+        assert str(caught.value) == (
+            "the state_dict is of another model than the model: it has no tensor 'conv1.0.weight', "
+            "'conv5.0.weight'; the model has no tensor 'a.weight'; tensor 'fc.weight' has shape (1000, 3), "
+            "needed is (1000, 1024)"
+        )
+
+
+def test_another_architecture_is_no_other_head(tmp_path: Path) -> None:
+    torch.save(state("resnet18"), tmp_path / "r18.pth")
+    with pytest.raises(bd.CheckpointError, match=r"r18.pth is of another model.* and \d+ more"):
+        load_weights(build_model("resnet34"), tmp_path / "r18.pth", new_head=True)
+    with pytest.raises(bd.CheckpointError, match="shape"):
+        load_weights(build_model("mobilenet_v2_1.5x"), state("mobilenet_v2"), new_head=True)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4))
+    # As torch.ao's dynamic quantisation names them, whose weights are packed in no tensor.
+    dynamic = {
+        "0.scale": torch.tensor(1.0), "0.zero_point": torch.tensor(0),
+        "0._packed_params.dtype": torch.qint8, "0._packed_params._packed_params": (None, None),
+    }  # fmt: skip
+    static = {
+        "0.weight": torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8),
+        "0.bias": torch.zeros(4),
+    }
+    for name, tensors in {"dynamic": dynamic, "static": static}.items():
+        torch.save(tensors, tmp_path / f"{name}.pth")
+        with pytest.raises(bd.CheckpointError, match=rf"{name}.pth is quantised \(tensor '0\."):
+            load_weights(plain, tmp_path / f"{name}.pth")
+    integers = {"0.weight": torch.zeros(4, 4, dtype=torch.int8), "0.bias": torch.zeros(4)}
+    with pytest.raises(bd.CheckpointError, match="'0.weight' .* holds int8"):
+        load_weights(plain, integers)
+
+
+def test_a_whole_pickled_model_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pth")
+    with pytest.raises(bd.CheckpointError, match=r"torch.nn.modules.linear.Linear.*save its state_dict\(\)"):
+        load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+    torch.save({"weight": torch.zeros(2, 2), "epoch": 3}, tmp_path / "mixed.pth")
+    with pytest.raises(bd.CheckpointError, match="entry 'epoch' is of type int"):
+        load_weights(nn.Linear(2, 2), tmp_path / "mixed.pth")
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
@@ -182,6 +299,27 @@ def test_pretrained_for_other_classes_keeps_a_fresh_classifier(hub: Path) -> Non
     model = build_model(NAME, num_classes=10, weights="pretrained")
     assert model.fc.out_features == 10
     assert_equal(model, {name: t for name, t in given.items() if not name.startswith("fc.")})
+
+
+def test_pretrained_from_timms_caches(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the Hugging Face hub's cache, laid out as its client does, then torch's hub folder."""
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub / "hf"))
+    model = timm.create_model("mobilenetv3_small_050")
+    with pytest.raises(bd.CheckpointError, match="mobilenetv3_small_050.* are not on this disk"):
+        timm_file(model)
+    assert timm_file(nn.Linear(2, 2)) is None
+    old = hub / Path(model.pretrained_cfg["url"]).name
+    old.touch()
+    assert timm_file(model) == old
+    repository = hub / "hf" / f"models--{model.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    file = repository / "snapshots" / "abc" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(model.state_dict(), file)
+    assert timm_file(model) == file
+    load_weights(timm.create_model("mobilenetv3_small_050"), file)
 
 
 def test_pretrained_of_a_network_without_any(hub: Path) -> None:
