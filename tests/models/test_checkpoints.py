@@ -129,6 +129,7 @@ def test_another_architecture_is_no_other_head(tmp_path: Path) -> None:
         load_weights(build_model("mobilenet_v2_1.5x"), state("mobilenet_v2"), new_head=True)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch's old tensors
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Linear(4, 4))
     # As torch.ao's dynamic quantisation names them, whose weights are packed in no tensor.
