@@ -111,11 +111,8 @@ def trained(
     space = bd.WidthSpace.from_model(model, size, levels=LEVELS, min_level=MIN_LEVEL.get(rule, 0))
     supernet = bd.Supernet(model, space, generator=torch.Generator().manual_seed(seed))
     config = TrainConfig.from_dict({**recipe, **RULES[rule], "cost": cost})
-    grid = WidthGrid.create([v.choices for v in space.variables], supernet.max_channels)
-    sampler = make_sampler(
-        config.rule, grid, np.random.default_rng([seed, 1]), complementary=config.complementary,
-        distillation=config.distillation, random_paths=config.random_paths,
-    )  # fmt: skip
+    rng = np.random.default_rng([seed, 1])
+    sampler = make_sampler(config.rule, WidthGrid.of(supernet), rng, config)
     loader = BatchLoader(
         splits.train, config.batch_size, Augmentation(config.augment, splits.mean, splits.std),
         torch.device("cpu"), seed=seed,

@@ -33,8 +33,7 @@ from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages
 from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.train import TrainConfig, Trainer, WidthGrid
 from bcnet_deploy.train.checkpoint import load_checkpoint
-from bcnet_deploy.train.grid import Step, both_sides
-from bcnet_deploy.train.samplers import WidthSampler
+from bcnet_deploy.train.samplers import Step, WidthSampler, both_sides
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "training"
@@ -79,7 +78,7 @@ def trainers(
     def loader() -> BatchLoader:
         return BatchLoader(data, batch, Augmentation("crop-flip", channels, channels), device)
 
-    grid = WidthGrid.create([v.choices for v in space.variables])
+    grid = WidthGrid.of(supernet)
     return {
         "supernet": Trainer(supernet, loader(), config, folder / "s", sampler=Fixed(grid, widths)),
         "plain": Trainer(plain, loader(), config, folder / "p"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional as F
 
 from bcnet_deploy.errors import ConfigError
 
-AUGMENTATIONS = ("none", "crop", "crop-flip", "resized-crop-flip")
+Augment = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
+AUGMENTATIONS: tuple[str, ...] = get_args(Augment)
 
 
 @dataclass(frozen=True)

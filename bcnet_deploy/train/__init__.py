@@ -3,14 +3,15 @@
 from bcnet_deploy.resources import recipe_names
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
-from bcnet_deploy.train.grid import WidthGrid
 from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
-from bcnet_deploy.train.samplers import WidthSampler, make_sampler
+from bcnet_deploy.train.samplers import SAMPLERS, Slice, WidthGrid, WidthSampler, make_sampler
 from bcnet_deploy.train.supernet import SupernetResult, load_supernet, open_evaluator, train_supernet
 from bcnet_deploy.train.trainer import Trainer
 
 __all__ = [
     "RetrainResult",
+    "SAMPLERS",
+    "Slice",
     "SupernetEvaluator",
     "SupernetResult",
     "TrainConfig",

@@ -16,7 +16,7 @@ from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import EvaluationError
 from bcnet_deploy.nn import Supernet, recalibrate
 from bcnet_deploy.train.distributed import Ranks
-from bcnet_deploy.train.grid import SIDES
+from bcnet_deploy.train.samplers import SIDES
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Floats = npt.NDArray[np.float64]

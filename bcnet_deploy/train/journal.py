@@ -16,7 +16,7 @@ import torch
 from bcnet_deploy import files
 from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.train.distributed import Ranks
-from bcnet_deploy.train.grid import Path as SlicePath
+from bcnet_deploy.train.samplers import Step
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0..1, and a note for people."""
@@ -39,7 +39,7 @@ class Pending:
     """Losses that are still on the device, one a path, and what they belong to."""
 
     step: int
-    paths: tuple[SlicePath, ...]
+    paths: Step
     losses: torch.Tensor
 
 

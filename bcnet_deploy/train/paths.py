@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train.config import TrainConfig
-from bcnet_deploy.train.grid import Path, Step
 from bcnet_deploy.train.optim import soft_cross_entropy
+from bcnet_deploy.train.samplers import Slice, Step
 
 
 class PathRunner:
@@ -44,7 +44,7 @@ class PathRunner:
         """Backward of every path and part of the batch; returns each path's label loss, on the device."""
         image_parts = images.chunk(self.config.accumulation)
         label_parts = labels.chunk(self.config.accumulation)
-        paths: tuple[Path | None, ...] = drawn.paths if drawn is not None else (None,)
+        paths: tuple[Slice | None, ...] = drawn if drawn is not None else (None,)
         taught: dict[int, list[torch.Tensor]] = {}
         losses = []
         for index, path in enumerate(paths):

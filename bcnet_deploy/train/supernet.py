@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
 from bcnet_deploy.train.evaluate import SupernetEvaluator
-from bcnet_deploy.train.grid import SIDES, WidthGrid
-from bcnet_deploy.train.samplers import make_sampler
+from bcnet_deploy.train.samplers import SAMPLERS, SIDES, SamplerSource, Side, WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import Progress, Trainer
 
 WEIGHTS = "supernet.safetensors"
@@ -39,6 +38,7 @@ class SupernetResult:
     Attributes:
         steps, cost, seconds, loss: see :class:`bcnet_deploy.train.trainer.TrainOutcome`.
         val_top1: percent on held-out data of the ``full``, ``half`` and ``narrowest`` widths.
+        sides: whose mean is a width vector's score.
     """
 
     steps: int
@@ -47,6 +47,7 @@ class SupernetResult:
     loss: float
     images_per_second: float
     val_top1: dict[str, float]
+    sides: tuple[Side, ...] = SIDES
 
 
 def train_supernet(
@@ -55,6 +56,7 @@ def train_supernet(
     config: TrainConfig,
     folder: Path,
     *,
+    sampler: SamplerSource | None = None,
     seed: int = 0,
     device: torch.device | None = None,
     fresh: bool = False,
@@ -67,6 +69,7 @@ def train_supernet(
         splits: training and held-out images; test images are not touched.
         config: settings.
         folder: gets checkpoint, ``records.jsonl``, ``curves.jsonl``, and at the end the weights.
+        sampler: a rule as an object, in place of ``config.rule``.
         seed: of widths, order and crops.
         device: default: the GPU where there is one.
         fresh: start anew even where there is a checkpoint.
@@ -80,14 +83,11 @@ def train_supernet(
     space = supernet.space
     check_fit(splits, space)
     with process_group(device) as ranks:
-        grid = WidthGrid.create([variable.choices for variable in space.variables], supernet.max_channels)
-        held_out = _HeldOut(supernet, splits, config, device, ranks)
-        sampler = make_sampler(
-            config.rule, grid, np.random.default_rng([seed, 1]), complementary=config.complementary,
-            distillation=config.distillation, random_paths=config.random_paths,
-        )  # fmt: skip
+        rng = np.random.default_rng([seed, 1])
+        rule = make_sampler(sampler or config.rule, WidthGrid.of(supernet), rng, config)
+        held_out = _HeldOut(supernet, splits, config, device, ranks, rule.sides)
         trainer = Trainer(
-            supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=sampler,
+            supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=rule,
             identity={"space": space.fingerprint, "min_level": space.min_level, "levels": space.levels},
             seed=seed, ranks=ranks, evaluate=held_out, progress=progress, resume=not fresh,
         )  # fmt: skip
@@ -100,7 +100,7 @@ def train_supernet(
                 held_out(supernet)  # a run that was killed between its last step and here
             result = SupernetResult(
                 outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
-                round(outcome.images_per_second, 1), held_out.top1,
+                round(outcome.images_per_second, 1), held_out.top1, rule.sides,
             )  # fmt: skip
             if ranks.first:
                 _save(supernet, splits, config, seed, folder, result)
@@ -112,11 +112,18 @@ class _HeldOut:
     """Held-out accuracy of three widths of a supernet in training; the last one is kept."""
 
     def __init__(
-        self, supernet: Supernet, splits: DataSplits, config: TrainConfig, device: torch.device, ranks: Ranks
+        self,
+        supernet: Supernet,
+        splits: DataSplits,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks,
+        sides: tuple[Side, ...],
     ) -> None:
         self._open = partial(
-            make_evaluator, supernet, splits, config, device=device, ranks=ranks, limit=CURVE_IMAGES
-        )
+            make_evaluator, supernet, splits, config, device=device, sides=sides, ranks=ranks,
+            limit=CURVE_IMAGES,
+        )  # fmt: skip
         space = supernet.space
         self._points = {"full": space.full, "half": space.uniform(0.5), "narrowest": space.narrowest}
         self.top1: dict[str, float] = {}
@@ -153,6 +160,7 @@ def make_evaluator(
     config: TrainConfig,
     *,
     device: torch.device,
+    sides: Sequence[str] | None = None,
     ranks: Ranks | None = None,
     limit: int | None = None,
     amp: str = "off",
@@ -160,13 +168,15 @@ def make_evaluator(
 ) -> SupernetEvaluator:
     """An evaluator on the held-out images, recalibrating on about 20 batches of training images.
 
-    Both sides count where the supernet was trained on both, the left alone otherwise.
+    ``sides`` are those of the sampler that trained the supernet; by default those of ``config.rule``.
     """
     batch = config.batch_size
     train = PlainBatches(splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES)
     val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit)
-    sides = SIDES if config.rule == "bilateral" else ("left",)
-    return SupernetEvaluator(supernet, train, val, sides=sides, amp=amp, ranks=ranks, progress=progress)
+    return SupernetEvaluator(
+        supernet, train, val, sides=sides or SAMPLERS.get(config.rule).sides, amp=amp, ranks=ranks,
+        progress=progress,
+    )  # fmt: skip
 
 
 def load_supernet(run_dir: RunDir | str | Path, supernet: Supernet | None = None) -> Supernet:
@@ -219,7 +229,9 @@ def open_evaluator(
     supernet = load_supernet(run).to(device)
     splits = load_data(run.load().data, supernet.space.input_size)
     config = TrainConfig.from_dict(info["config"])
-    return make_evaluator(supernet, splits, config, device=device, limit=limit, progress=progress)
+    return make_evaluator(
+        supernet, splits, config, device=device, sides=info.get("sides"), limit=limit, progress=progress
+    )
 
 
 def _save(
@@ -238,6 +250,7 @@ def _save(
         "model": supernet.space.model_name, "input_size": list(supernet.space.input_size),
         "levels": supernet.space.levels,
         "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
-        "std": list(splits.std), "seed": seed, "config": config.to_dict(), "result": asdict(result),
+        "std": list(splits.std), "seed": seed, "config": config.to_dict(), "sides": list(result.sides),
+        "result": asdict(result),
     }  # fmt: skip
     files.write_json(folder / SUPERNET, description)

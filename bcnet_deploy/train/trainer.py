@@ -25,12 +25,11 @@ from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
-from bcnet_deploy.train.grid import Step
 from bcnet_deploy.train.journal import Journal, Now, Pending, Progress, check_tensorboard
 from bcnet_deploy.train.memory import memory_advice
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
-from bcnet_deploy.train.samplers import WidthSampler
+from bcnet_deploy.train.samplers import Step, WidthSampler
 from bcnet_deploy.train.signals import StopRequest
 from bcnet_deploy.train.state import TrainState
 
@@ -227,13 +226,13 @@ class Trainer:
             self.average.update()
         self.state.step += 1
         self.state.cost += self._cost_of(drawn)
-        self.journal.pending.append(Pending(self.step, drawn.paths if drawn else (), losses))
+        self.journal.pending.append(Pending(self.step, drawn or (), losses))
 
     def _cost_of(self, drawn: Step | None) -> float:
         """Image passes of a step, each weighed by its MACs relative to the full width's."""
         if drawn is None or self.supernet is None:
             return float(self.config.batch_size)
-        macs = sum(float(self.supernet.space.macs(path.widths)[0]) for path in drawn.paths)
+        macs = sum(float(self.supernet.space.macs(path.widths)[0]) for path in drawn)
         return self.config.batch_size * macs / self._full_macs
 
     def _all_agree(self, stop: bool) -> bool:

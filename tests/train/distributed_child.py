@@ -21,8 +21,7 @@ def gradients(folder: Path) -> dict[str, torch.Tensor]:
     """Gradients of a distilled bilateral step on this rank's part of the batch, exchanged."""
     supernet, data, config = make_supernet(norm=False), splits(), settings(distillation=True)
     with process_group(CPU) as ranks:
-        grid = WidthGrid.create([v.choices for v in supernet.space.variables], supernet.max_channels)
-        sampler = make_sampler("bilateral", grid, np.random.default_rng(7), distillation=True)
+        sampler = make_sampler("bilateral", WidthGrid.of(supernet), np.random.default_rng(7), config)
         loader = BatchLoader(
             data.train, 32, Augmentation("none", data.mean, data.std), CPU, rank=ranks.rank, world=ranks.world
         )

@@ -88,11 +88,7 @@ def make_plain_trainer(config: TrainConfig, folder, seed: int = 0) -> Trainer:  
 
 
 def make_trainer(supernet: Supernet, config: TrainConfig, folder, **options) -> Trainer:  # type: ignore[no-untyped-def]
-    grid = WidthGrid.create([v.choices for v in supernet.space.variables], supernet.max_channels)
-    sampler = make_sampler(
-        config.rule, grid, np.random.default_rng(7), complementary=config.complementary,
-        distillation=config.distillation, random_paths=config.random_paths,
-    )  # fmt: skip
+    sampler = make_sampler(config.rule, WidthGrid.of(supernet), np.random.default_rng(7), config)
     return Trainer(
         supernet,
         make_loader(config),

@@ -21,8 +21,7 @@ pytestmark = [
 
 def trainer_on_gpu(folder: Path, **changes: object) -> Trainer:
     supernet, config, data = make_supernet(), settings(**changes), splits()
-    grid = WidthGrid.create([v.choices for v in supernet.space.variables], supernet.max_channels)
-    sampler = make_sampler(config.rule, grid, np.random.default_rng(7), distillation=config.distillation)
+    sampler = make_sampler(config.rule, WidthGrid.of(supernet), np.random.default_rng(7), config)
     augmentation = Augmentation("crop-flip", data.mean, data.std)
     loader = BatchLoader(data.train, config.batch_size, augmentation, pick_device(), seed=5)
     return Trainer(supernet, loader, config, folder, sampler=sampler)

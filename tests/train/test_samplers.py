@@ -3,16 +3,153 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
+from bcnet_deploy.files import read_rows
 from bcnet_deploy.space import level_choices
-from bcnet_deploy.train.grid import Path, WidthGrid, both_sides, channel_counts
-from bcnet_deploy.train.samplers import RULES, Bilateral, Sandwich, Unilateral, make_sampler
+from bcnet_deploy.testing.samplers import SamplerConformance, channel_counts
+from bcnet_deploy.train import train_supernet
+from bcnet_deploy.train.samplers import (
+    SAMPLERS,
+    Bilateral,
+    Sandwich,
+    Slice,
+    Step,
+    Unilateral,
+    WidthGrid,
+    WidthSampler,
+    both_sides,
+    make_sampler,
+)
+from bcnet_deploy.train.supernet import make_evaluator
+from tests.train.helpers import make_supernet, settings, splits
+
+
+class OfRule(SamplerConformance):
+    rule: str
+    distillation = False
+
+    def make_sampler(self, grid: WidthGrid, rng: np.random.Generator) -> WidthSampler:
+        return make_sampler(self.rule, grid, rng, settings(distillation=self.distillation))
+
+
+class TestBilateral(OfRule):
+    rule = "bilateral"
+
+
+class TestBilateralDistilled(OfRule):
+    rule, distillation = "bilateral", True
+
+
+class TestUnilateral(OfRule):
+    rule = "unilateral"
+
+
+class TestUnilateralDistilled(OfRule):
+    rule, distillation = "unilateral", True
+
+
+class TestSandwich(OfRule):
+    rule = "sandwich"
+
+
+class TestSandwichDistilled(OfRule):
+    rule, distillation = "sandwich", True
+
+
+class TestUniform(OfRule):
+    rule = "uniform"
+
+
+class TestUniformDistilled(OfRule):
+    rule, distillation = "uniform", True
+
+
+def test_every_built_in_rule_is_tested_above() -> None:
+    assert {case.rule for case in OfRule.__subclasses__()} == set(SAMPLERS.names())
+
+
+class Rights(WidthSampler):
+    """Right slices of random vectors."""
+
+    sides = ("right",)
+
+    def draw(self) -> list[Step]:
+        return [(Slice(self.grid.draw(self.rng), "right"),)]
+
+
+class TestRights(SamplerConformance):
+    def make_sampler(self, grid: WidthGrid, rng: np.random.Generator) -> WidthSampler:
+        return Rights(grid, rng)
+
+
+def broken(**changes: object) -> type[SamplerConformance]:
+    """The conformance of a sampler whose slices are spoilt."""
+
+    class Broken(Rights):
+        def draw(self) -> list[Step]:
+            return [tuple(replace(path, **changes) for path in step) for step in super().draw()]
+
+    return type("Case", (SamplerConformance,), {"make_sampler": lambda self, grid, rng: Broken(grid, rng)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "test"),
+    [
+        ({"weight": 0.5}, "test_weights_of_a_step_add_up_to_one"),
+        ({"widths": np.array([9, 9, 9])}, "test_slices_are_of_the_grid"),
+        ({"widths": np.array([2, 2, 2])}, "test_no_channel_stays_untrained"),
+        ({"side": "left"}, "test_the_scored_sides_are_trained"),
+        ({"role": "pupil"}, "test_a_pupil_follows_a_teacher_that_ran_before_it"),
+    ],
+)
+def test_conformance_finds_what_is_wrong(changes: dict[str, object], test: str) -> None:
+    with pytest.raises((AssertionError, IndexError)):
+        getattr(broken(**changes)(), test)()
+
+
+@pytest.mark.parametrize("source", ["class", "function", "object", "name"])
+def test_a_rule_from_outside_trains_and_its_sides_are_scored(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supernet, config = make_supernet(), settings(epochs=1)
+    given: Any = {
+        "class": Rights,
+        "function": lambda grid, rng, config: Rights(grid, rng),
+        "object": Rights(WidthGrid.of(supernet), np.random.default_rng([0, 1])),
+    }.get(source)
+    if source == "name":
+        # What a package's installer leaves behind.
+        (tmp_path / "rights-1.dist-info").mkdir()
+        (tmp_path / "rights-1.dist-info" / "METADATA").write_text("Name: rights\nVersion: 1\n")
+        (tmp_path / "rights-1.dist-info" / "entry_points.txt").write_text(
+            f"[bcnet_deploy.samplers]\nrights = {__name__}:Rights\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(SAMPLERS, "_known", dict(SAMPLERS._known))
+        config = config.replace(rule="rights")
+    result = train_supernet(supernet, splits(), config, tmp_path, sampler=given, device=torch.device("cpu"))
+    assert result.sides == ("right",)
+    assert json.loads((tmp_path / "supernet.json").read_text())["sides"] == ["right"]
+    evaluator = make_evaluator(supernet, splits(), config, device=torch.device("cpu"), sides=result.sides)
+    assert evaluator.sides([[4, 6]]).shape == (1, 1)
+    widths = [row["widths"] for row in read_rows(tmp_path / "records.jsonl")]
+    rights = Rights(WidthGrid.of(supernet), np.random.default_rng([0, 1]))
+    assert widths == [rights.next_step()[0].widths.tolist() for _ in widths]
+
+
+def test_what_makes_no_sampler_is_refused() -> None:
+    with pytest.raises(ConfigError, match="made int; needed"):
+        make_sampler(lambda *_: 3, levels_grid(2), np.random.default_rng(0), settings())  # type: ignore[arg-type,return-value]
 
 
 def levels_grid(levels: int, group: int = 1, minimum: int = 0, variables: int = 1) -> WidthGrid:
@@ -23,9 +160,9 @@ def levels_grid(levels: int, group: int = 1, minimum: int = 0, variables: int = 
 
 
 def over_all_widths(grid: WidthGrid, bilateral: bool) -> np.ndarray:
-    paths: list[Path] = []
+    paths: list[Slice] = []
     for width in grid.choices[0]:
-        both = both_sides(np.array([width])).paths
+        both = both_sides(np.array([width]))
         paths += both if bilateral else both[:1]
     return channel_counts(grid, paths)[0]
 
@@ -72,8 +209,8 @@ def test_a_pair_trains_every_channel_exactly_twice(channels: list[int], levels: 
     sampler = Bilateral(grid, np.random.default_rng(seed))
     steps = sampler.draw()
     assert len(steps) == 2
-    drawn = steps[0].paths[0].widths
-    counts = channel_counts(grid, [path for step in steps for path in step.paths])
+    drawn = steps[0][0].widths
+    counts = channel_counts(grid, [path for step in steps for path in step])
     for count, width, options in zip(counts, drawn, choices, strict=True):
         expected = np.full(len(count), 2)
         if width == len(count):
@@ -87,19 +224,19 @@ def test_a_widened_pair_always_tiles(levels: int, group: int, seed: int, data: s
     minimum = data.draw(st.integers(1, levels))
     grid = levels_grid(levels, group, minimum, variables=3)
     steps = Bilateral(grid, np.random.default_rng(seed)).draw()
-    for count in channel_counts(grid, [path for step in steps for path in step.paths]):
+    for count in channel_counts(grid, [path for step in steps for path in step]):
         assert set(count.tolist()) == {2}
     for step in steps:
-        assert all(w in options for w, options in zip(step.paths[0].widths, grid.choices, strict=True))
+        assert all(w in options for w, options in zip(step[0].widths, grid.choices, strict=True))
 
 
 @given(levels=st.integers(2, 24))
 def test_min_plus_max_over_a_uniform_draw_trains_all_levels_equally(levels: int) -> None:
     """Section 3: c together with min + max - c, over all c, gives 2(K+1)."""
     grid = levels_grid(levels)
-    paths: list[Path] = []
+    paths: list[Slice] = []
     for width in grid.choices[0]:
-        paths += both_sides(np.array([width])).paths + both_sides(np.array([1 + levels - width])).paths
+        paths += both_sides(np.array([width])) + both_sides(np.array([1 + levels - width]))
     assert set(channel_counts(grid, paths)[0].tolist()) == {2 * (levels + 1)}
 
 
@@ -112,55 +249,39 @@ def test_complement_is_in_channels_and_keeps_the_step() -> None:
 def test_sandwich_runs_widest_narrowest_and_random_left_slices() -> None:
     grid = levels_grid(4, 8, variables=3)
     (step,) = Sandwich(grid, np.random.default_rng(0), random_paths=2).draw()
-    assert [path.widths.tolist() for path in step.paths[:2]] == [[32] * 3, [8] * 3]
-    assert [path.role for path in step.paths] == ["teacher", "pupil", "pupil", "pupil"]
-    assert {path.side for path in step.paths} == {"left"} and sum(path.weight for path in step.paths) == 1
+    assert [path.widths.tolist() for path in step[:2]] == [[32] * 3, [8] * 3]
+    assert [path.role for path in step] == ["teacher", "pupil", "pupil", "pupil"]
+    assert {path.side for path in step} == {"left"} and sum(path.weight for path in step) == 1
 
 
 def test_uniform_shares_one_level_and_reaches_all() -> None:
     grid = WidthGrid.create([[1, 2, 3, 4], [10, 20, 30, 40]])
-    sampler = make_sampler("uniform", grid, np.random.default_rng(0))
-    seen = {tuple(sampler.next_step().paths[0].widths.tolist()) for _ in range(200)}
+    sampler = make_sampler("uniform", grid, np.random.default_rng(0), settings())
+    seen = {tuple(sampler.next_step()[0].widths.tolist()) for _ in range(200)}
     assert seen == {(1, 10), (2, 20), (3, 30), (4, 40)}
 
 
 def test_distillation_adds_a_teacher_a_side_only_where_sides_differ() -> None:
     narrow, wide = levels_grid(4, 2), levels_grid(4, 2, minimum=1)
-    (first, _) = make_sampler("bilateral", narrow, np.random.default_rng(0), distillation=True).draw()
-    assert [p.role for p in first.paths] == ["teacher", "pupil", "pupil"]
-    assert [p.side for p in first.paths] == ["left", "left", "right"]
-    assert {path.teacher_index for path in first.paths[1:]} == {0}
-    (first, _) = make_sampler("bilateral", wide, np.random.default_rng(0), distillation=True).draw()
-    assert [p.side for p in first.paths] == ["left", "right", "left", "right"]
-    assert [p.teacher_index for p in first.paths[2:]] == [0, 1]
-    counts = channel_counts(wide, [p for p in first.paths if p.role == "teacher"])[0]
+    (first, _) = make_sampler(
+        "bilateral", narrow, np.random.default_rng(0), settings(distillation=True)
+    ).draw()
+    assert [p.role for p in first] == ["teacher", "pupil", "pupil"]
+    assert [p.side for p in first] == ["left", "left", "right"]
+    assert {path.teacher_index for path in first[1:]} == {0}
+    (first, _) = make_sampler("bilateral", wide, np.random.default_rng(0), settings(distillation=True)).draw()
+    assert [p.side for p in first] == ["left", "right", "left", "right"]
+    assert [p.teacher_index for p in first[2:]] == [0, 1]
+    counts = channel_counts(wide, [p for p in first if p.role == "teacher"])[0]
     assert counts.tolist() == [1, 1, 2, 2, 2, 2, 2, 2, 1, 1]
 
 
 def test_draws_are_uniform_over_the_choices() -> None:
     sampler = Unilateral(levels_grid(4), np.random.default_rng(1))
-    draws = [int(sampler.next_step().paths[0].widths[0]) for _ in range(8000)]
+    draws = [int(sampler.next_step()[0].widths[0]) for _ in range(8000)]
     counts = np.bincount(draws, minlength=5)[1:]
     chi_square = float(((counts - 2000) ** 2 / 2000).sum())
     assert chi_square < 16.3  # 0.1% point of 3 degrees of freedom
-
-
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("distillation", [False, True])
-@given(before=st.integers(0, 7))
-def test_state_survives_json_and_goes_on_alike(rule: str, distillation: bool, before: int) -> None:
-    grid = levels_grid(5, 3, variables=4)
-    sampler = make_sampler(rule, grid, np.random.default_rng(3), distillation=distillation)
-    for _ in range(before):
-        sampler.next_step()
-    state = json.loads(json.dumps(sampler.state_dict()))
-    other = make_sampler(rule, grid, np.random.default_rng(99), distillation=distillation)
-    other.load_state_dict(state)
-    for _ in range(5):
-        one, two = sampler.next_step(), other.next_step()
-        assert [(p.widths.tolist(), p.side, p.weight, p.role) for p in one.paths] == [
-            (p.widths.tolist(), p.side, p.weight, p.role) for p in two.paths
-        ]
 
 
 def test_bad_input_is_refused() -> None:
@@ -168,9 +289,9 @@ def test_bad_input_is_refused() -> None:
         WidthGrid.create([[2, 2]])
     with pytest.raises(ConfigError, match="not below the widest"):
         WidthGrid.create([[1, 2]], [1])
-    with pytest.raises(ConfigError, match=r"allowed: bilateral.*did you mean 'bilateral'"):
-        make_sampler("bilaterl", levels_grid(2), np.random.default_rng(0))
-    sampler = make_sampler("unilateral", levels_grid(2), np.random.default_rng(0))
+    with pytest.raises(ConfigError, match=r"did you mean 'bilateral'.*allowed: bilateral, unilateral"):
+        make_sampler("bilaterl", levels_grid(2), np.random.default_rng(0), settings())
+    sampler = Unilateral(levels_grid(2), np.random.default_rng(0))
     with pytest.raises(CheckpointError, match="trained with 'Bilateral'"):
         sampler.load_state_dict(Bilateral(levels_grid(2), np.random.default_rng(0)).state_dict())
     with pytest.raises(CheckpointError, match="damaged"):

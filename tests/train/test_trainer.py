@@ -60,7 +60,7 @@ def test_gradients_equal_those_of_extracted_networks(rule: str, min_level: int, 
     step = trainer.sampler.next_step()
     images, labels = trainer.loader.next_batch()
     supernet.train()
-    expected = scattered_gradients(supernet, step.paths, images, labels, smoothing=0.1)
+    expected = scattered_gradients(supernet, step, images, labels, smoothing=0.1)
     supernet.zero_grad()
     trainer.run_paths(step, images, labels)
     for name, parameter in supernet.model.named_parameters():
@@ -88,10 +88,8 @@ def test_records_hold_the_plain_loss_under_the_widths_that_were_run(tmp_path: Pa
     before = trainer.run_paths
 
     def spied(step, images, labels):  # type: ignore[no-untyped-def]
-        losses = [
-            F.cross_entropy(supernet.extract(p.widths, p.side).train()(images), labels) for p in step.paths
-        ]
-        seen.append((step.paths[0].widths.tolist(), float(torch.stack(losses).mean().detach())))
+        losses = [F.cross_entropy(supernet.extract(p.widths, p.side).train()(images), labels) for p in step]
+        seen.append((step[0].widths.tolist(), float(torch.stack(losses).mean().detach())))
         return before(step, images, labels)
 
     trainer.run_paths = spied  # type: ignore[method-assign]
