@@ -10,11 +10,36 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MESSAGE_LENGTH = 2000
+"""Longer messages lose their middle: what was given may be of any size."""
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line of at most :data:`MESSAGE_LENGTH` characters, safe to print anywhere.
+
+    Line breaks become spaces. Control characters and halves of surrogate pairs, which files may have in
+    their names, are escaped.
+    """
+    if len(text) > MESSAGE_LENGTH:
+        part = MESSAGE_LENGTH // 2 - 3
+        text = f"{text[:part]} ... {text[-part:]}"
+    if text.isprintable():
+        return text
+    parts = (line if line.isprintable() else _escaped(line) for line in text.splitlines())
+    return " ".join(parts).strip()
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
 
 class BCNetError(Exception):
-    """Root of all expected errors."""
+    """Root of all expected errors. Its text is one line, whatever it was made of."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(BCNetError):

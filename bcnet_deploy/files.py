@@ -34,6 +34,8 @@ MAX_BYTES = 2**27
 MAX_YAML_BYTES = 2**21
 MAX_LINE_BYTES = 2**20
 MAX_DEPTH = 64
+MAX_WHOLE = 2**256
+"""Whole numbers stay below it: states of random generators have 128 bits, and a float holds them all."""
 MAX_YAML_NODES = 250_000
 """After aliases are written out."""
 
@@ -117,37 +119,52 @@ def write_tensors(
 # -- reading --------------------------------------------------------------------------------------
 
 
-def read_text(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> str:
-    """The text of ``path``; ``error`` naming ``what`` and the file when it cannot be read."""
+def read_bytes(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> bytes:
+    """The content of ``path``; ``error`` naming ``what`` and the file when it cannot be read."""
     _require_file(path, error, what)
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
-        if len(content) > limit:
-            raise error(f"{what} {path} is larger than {limit} bytes, which no {what} needs")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as cause:
+    except OSError as cause:
+        raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
+    if len(content) > limit:
+        raise error(f"{what} {path} is larger than {limit} bytes, which no {what} needs")
+    return content
+
+
+def read_text(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> str:
+    """The text (UTF-8) of ``path``; ``error`` naming ``what`` and the file when it cannot be read."""
+    try:
+        return read_bytes(path, error, what, limit).decode()
+    except UnicodeDecodeError as cause:
         raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
 
 
 def read_json(path: str | Path, error: type[BCNetError], what: str) -> Any:
     """The JSON value in ``path``; ``error`` with the line and column when it is not valid JSON."""
+    return parse_json(read_text(path, error, what), error, f"{what} {path}")
+
+
+def parse_json(text: str, error: type[BCNetError], source: str) -> Any:
+    """The value of a JSON text; ``error`` naming ``source`` when it cannot be used."""
     try:
-        return _parse_json(read_text(path, error, what))
+        return _parse_json(text)
     except json.JSONDecodeError as cause:
         raise error(
-            f"{what} {path} is not valid JSON at line {cause.lineno}, column {cause.colno}: {cause.msg}; "
+            f"{source} is not valid JSON at line {cause.lineno}, column {cause.colno}: {cause.msg}; "
             "it may be truncated: make it again or restore a copy"
         ) from cause
     except (ValueError, RecursionError) as cause:
-        raise error(
-            f"{what} {path} cannot be used: {_reason(cause)}; make it again or restore a copy"
-        ) from cause
+        raise error(f"{source} cannot be used: {_reason(cause)}; make it again or restore a copy") from cause
 
 
 def read_yaml(path: str | Path, error: type[BCNetError], what: str) -> Any:
     """The YAML value in ``path``; ``error`` with the place when it is not valid YAML. Dates stay text."""
-    text = read_text(path, error, what, MAX_YAML_BYTES)
+    return parse_yaml(read_text(path, error, what, MAX_YAML_BYTES), error, f"{what} {path}")
+
+
+def parse_yaml(text: str, error: type[BCNetError], source: str) -> Any:
+    """The value of a YAML text; ``error`` naming ``source`` when it is not valid, too deep or too large."""
     try:
         _check_events(text)
         return _plain(yaml.load(text, Loader=_loader()))
@@ -155,9 +172,9 @@ def read_yaml(path: str | Path, error: type[BCNetError], what: str) -> Any:
         place = getattr(cause, "problem_mark", None)
         where = f" at line {place.line + 1}, column {place.column + 1}" if place else ""
         problem = getattr(cause, "problem", None) or getattr(cause, "reason", None) or _reason(cause)
-        raise error(f"{what} {path} is not valid YAML{where}: {problem}") from cause
+        raise error(f"{source} is not valid YAML{where}: {problem}") from cause
     except (ValueError, TypeError, AttributeError, RecursionError) as cause:
-        raise error(f"{what} {path} cannot be used: {_reason(cause)}") from cause
+        raise error(f"{source} cannot be used: {_reason(cause)}") from cause
 
 
 def read_tensors(
@@ -370,7 +387,7 @@ def _parse_json(text: str) -> Any:
 def _number(text: str) -> float:
     if len(text) <= 400:
         value = float(text)
-        if math.isfinite(value) and not (text.lstrip("-").isdigit() and abs(value) >= 2**63):
+        if math.isfinite(value) and not (text.lstrip("-").isdigit() and abs(value) >= MAX_WHOLE):
             return int(text) if text.lstrip("-").isdigit() else value
     raise ValueError(f"the number {text[:20]}{'...' * (len(text) > 20)} is out of range")
 
@@ -396,7 +413,7 @@ def _plain(root: Any) -> Any:
         elif isinstance(value, list):
             waiting += [(part, depth + 1) for part in value]
         elif isinstance(value, int):
-            if abs(value) >= 2**63:
+            if abs(value) >= MAX_WHOLE:
                 raise ValueError(f"a whole number of {value.bit_length()} bits is out of range")
         elif isinstance(value, float):
             if not math.isfinite(value):

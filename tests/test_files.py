@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -236,3 +245,215 @@ def test_a_batch_of_lines_that_does_not_fit_on_the_disk_leaves_none(
     assert rows_in(log.path) == [0]
     log.append([{"n": 1}])
     assert rows_in(log.path) == [0, 1]
+
+
+# -- permissions and full disks -------------------------------------------------------------------
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """The kernel refuses to let any file of this process grow beyond ``size`` bytes: a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def test_tensors_come_back_with_their_text_and_ordinary_permissions(tmp_path: Path) -> None:
+    import torch
+
+    given = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            files.write_tensors(tmp_path / "w.safetensors", given, {"note": "x"})
+            (tmp_path / "plain").write_text("x")
+        finally:
+            os.umask(before)
+        modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("w.safetensors", "plain")}
+        assert len(modes) == 1
+        (tmp_path / "plain").unlink()
+    tensors, text = files.read_tensors(tmp_path / "w.safetensors", bd.CheckpointError, "weights")
+    assert text == {"note": "x"} and tensors.keys() == given.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in given.items())
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "yaml", "tensors"])
+def test_a_full_disk_is_a_typed_error_and_keeps_the_former_file(tmp_path: Path, kind: str) -> None:
+    import torch
+
+    path = tmp_path / "file"
+
+    def write(count: int) -> None:
+        if kind == "tensors":
+            files.write_tensors(path, {"a": torch.zeros(count)})
+        elif kind == "text":
+            files.write_text(path, "x" * count)
+        else:
+            (files.write_json if kind == "json" else files.write_yaml)(path, ["text"] * count)
+
+    write(10)
+    former = path.read_bytes()
+    with no_file_beyond(4000), pytest.raises(bd.RunDirError, match="cannot write .*unchanged"):
+        write(5_000)
+    assert path.read_bytes() == former
+    assert list(tmp_path.iterdir()) == [path]
+    write(5_000)
+
+
+# -- hostile files --------------------------------------------------------------------------------
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in itertools.pairwise("abcdefghijklmno")
+)
+HOSTILE_YAML = {
+    "bomb": (BOMB, "values, aliases written out"),
+    "endless": ("a: &a [*a]", "alias"),
+    "no anchor": ("a: *b", "alias"),
+    "deep flow": ("[" * 100_000, "deep"),
+    "deep block": ("- " * 5_000 + "x", "deep"),
+    "deep by aliases": (
+        "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(200)), "deep",
+    ),
+    "long number": ("a: " + "9" * 5_000, "digits"),
+    "large number": ("a: " + "9" * 400, "out of range"),
+    "infinite": ("a: .inf", "not finite"),
+    "not a number": ("a: .nan", "not finite"),
+    "a set": ("a: !!set {b, c}", "set"),
+    "bytes": ("a: !!binary aGVsbG8=", "bytes"),
+    "code": ("a: !!python/object/apply:os.system ['true']", "constructor"),
+    "an impossible date, tagged": ("a: !!timestamp 2020-13-45", "month"),
+    "a tag without sense": ("a: !!int b", "invalid literal"),
+    "NUL": ("a: b\x00", "not valid YAML"),
+    "a key that is a list": ("? [a]\n: b", "unhashable"),
+    "large": ("a: " + "x" * files.MAX_YAML_BYTES, "larger than"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_YAML)
+def test_hostile_yaml_is_refused_at_once_on_one_line(tmp_path: Path, name: str) -> None:
+    text, reason = HOSTILE_YAML[name]
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    with pytest.raises(bd.DeviceError, match=f"profile .*p.yaml .*{reason}") as caught:
+        files.read_yaml(path, bd.DeviceError, "profile")
+    assert time.process_time() - began < 2
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_dates_are_text_and_aliases_of_reason_are_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("a: 2020-13-45\nb: 2020-01-31\nc: &c {d: 1}\ne: [*c, *c]\nf: {<<: *c, g: 2}\n")
+    found = files.read_yaml(path, bd.DeviceError, "profile")
+    assert found == {
+        "a": "2020-13-45", "b": "2020-01-31", "c": {"d": 1}, "e": [{"d": 1}] * 2, "f": {"d": 1, "g": 2},
+    }  # fmt: skip
+    files.write_yaml(path, found)
+    assert "*" not in path.read_text()
+    assert files.read_yaml(path, bd.DeviceError, "profile") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "deep"), ("[" * 70 + "]" * 70, "deep"), ('{"a":' * 5_000, "deep"),
+        ("9" * 5_000, "out of range"), ("-" + "9" * 400, "out of range"), ("[1e999]", "out of range"),
+        ("NaN", "out of range"), ("[-Infinity]", "out of range"), ("\x00", "not valid JSON"),
+        ('{"a": "\\ud800', "not valid JSON"),
+    ],
+)  # fmt: skip
+def test_hostile_json_is_refused_on_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    with pytest.raises(bd.TableError, match=f"table .*t.json .*{reason}") as caught:
+        files.read_json(path, bd.TableError, "table")
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_yaml, files.read_tensors, files.read_rows])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, read: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pipe\n[red]\x1b").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "folder", "pipe\n[red]\x1b"):
+        with pytest.raises(bd.TableError, match="regular file") as caught:
+            read(tmp_path / name, bd.TableError, "table")
+        assert str(caught.value).isprintable()
+    if read is not files.read_rows:
+        for name in ("loop", "nul\x00", "x" * 300):
+            with pytest.raises(bd.TableError, match="table") as caught:
+                read(tmp_path / name, bd.TableError, "table")
+            assert str(caught.value).isprintable()
+    with pytest.raises(bd.RunDirError):
+        files.write_text(tmp_path / "nul\x00", "x")
+
+
+WHOLE = st.integers(-(2**63) + 1, 2**63 - 1)
+VALUES = st.recursive(
+    st.none() | st.booleans() | WHOLE | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(value=VALUES)
+@settings(deadline=None)
+def test_what_is_written_is_read_back(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        files.write_json(path, value)
+        assert files.read_json(path, bd.TableError, "table") == value
+        log = files.JsonLines(path, keep_bytes=0)
+        log.append([{"a": value}, {"b": value}])
+        log.close()
+        assert files.read_rows(path) == [{"a": value}, {"b": value}]
+
+
+@given(value=VALUES)
+@settings(deadline=None)
+def test_yaml_is_read_as_the_pure_reader_reads_it(value: Any) -> None:
+    text = yaml.safe_dump(value, allow_unicode=True)
+    try:
+        expected = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return
+    assert files.parse_yaml(text, bd.TableError, "table") == expected
+
+
+PIECES = st.sampled_from(
+    [
+        "{", "}", "[", "]", ":", ": ", ",", "- ", "\n", " ", "  ", '"', "'", "&a ", "*a", "<<", "!!",
+        "!!int ",
+        "? ", "|\n", ">", "%", "@", "#", "---\n", "...", "1", "9" * 30, "1e999", "NaN", ".inf", "null",
+        "true",
+        "2020-13-45", "0x", "0b2", "1:99", "\\u", "\ud800", "\x00", "\x85", "\ufeff", "é", "a", "=", "~",
+    ]
+)  # fmt: skip
+
+
+@given(content=st.lists(PIECES).map("".join) | st.text() | st.binary())
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_file_holds_it_is_read_or_refused_on_one_line(content: str | bytes) -> None:
+    data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        for whole in (data, data + b"\n"):
+            path.write_bytes(whole)
+            for read in (files.read_json, files.read_yaml, files.read_tensors, files.read_rows):
+                try:
+                    read(path, bd.TableError, "table")  # type: ignore[operator]
+                except bd.TableError as error:
+                    assert str(error).isprintable() and 0 < len(str(error)) <= 2000
+
+
+@given(text=st.text(st.characters(), max_size=4000))
+def test_a_message_is_one_printable_line(text: str) -> None:
+    message = str(bd.BCNetError(text))
+    assert message.isprintable() and len(message) <= 12 * 2000
+    if text.isprintable() and len(text) <= 2000:
+        assert message == text

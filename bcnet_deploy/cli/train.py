@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy import files
 from bcnet_deploy.cli.choices import recipes
 from bcnet_deploy.cli.common import console, emit, json_option, progress, quiet_option, run_dir_option
-from bcnet_deploy.errors import ConfigError, MissingStepError
+from bcnet_deploy.errors import ConfigError, MissingStepError, UsageError
 from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
 from bcnet_deploy.units import parse_size
 
@@ -77,8 +78,6 @@ def settings(recipe: str | None, data: str, changes: tuple[str, ...]) -> TrainCo
     Raises:
         ConfigError: the recipe or a change is not allowed.
     """
-    import yaml
-
     from bcnet_deploy.train.config import TrainConfig
 
     if recipe is None:
@@ -90,7 +89,7 @@ def settings(recipe: str | None, data: str, changes: tuple[str, ...]) -> TrainCo
         key, sign, text = change.partition("=")
         if not sign:
             raise ConfigError(f"--set {change!r}; allowed: KEY=VALUE, for example --set epochs=10")
-        values[key.strip()] = yaml.safe_load(text)
+        values[key.strip()] = files.parse_yaml(text, UsageError, f"--set {key.strip()}")
     return config.replace(**values)
 
 

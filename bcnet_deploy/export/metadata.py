@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import ExportError
 
 if TYPE_CHECKING:
@@ -108,10 +109,9 @@ def read(source: onnx.ModelProto | Mapping[str, str]) -> ModelMetadata:
     data = {}
     for key, value in entries.items():
         if key.startswith(PREFIX):
-            try:
-                data[key.removeprefix(PREFIX)] = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ExportError(f"metadata {key!r} of the network is not JSON: {error}") from error
+            data[key.removeprefix(PREFIX)] = files.parse_json(
+                value, ExportError, f"metadata {key!r} of the network"
+            )
     return ModelMetadata.from_dict(data)
 
 

@@ -67,7 +67,7 @@ def from_csv(path: str | Path) -> LatencyTable:
     if not lines or not lines[0].startswith(_MARK):
         raise TableError(f"{path}, line 1: a CSV table begins with '{_MARK}' and its device as JSON")
     try:
-        head = json.loads(lines[0][len(_MARK) :])
+        head = files.parse_json(lines[0][len(_MARK) :], TableError, f"the first line of {path}")
         granularity = Granularity(*(int(value) for value in head["granularity"]))
         device, source = str(head["device"]), str(head["source"])
         precision, batch, provenance = str(head["precision"]), int(head["batch"]), dict(head["provenance"])

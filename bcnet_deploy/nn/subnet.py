@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bcnet_deploy import files
@@ -55,8 +53,7 @@ def save_subnet(
     row = space.check(widths)[0]
     ref = model_ref.to_dict() if isinstance(model_ref, ModelRef) else dict(model_ref)
     folder = Path(directory)
-    with files.replacing(folder / WEIGHTS) as temporary:
-        save_file(own_tensors(subnet), str(temporary))
+    files.write_tensors(folder / WEIGHTS, own_tensors(subnet))
     files.write_yaml(
         folder / DESCRIPTION,
         {
@@ -106,10 +103,7 @@ def load_subnet(directory: str | Path, model: nn.Module | None = None) -> tuple[
         )
     if set(by_name) != {variable.name for variable in space.variables}:
         raise CheckpointError(f"{folder / DESCRIPTION} does not name the width variables of {ref.name}")
-    try:
-        tensors = load_file(str(folder / WEIGHTS))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {folder / WEIGHTS}: {error}") from error
+    tensors, _ = files.read_tensors(folder / WEIGHTS, CheckpointError, "weights of a sub-network")
     subnet = space.extract(model, [by_name[variable.name] for variable in space.variables])
     load_tensors(subnet, tensors, str(folder / WEIGHTS))
     return subnet, info

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
@@ -33,25 +31,17 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], state: dict[st
     """
     header = {"format": str(FORMAT), "state": json.dumps(state, allow_nan=False)}
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    with files.replacing(path) as temporary:
-        save_file(plain, str(temporary), metadata=header)
+    files.write_tensors(path, plain, header)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, state) of a checkpoint. Raises :class:`CheckpointError` if it is missing or damaged."""
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header.get("format") != str(FORMAT):
-            raise CheckpointError(
-                f"checkpoint {path} has format {header.get('format')!r}, this version reads {FORMAT}"
-            )
-        return tensors, json.loads(header["state"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {error}; remove it to start anew") from error
+    tensors, header = files.read_tensors(path, CheckpointError, "checkpoint")
+    if header.get("format") != str(FORMAT):
+        raise CheckpointError(
+            f"checkpoint {path} has format {header.get('format')!r}, this version reads {FORMAT}"
+        )
+    return tensors, files.parse_json(header.get("state", ""), CheckpointError, f"checkpoint {path}")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

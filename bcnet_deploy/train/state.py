@@ -95,7 +95,15 @@ class TrainState:
         Raises:
             CheckpointError: it is damaged, or of another network, space or settings.
         """
-        tensors, state = load_checkpoint(self.path)
+        try:
+            self._restore(*load_checkpoint(self.path))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.path} is not as training writes it ({type(error).__name__}: {error}); "
+                "restore a copy, or start anew with --fresh"
+            ) from error
+
+    def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         self._check(state)
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():

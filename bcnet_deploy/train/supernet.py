@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bcnet_deploy import files
@@ -199,9 +197,10 @@ def load_supernet(run_dir: RunDir | str | Path, supernet: Supernet | None = None
         model = build_model(ref.name, num_classes=ref.num_classes)
         supernet = Supernet(model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level))
     run.require_supernet_of(supernet.space)
+    tensors, _ = files.read_tensors(run.train / WEIGHTS, CheckpointError, "supernet")
     try:
-        supernet.load_state_dict(load_file(str(run.train / WEIGHTS)))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        supernet.load_state_dict(tensors)
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"cannot load {run.train / WEIGHTS}: {reason}; train again") from error
     return supernet
@@ -243,8 +242,7 @@ def _save(
     result: SupernetResult,
 ) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
-    with files.replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, str(temporary))
+    files.write_tensors(folder / WEIGHTS, tensors)
     description = {
         "format": SUPERNET_FORMAT, "space": supernet.space.fingerprint,
         "model": supernet.space.model_name, "input_size": list(supernet.space.input_size),
