@@ -37,7 +37,7 @@ def test_a_file_of_another_tool_has_the_defaults() -> None:
 
 
 def test_damaged_and_newer_metadata_are_refused() -> None:
-    with pytest.raises(ExportError, match=r"'bcnet.widths'.*not JSON"):
+    with pytest.raises(ExportError, match=r"'bcnet.widths'.*not valid JSON"):
         read({"bcnet.widths": "{"})
     with pytest.raises(ExportError, match="format 99"):
         read({"bcnet.format": "99"})
