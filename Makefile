@@ -1,11 +1,11 @@
-# make demo: everything on the embedded data, this CPU.   make test: lint, types, tests.
+# make demo: everything on the embedded data, this CPU.   make test: lint, types, tests.   make docs: the site, in build/site.
 # A second call of either installs nothing unless the requirements changed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bcnet-deploy run
@@ -17,6 +17,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel
