@@ -14,7 +14,7 @@ import bcnet_deploy as bd
 
 PACKAGE = Path(bd.__file__).parent
 
-BASE = {"errors", "units", "files", "rundir", "resources", "registry", "validation", ""}
+BASE = {"errors", "units", "files", "rundir", "resources", "registry", "validation", "references", ""}
 SPACE = BASE | {"space", "lut", "devices", "searched", "stale"}
 NN = SPACE | {"nn", "models"}
 # What each part may import besides itself. "" is the package's own __init__, which is lazy.
@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "rundir": BASE,
     "resources": BASE,
     "registry": BASE,
+    "references": BASE,
     "validation": BASE,
     "searched": BASE | {"space"},
     "stale": BASE | {"searched"},
@@ -52,6 +53,7 @@ WITHOUT_TORCH = {
     "files",
     "rundir",
     "registry",
+    "references",
     "validation",
     "resources",
     "searched",

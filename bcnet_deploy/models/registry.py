@@ -11,6 +11,7 @@ from torch import nn
 
 from bcnet_deploy.errors import ModelError, UnknownModelError, nearest
 from bcnet_deploy.models import channel_bench, checkpoints, cifar, demo, user, zoo
+from bcnet_deploy.references import is_reference
 
 PRETRAINED = "pretrained"
 
@@ -76,7 +77,7 @@ def default_num_classes(name: str) -> int:
         UnknownModelError: no such model.
         ModelError: the user's function cannot be imported, or fails.
     """
-    return user.default_num_classes(name) if user.is_reference(name) else _entry(name).num_classes
+    return user.default_num_classes(name) if is_reference(name) else _entry(name).num_classes
 
 
 def default_input_size(name: str) -> tuple[int, int, int]:
@@ -88,7 +89,7 @@ def default_input_size(name: str) -> tuple[int, int, int]:
     Raises:
         UnknownModelError: no such model.
     """
-    return (3, 224, 224) if user.is_reference(name) else _entry(name).input_size
+    return (3, 224, 224) if is_reference(name) else _entry(name).input_size
 
 
 def build_model(
@@ -121,7 +122,7 @@ def build_model(
         raise ModelError(f"a model's name is a string; given: {type(name).__name__}")
     if num_classes is not None and (isinstance(num_classes, bool) or int(num_classes) < 1):
         raise ModelError(f"num_classes is a positive integer; given: {num_classes!r}")
-    if user.is_reference(name):
+    if is_reference(name):
         model = user.build(name, num_classes)
     else:
         entry = _entry(name)

@@ -1,0 +1,116 @@
+"""What users name in code of their own: ``package.module:function`` or ``file.py:function``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bcnet_deploy.errors import BCNetError, nearest
+
+
+def is_reference(name: str) -> bool:
+    """Whether ``name`` is meant as a reference: it has a colon."""
+    return ":" in name
+
+
+def find(
+    reference: str, what: str, error: type[BCNetError], missing: type[BCNetError] | None = None
+) -> Callable[..., Any]:
+    """The function (or class) that ``reference`` names.
+
+    A module must be importable from the current folder or installed. A file is run once, with its own folder
+    importable while it runs.
+
+    Args:
+        reference: ``package.module:function`` or ``path/file.py:function``.
+        what: it stands for, in messages: ``model``.
+        error: raised when the module or file cannot be run.
+        missing: raised when there is none, or no such function in it; default: ``error``.
+    """
+    missing = missing or error
+    place, _, name = reference.rpartition(":")
+    if not place or not all(part.isidentifier() for part in name.split(".")):
+        raise missing(f"{reference!r} is not of the form 'package.module:function' or 'file.py:function'")
+    module = _module(place, f"the {what} {reference!r}", error, missing)
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise missing(f"module {place!r} has no function {name!r}{nearest(name, names)}")
+    return found
+
+
+def call(function: Callable[..., Any], what: str, error: type[BCNetError], **arguments: Any) -> Any:
+    """``function(**arguments)``; ``error`` naming ``what`` when the user's code fails."""
+    try:
+        return function(**arguments)
+    except BCNetError:
+        raise
+    except (Exception, SystemExit) as cause:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise error(f"{what}({given}) failed: {type(cause).__name__}: {cause}") from cause
+
+
+def _module(place: str, purpose: str, error: type[BCNetError], missing: type[BCNetError]) -> ModuleType:
+    try:
+        if place.endswith(".py"):
+            path = Path(place).expanduser()
+            if not path.is_file():
+                raise missing(f"no file {place!r} for {purpose} (looked from {os.getcwd()})")
+            return _run(path.resolve())
+        # A console script does not look into the current folder, where a user's own net.py usually is.
+        with _importable(Path.cwd()):
+            return importlib.import_module(place)
+    except BCNetError:
+        raise
+    except ModuleNotFoundError as cause:
+        if cause.name is not None and (place == cause.name or place.startswith(f"{cause.name}.")):
+            raise missing(
+                f"no Python module {cause.name!r} for {purpose}; it must be importable "
+                f"from {os.getcwd()} or installed"
+            ) from cause
+        raise error(f"importing {place!r} for {purpose} failed: {cause}") from cause
+    except (Exception, SystemExit) as cause:
+        raise error(f"importing {place!r} for {purpose} failed: {type(cause).__name__}: {cause}") from cause
+
+
+def _run(path: Path) -> ModuleType:
+    """The module of a file; run again when the file has changed since."""
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    stamp = path.stat().st_mtime_ns
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__bcnet_stamp__", None) == stamp:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    module.__dict__["__bcnet_stamp__"] = stamp
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    added = str(folder) not in sys.path and not (folder == Path.cwd() and "" in sys.path)
+    if added:
+        sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if added and str(folder) in sys.path:
+            sys.path.remove(str(folder))
