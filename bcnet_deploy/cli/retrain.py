@@ -134,7 +134,7 @@ def command(
     with display:
         result = retrain(
             model, space, widths, splits, config, run_dir.retrained(network), model_ref=ref,
-            inherited=supernet if inherit else None, teacher=teacher, device=device, fresh=fresh,
+            initial=supernet if inherit else None, teacher=teacher, device=device, fresh=fresh,
             seed=run.seed if seed is None else seed, progress=advance,
         )  # fmt: skip
     if os.environ.get("RANK", "0") != "0":

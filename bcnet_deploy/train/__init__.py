@@ -3,6 +3,7 @@
 from bcnet_deploy.resources import recipe_names
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
+from bcnet_deploy.train.pruned import open_pruned_evaluator
 from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
 from bcnet_deploy.train.samplers import SAMPLERS, Slice, WidthGrid, WidthSampler, make_sampler
 from bcnet_deploy.train.supernet import SupernetResult, load_supernet, open_evaluator, train_supernet
@@ -23,6 +24,7 @@ __all__ = [
     "load_supernet",
     "make_sampler",
     "open_evaluator",
+    "open_pruned_evaluator",
     "recipe_names",
     "retrain",
     "train_supernet",

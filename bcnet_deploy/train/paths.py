@@ -25,7 +25,8 @@ class PathRunner:
         config: accumulation, smoothing, temperature and precision.
         device: of network and images.
         scaler: of fp16 losses; disabled otherwise.
-        teacher: network in evaluation mode whose outputs half of a plain network's loss follows.
+        teacher: network in evaluation mode, whose outputs half of each loss follows; a step's pupils follow
+            it alone, in place of the step's widest path.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class PathRunner:
         label_parts = labels.chunk(self.config.accumulation)
         paths: tuple[Slice | None, ...] = drawn if drawn is not None else (None,)
         taught: dict[int, list[torch.Tensor]] = {}
+        guides = [self._guide(x) for x in image_parts]
         losses = []
+        temperature = self.config.temperature
         for index, path in enumerate(paths):
             if path is not None and self.supernet is not None:
                 self.supernet.set_active(path.widths, path.side)
@@ -62,21 +65,24 @@ class PathRunner:
                     loss = smoothed
                     if path is not None and path.role == "teacher":
                         taught.setdefault(index, []).append(logits.detach())
-                    elif path is not None and path.role == "pupil":
-                        loss = soft_cross_entropy(logits, taught[path.teacher_index][part])
-                    elif self.teacher is not None:
-                        loss = 0.5 * smoothed + 0.5 * self._towards_teacher(logits, x)
+                    guide = guides[part]
+                    if path is not None and path.role == "pupil":
+                        to = taught[path.teacher_index][part] if guide is None else guide
+                        loss = soft_cross_entropy(logits, to, 1.0 if guide is None else temperature)
+                    elif guide is not None:
+                        loss = 0.5 * smoothed + 0.5 * soft_cross_entropy(logits, guide, temperature)
                     weight = share * (path.weight if path is not None else 1.0)
                     self.scaler.scale(loss * weight).backward()
                 parts.append(smoothed.detach() * share)
             losses.append(torch.stack(parts).sum())
         return torch.stack(losses)
 
-    def _towards_teacher(self, logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        assert self.teacher is not None
+    def _guide(self, images: torch.Tensor) -> torch.Tensor | None:
+        """What the teacher network says: once for all the paths of a step."""
+        if self.teacher is None:
+            return None
         with torch.no_grad(), self._autocast():
-            guide = self.teacher(images)
-        return soft_cross_entropy(logits, guide, self.config.temperature)
+            return self.teacher(images).float()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.amp == "off":

@@ -15,14 +15,15 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.data import DataSplits, PlainBatches
-from bcnet_deploy.errors import CheckpointError
+from bcnet_deploy.errors import CheckpointError, WidthError
 from bcnet_deploy.nn import Supernet, recalibrate, save_subnet
 from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.space.slicing import extract, stored_units
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
-from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader
+from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import Progress, Trainer
 
 RESULT = "result.json"
@@ -37,7 +38,7 @@ class RetrainResult:
         test_top1, test_loss: percent and cross-entropy on the test images, looked at once; None where the
             data has no test split.
         val_top1: percent on the held-out images.
-        inherited: whether training started from the supernet's weights.
+        inherited: whether training started from trained weights.
     """
 
     widths: tuple[int, ...]
@@ -62,7 +63,7 @@ def retrain(
     folder: Path,
     *,
     model_ref: ModelRef | dict[str, Any],
-    inherited: Supernet | None = None,
+    initial: nn.Module | None = None,
     teacher: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | None = None,
@@ -78,30 +79,34 @@ def retrain(
         config: settings; those of supernets are ignored.
         folder: gets ``weights.safetensors``, ``subnet.yaml``, ``curves.jsonl``, ``result.json``.
         model_ref: how to build the full model again, for ``subnet.yaml``.
-        inherited: start from this supernet's left slice; default: newly drawn weights.
-        teacher: network whose outputs half of the loss follows (knowledge distillation).
+        initial: start from the left slice of this network of the space: a trained one in order of
+            importance, a supernet, or a network that is already narrower; default: newly drawn weights.
+        teacher: trained network whose outputs half of the loss follows (knowledge distillation).
         seed: of initial weights, order and crops.
         device: default: the GPU where there is one.
         fresh: start anew even where there is a checkpoint or result.
         progress: told the share done and a note.
 
     Raises:
-        WidthError: the widths are not in the space.
+        WidthError: the widths are not in the space, or ``initial`` is narrower than they are.
         TrainingError, CheckpointError, DataError: see :class:`Trainer`.
     """
     device = device or pick_device()
     check_fit(splits, space)
     row = space.check(widths)[0]
     identity = {
-        "space": space.fingerprint, "widths": row.tolist(), "inherited": inherited is not None,
-        "teacher": teacher is not None, "seed": seed, "data": splits.name,
+        "space": space.fingerprint, "widths": row.tolist(), "seed": seed, "data": splits.name,
+        "initial": None if initial is None else weights_digest(initial),
+        "teacher": None if teacher is None else weights_digest(teacher),
     }  # fmt: skip
     digest = _digest(identity, config)
     if not fresh and (finished := _finished(folder, digest)) is not None:
         return finished
-    network = inherited.extract(row) if inherited is not None else space.extract(model, row)
-    if inherited is None:
+    if initial is None:
+        network = space.extract(model, row)
         reinitialise(network, torch.Generator().manual_seed(seed))
+    else:
+        network = slice_of(initial, space, row)
     if teacher is not None:
         teacher = teacher.to(device).eval()
     val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=config.channels_last)
@@ -131,7 +136,7 @@ def retrain(
             result = RetrainResult(
                 tuple(row.tolist()), int(space.macs(row)[0]), int(space.params(row)[0]), val_top1, *test,
                 outcome.steps, round(outcome.seconds, 2), round(outcome.images_per_second, 1),
-                inherited is not None,
+                initial is not None,
             )  # fmt: skip
             if ranks.first:
                 extra = {
@@ -145,6 +150,25 @@ def retrain(
                 )
         ranks.barrier()
     return result
+
+
+def slice_of(source: nn.Module, space: WidthSpace, widths: npt.ArrayLike) -> nn.Module:
+    """The left slice of a network of the space, of any widths at least these, as a plain network.
+
+    Raises:
+        WidthError: the widths are not in the space, or the network is narrower than they are.
+        CheckpointError: the network is not of this space.
+    """
+    if isinstance(source, Supernet):
+        return source.extract(widths)
+    units, stored = space.units(widths)[0], stored_units(space.plan, source)
+    for variable, wanted, held in zip(space.variables, units, stored, strict=True):
+        if wanted > held:
+            raise WidthError(
+                f"{variable.name} shall have {wanted * variable.step} channels; the network to start from "
+                f"has {held * variable.step}; start from a wider one"
+            )
+    return extract(space.plan, source, units.tolist(), stored=stored)
 
 
 def reinitialise(network: nn.Module, generator: torch.Generator) -> None:

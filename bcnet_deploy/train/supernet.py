@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -55,6 +56,7 @@ def train_supernet(
     folder: Path,
     *,
     sampler: SamplerSource | None = None,
+    teacher: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | None = None,
     fresh: bool = False,
@@ -68,6 +70,8 @@ def train_supernet(
         config: settings.
         folder: gets checkpoint, ``records.jsonl``, ``curves.jsonl``, and at the end the weights.
         sampler: a rule as an object, in place of ``config.rule``.
+        teacher: a trained network, frozen, whose outputs half of each path's loss follows, and all of a
+            pupil's: the original that the supernet's weights come from.
         seed: of widths, order and crops.
         device: default: the GPU where there is one.
         fresh: start anew even where there is a checkpoint.
@@ -86,7 +90,11 @@ def train_supernet(
         held_out = _HeldOut(supernet, splits, config, device, ranks, rule.sides)
         trainer = Trainer(
             supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=rule,
-            identity={"space": space.fingerprint, "min_level": space.min_level, "levels": space.levels},
+            identity={
+                "space": space.fingerprint, "min_level": space.min_level, "levels": space.levels,
+                **({"teacher": weights_digest(teacher)} if teacher is not None else {}),
+            },
+            teacher=None if teacher is None else teacher.to(device).eval(),
             seed=seed, ranks=ranks, evaluate=held_out, progress=progress, resume=not fresh,
         )  # fmt: skip
         if fresh and ranks.first:
@@ -131,6 +139,15 @@ class _HeldOut:
         top1 = self._open()(np.stack(list(self._points.values()))).tolist()
         self.top1 = dict(zip(self._points, top1, strict=True))
         return {f"val_top1_{name}": value for name, value in self.top1.items()}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Identifies the values of a model's tensors: training never goes on from a checkpoint of other ones."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_fit(splits: DataSplits, space: WidthSpace) -> None:

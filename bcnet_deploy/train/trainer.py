@@ -62,7 +62,7 @@ class Trainer:
         sampler: which slices to run.
         identity: what a checkpoint must be of (space fingerprint, widths); JSON-able.
         seed: of dropout and the like; loader and sampler have their own.
-        teacher: network in evaluation mode whose outputs half of a plain network's loss follows.
+        teacher: network in evaluation mode whose outputs half of the loss follows, see :class:`PathRunner`.
         evaluate: called with the network every ``evaluate_every`` epochs, on all ranks alike (the others
             would wait for the first one anyway); the first rank's figures join the curves.
         resume: False starts anew even where there is a checkpoint, which :meth:`run` removes first.

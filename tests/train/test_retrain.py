@@ -99,7 +99,7 @@ def test_inherited_weights_start_from_the_left_slice(tmp_path: Path) -> None:
     supernet = make_supernet(min_level=1)
     config = settings(epochs=1, learning_rate=1e-9, weight_decay=0.0)
     retrain(
-        tiny(), supernet.space, [4, 6], splits(), config, tmp_path, model_ref=REF, inherited=supernet,
+        tiny(), supernet.space, [4, 6], splits(), config, tmp_path, model_ref=REF, initial=supernet,
         teacher=supernet.extract([8, 12]), device=torch.device("cpu"),
     )  # fmt: skip
     net, _ = load_subnet(tmp_path, tiny())
