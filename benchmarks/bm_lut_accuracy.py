@@ -30,13 +30,12 @@ import numpy.typing as npt
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.devices import DeviceProfile, load_device
-from bcnet_deploy.lut.machine import describe_machine
-from bcnet_deploy.profiler.assemble import validate
-from bcnet_deploy.profiler.device import profile_device
-from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.fitting import validate
+from bcnet_deploy.profiler.layer_map import LayerMap
 from bcnet_deploy.profiler.measure import measure_plain
 from bcnet_deploy.profiler.narrow import NetworkMaker
-from bcnet_deploy.profiler.runners import make_runner_of
+from bcnet_deploy.profiler.profiling import make_runner_of, profile_device
+from bcnet_deploy.runtime.machine import describe_machine
 
 SEED = 20260
 _JUDGED = 0.05  # noise floors above say more of the machine than of a table
@@ -130,7 +129,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "measure_s": round(time.perf_counter() - start, 1),
-        "machine": describe_machine(device.runtime),
+        "machine": describe_machine(device.run_by()),
         "latency_ms": {
             "min": rounds.min(),
             "mean": float(np.median(rounds, axis=1).mean()),

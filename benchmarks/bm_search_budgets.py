@@ -10,11 +10,11 @@ import numpy as np
 
 import bcnet_deploy as bd
 from bcnet_deploy.devices import load_device
-from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.models import default_input_size
 from bcnet_deploy.profiler.measure import measure_plain
 from bcnet_deploy.profiler.narrow import NetworkMaker
-from bcnet_deploy.profiler.runners import make_runner_of
+from bcnet_deploy.profiler.profiling import make_runner_of
+from bcnet_deploy.runtime.machine import describe_machine
 from bcnet_deploy.search import BudgetInfeasibleError
 
 CONFIDENCE = 0.95
@@ -68,7 +68,7 @@ def measure_results(
     ]  # fmt: skip
     return {
         "table": {"full_ms": full, "least_budget_ms": least, **table.network.accuracy},
-        "machine": describe_machine(device.runtime), "threads": device.threads, "confidence": CONFIDENCE,
+        "machine": describe_machine(device.run_by()), "threads": device.threads, "confidence": CONFIDENCE,
         "results": count, "rounds": rounds, "runs": RUNS,
         "predicted_within": float(np.mean([row["bound_ms"] <= row["budget_ms"] for row in rows])),
         "measured_within": float(np.mean(measured <= budgets)),

@@ -22,7 +22,7 @@ from torch import nn
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
-from bcnet_deploy.lut.machine import describe_machine
+from bcnet_deploy.runtime.machine import describe_machine
 
 
 def one_pass(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> float:
@@ -93,7 +93,7 @@ def main() -> None:
         print({key: value for key, value in result.items() if key != "rounds"}, flush=True)
         if arguments.out:
             about = {
-                "machine": describe_machine("torch"),
+                "machine": describe_machine(),
                 "torch": torch.__version__,
                 "threads": arguments.threads,
             }

@@ -30,7 +30,7 @@ import torch
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages
-from bcnet_deploy.lut.machine import describe_machine
+from bcnet_deploy.runtime.machine import describe_machine
 from bcnet_deploy.train import TrainConfig, Trainer, WidthGrid
 from bcnet_deploy.train.checkpoint import load_checkpoint
 from bcnet_deploy.train.samplers import Step, WidthSampler, both_sides
@@ -119,7 +119,7 @@ def measure_step(rounds: int, only: list[int]) -> None:
         )  # fmt: skip
         print(rows[-1], flush=True)
     about = {
-        "machine": describe_machine("torch"), "threads": torch.get_num_threads(), "torch": torch.__version__
+        "machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__
     }  # fmt: skip
     measured = [(row["model"], row["batch_size"]) for row in rows]
     kept = [row for row in former if (row["model"], row["batch_size"]) not in measured]

@@ -15,7 +15,7 @@ import bcnet_deploy as bd
 PACKAGE = Path(bd.__file__).parent
 
 BASE = {"errors", "units", "files", "rundir", "resources", "registry", "validation", "references", ""}
-SPACE = BASE | {"space", "lut", "devices", "searched", "stale"}
+SPACE = BASE | {"space", "lut", "devices", "runtime", "searched", "stale"}
 NN = SPACE | {"nn", "models"}
 # What each part may import besides itself. "" is the package's own __init__, which is lazy.
 ALLOWED: dict[str, set[str]] = {
@@ -30,18 +30,19 @@ ALLOWED: dict[str, set[str]] = {
     "searched": BASE | {"space"},
     "stale": BASE | {"searched"},
     "space": BASE,
-    "devices": BASE,
-    "lut": BASE | {"space", "devices"},
+    "devices": BASE | {"runtime"},
+    "lut": BASE | {"space", "devices", "runtime"},
     "models": BASE,
     "nn": NN,
     "data": BASE | {"models"},
     "importance": BASE | {"space"},
     "train": NN | {"data", "importance"},
     "export": NN | {"data", "train", "runtime"},
-    "runtime": SPACE,
+    "runtime": BASE,
     "profiler": NN | {"runtime", "export"},
     "search": SPACE,
     "bench": NN | {"data", "runtime", "profiler", "export"},
+    "testing": SPACE,
     "report": SPACE,
 }
 # Parts that sit above the others: the command line and what it puts together.
@@ -61,6 +62,7 @@ WITHOUT_TORCH = {
     "space",
     "lut",
     "devices",
+    "runtime",
     "search",
     "cli",
 }

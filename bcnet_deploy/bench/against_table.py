@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bcnet_deploy.bench.places import Place, Subject
 from bcnet_deploy.bench.result import LayerTime, Prediction
-from bcnet_deploy.bench.runtimes import CPU, CUDA, TRT, Make, Subject
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import MissingEntryError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.profiler.measure import faster_half, without_stamps
 from bcnet_deploy.runtime.base import NodeTime
 from bcnet_deploy.runtime.layer_names import module_times
-from bcnet_deploy.runtime.trt import TrtRunner
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
@@ -45,7 +44,7 @@ def predict(table: LatencyTable | None, subject: Subject, name: str, notes: list
 def departures(
     table: LatencyTable | None,
     subject: Subject,
-    runtime: str,
+    place: Place,
     device: DeviceProfile,
     threads: int,
     machine: Mapping[str, Any],
@@ -55,31 +54,32 @@ def departures(
     Runtime, GPU, threads, precision, batch, and the machine that the table was measured on.
     """
     found = []
-    wanted = TRT if device.runtime == "tensorrt" else CPU if device.kind == "cpu" else CUDA
-    here = machine.get("gpu")
-    if runtime != wanted:
-        found.append(f"{runtime} of this machine, not {device.name}'s {wanted}")
-    elif device.kind == "gpu" and here is not None and not device.matches_gpu(here):
-        found.append(f"the GPU is {here}, not {device.name}")
+    wanted = device.run_by().place(device.kind)
+    here = place.runtime.device_name(device.kind)
+    if place.name != wanted:
+        found.append(f"{place.name} of this machine, not {device.name}'s {wanted}")
+    elif here is not None and not device.matches(here):
+        found.append(f"the {device.kind.upper()} is {here}, not {device.name}")
     usual = device.threads if table is None else table.provenance.get("threads") or device.threads
-    if device.kind == "cpu" and runtime == CPU and threads != (usual or threads):
+    if device.kind == "cpu" and place.device.kind == "cpu" and threads != (usual or threads):
         found.append(f"{threads} thread(s), not {usual}")
     if table is not None:
-        batch = subject.batch or 1
+        batch, precision = subject.batch or 1, place.precision(subject)
         if table.device != device.name:
             found.append(f"the table is of {table.device}, not {device.name}")
-        if table.precision != subject.metadata.precision:
-            found.append(f"{subject.metadata.precision}, the table {table.precision}")
+        if table.precision != precision:
+            found.append(f"{precision}, the table {table.precision}")
         if table.batch != batch:
             found.append(f"batch {batch}, the table {table.batch}")
         made_on = table.provenance.get("cpu_model")
-        if wanted == CPU and not table.estimated and made_on not in (None, machine.get("cpu_model")):
+        if device.kind == "cpu" and not table.estimated and made_on not in (None, machine.get("cpu_model")):
             found.append(f"CPU {machine.get('cpu_model')}, the table's {made_on}")
     return "; ".join(found)
 
 
 def layer_times(
-    make: Make,
+    place: Place,
+    name: str,
     subject: Subject,
     table: LatencyTable | None,
     space: WidthSpace | None,
@@ -89,16 +89,13 @@ def layer_times(
     seed: int,
 ) -> tuple[LayerTime, ...]:
     """By the table's layers where ``space`` is of the network, else by module; predicted by ``table``."""
-    with make(True, subject.data) as runner:
+    with place.runner(name, subject.data, profiling=True) as runner:
         feeds = runner.random_feeds(np.random.default_rng(seed))
         nodes = runner.node_times(feeds, runs=runs, warmup=warmup)
-        described = runner.metadata() if isinstance(runner, TrtRunner) else {}
     node_us = float(table.provenance.get("node_overhead_us", 0.0)) if table is not None else 0.0
     by_layer = _table_layers(nodes, subject, space, node_us) if space is not None else None
     if by_layer is None:
-        return tuple(
-            LayerTime(name, value) for name, value in module_times(nodes, subject.nodes, described).items()
-        )
+        return tuple(LayerTime(name, value) for name, value in module_times(nodes, subject.nodes).items())
     predicted: dict[str, float] = {}
     vector = _vector(table, subject) if table is not None else None
     if table is not None and vector is not None:
@@ -117,7 +114,7 @@ def _table_layers(
     import onnx
 
     from bcnet_deploy.lut.layers import layers_of
-    from bcnet_deploy.profiler.mapping import LayerMap
+    from bcnet_deploy.profiler.layer_map import LayerMap
 
     if subject.metadata.fingerprint and subject.metadata.fingerprint != space.fingerprint:
         return None

@@ -3,7 +3,7 @@
 In each round every network runs once on every runtime, in an order that rotates; between two, the
 session and its threads are gone (the probe's sleeps). So no network has a warmer machine than another,
 and the spread over rounds holds what sessions differ by. What was measured in a slow spell of the
-machine is measured again (:mod:`bcnet_deploy.profiler.pace`). Timing excludes copies and set-up (see
+machine is measured again (:mod:`bcnet_deploy.runtime.pace`). Timing excludes copies and set-up (see
 ``runtime.base``).
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bcnet_deploy.bench.against_table import departures, layer_times, predict
+from bcnet_deploy.bench.places import Place, Subject, open_subject, places_here
 from bcnet_deploy.bench.result import (
     BenchResult,
     LayerTime,
@@ -26,20 +27,17 @@ from bcnet_deploy.bench.result import (
     RuntimeResult,
     Throughput,
 )
-from bcnet_deploy.bench.runtimes import CPU, Make, Subject, open_subject, runtimes
 from bcnet_deploy.bench.stats import summarise
 from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.graph import with_batch
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.lut.machine import describe_machine
 from bcnet_deploy.profiler.measure import low
-from bcnet_deploy.profiler.pace import FAST, STEADY, Pace
-from bcnet_deploy.runtime.base import Runner
-from bcnet_deploy.runtime.ort import OrtRunner, check_threads
-from bcnet_deploy.runtime.trt import TrtRunner
-from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+from bcnet_deploy.runtime.base import Floats, Runner
+from bcnet_deploy.runtime.machine import describe_machine
+from bcnet_deploy.runtime.ort import check_threads
+from bcnet_deploy.runtime.pace import FAST, STEADY, Pace
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
@@ -57,6 +55,7 @@ class BenchSettings:
         threads: of the CPU runtime; None: the device profile's, or 1.
         batches: batch sizes of the throughput; empty: none.
         layers: profile by layer too.
+        runtimes: names of those to measure on; None: all that are here.
         patience_s: seconds to wait in all until a machine in a slow spell recovers.
         seed: of the inputs and of the split halves.
     """
@@ -67,6 +66,7 @@ class BenchSettings:
     threads: int | None = None
     batches: tuple[int, ...] = (1, 4, 16)
     layers: bool = True
+    runtimes: tuple[str, ...] | None = None
     patience_s: float = 30.0
     seed: int = 0
 
@@ -99,14 +99,14 @@ def bench(
         settings: how often, how long.
         table: predicts each network whose file names its widths; of whole networks and by layer.
         space: the full model's width space; with it, layers are the table's own, else modules.
-        engines: TensorRT engines by the same names, measured where their GPU is.
+        engines: engine files of the device's runtime by the same names, for a runtime that needs them.
         reference: the ONNX network by which the table knows this machine's speed (``reference_ms``). Given,
             a machine slower than when the table was made is waited for; else one slower than at its best.
         progress: told the share done and a note.
 
     Raises:
         ExportError: a file is missing or no ONNX file.
-        EngineError: a runtime refuses a network, or a setting is out of range.
+        EngineError: a runtime refuses a network, none is here, or a setting is out of range.
     """
     if not networks:
         raise ExportError("there is no network to measure; export one with 'bcnet-deploy export'")
@@ -114,102 +114,47 @@ def bench(
     profile = load_device(device) if isinstance(device, str) else device
     threads = check_threads(profile.threads or 1 if settings.threads is None else settings.threads)
     subjects = {name: open_subject(Path(path)) for name, path in networks.items()}
-    factories, absent = runtimes(subjects, engines or {}, threads)
-    rng = np.random.default_rng(settings.seed)
-    tell = progress or (lambda done, note: None)
-    pairs = [(name, runtime) for runtime in factories for name in factories[runtime]]
-    steps = len(pairs) * (settings.rounds + settings.layers + len(settings.batches))
-    done = 0
-
-    def step(note: str) -> None:
-        nonlocal done
-        done += 1
-        tell(done / max(steps, 1), note)
-
-    machine: dict[str, Any] = {**describe_machine("onnxruntime"), "clock_mhz_before": clock_mhz()}
-    times: dict[tuple[str, str], list[Any]] = {pair: [] for pair in pairs}
-
-    def once(name: str, runtime: str) -> Any:
-        with factories[runtime][name](False, subjects[name].data) as runner:
-            feeds = runner.random_feeds(np.random.default_rng(settings.seed))
-            return runner.latencies(feeds, runs=settings.runs, warmup=settings.warmup)
-
-    probed, probed_on = pairs[0]
-    probe_data, usual_ms = subjects[probed].data, None
-    if reference is not None and probed_on == CPU and (usual_ms := _usual_ms(table, threads)) is not None:
-        probe_data = reference
-
-    def probe_runner() -> Runner:
-        if probed_on == CPU:
-            return OrtRunner(probe_data, threads=threads, threads_sleep=True)
-        return factories[probed_on][probed](False, probe_data)
-
-    with Pace(probe_runner, patience_s=settings.patience_s, usual_ms=usual_ms) as pace:
-        probes: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
-        for index in range(settings.rounds):
-            turn = index % len(pairs)
-            for pair in pairs[turn:] + pairs[:turn]:
-                times[pair].append(once(*pair))
-                probes[pair].append(pace.probe())
-                step(f"{pair[0]} on {pair[1]}, round {index + 1} of {settings.rounds}")
-        # What was measured at another speed is measured again, in the same order, while the patience lasts.
-        disturbed = [
-            (index, pair)
-            for index in range(settings.rounds)
-            for pair in pairs
-            if not pace.is_steady(probes[pair][index])
-        ]
-        for index, pair in disturbed:
-            tries = 0
-            while tries < _AGAIN and not pace.is_steady(probes[pair][index]) and pace.settle():
-                times[pair][index] = once(*pair)
-                probes[pair][index] = pace.probe()
-                tries += 1
+    places, absent = places_here(profile, threads, engines or {}, settings.runtimes)
+    pairs = [(name, place) for place in places for name in subjects if place.runs(name)]
+    if not pairs:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
+        raise EngineError(f"there is no runtime here to measure on ({reasons})")
+    steps = _Steps(progress, len(pairs) * (settings.rounds + settings.layers + len(set(settings.batches))))
+    machine: dict[str, Any] = {**describe_machine(profile.run_by()), "clock_mhz_before": clock_mhz()}
+    own = pairs[0][1].name == profile.run_by().place(profile.kind)
+    usual_ms = _usual_ms(table, threads) if reference is not None and own else None
+    rounds = _Rounds(
+        pairs, subjects, settings, reference if usual_ms is not None else None, usual_ms
+    ).measure(steps)  # fmt: skip
     machine["clock_mhz_after"] = clock_mhz()
+    machine["runtimes"] = {place.name: " ".join(place.runtime.installed() or ()) for place in places}
 
-    notes = _elsewhere(profile)
-    speed = (
-        float(np.median([ms for of_pair in probes.values() for ms in of_pair])) / usual_ms
-        if usual_ms
-        else None
-    )
-    if speed is not None and not FAST <= speed <= STEADY:
-        notes.append(
-            f"the machine took {speed:.2f} times as long as when the table was made, and did not come back "
-            "to that while this waited: predictions are of the machine as it was then"
-        )
+    notes = [*_elsewhere(profile), *rounds.notes()]
     predictions = {name: predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}
-    for name, runtime in pairs:
-        subject, make = subjects[name], factories[runtime][name]
-        stats = summarise(np.stack(times[name, runtime]), rng)
-        prediction = predictions[name]
-        departs = departures(table, subject, runtime, profile, threads, machine)
-        matches = prediction is not None and not departs
-        layers: tuple[LayerTime, ...] = ()
-        if settings.layers:
-            layers = layer_times(
-                make, subject, table if matches else None, space,
-                runs=settings.runs, warmup=settings.warmup, seed=settings.seed,
-            )  # fmt: skip
-            step(f"{name} on {runtime}, by layer")
-        throughput = []
-        for batch in sorted(set(settings.batches)):
-            found = _throughput(make, subject, batch, settings, notes, f"{name} on {runtime}")
-            if found is not None:
-                throughput.append(found)
-            step(f"{name} on {runtime}, batch {batch}")
-        error = stats.low_ms / prediction.milliseconds - 1 if prediction is not None and matches else None
-        results[name][runtime] = RuntimeResult(stats, error, layers, tuple(throughput), departs)
-    for flavour in installed_flavours():
-        machine[flavour.name] = flavour.version
+    rng = np.random.default_rng(settings.seed)
+    for name, place in pairs:
+        stats = summarise(np.stack(rounds.times[name, place.name]), rng)
+        departs = departures(table, subjects[name], place, profile, threads, machine)
+        compared = None if departs else predictions[name]
+        results[name][place.name] = RuntimeResult(
+            kind=place.device.kind,
+            precision=place.precision(subjects[name]),
+            latency=stats,
+            prediction_error=None if compared is None else stats.low_ms / compared.milliseconds - 1,
+            layers=_layers(
+                place, name, subjects[name], table if compared is not None else None, space, settings, steps
+            ),
+            throughput=_throughputs(place, name, subjects[name], settings, notes, steps),
+            departs=departs,
+        )
     return BenchResult(
         device=profile.name,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         settings={
             "rounds": settings.rounds, "runs": settings.runs, "warmup": settings.warmup, "threads": threads,
-            "batches": list(settings.batches), "seed": settings.seed, "measured_again": len(disturbed),
-            "speed": None if speed is None else round(speed, 4),
+            "batches": list(settings.batches), "seed": settings.seed, "measured_again": rounds.again,
+            "speed": None if rounds.speed is None else round(rounds.speed, 4),
             "order": "every network once a round, order rotating, session closed in between",
         },
         machine=machine,
@@ -225,15 +170,105 @@ def bench(
     )  # fmt: skip
 
 
+class _Steps:
+    """Tells how much of the whole is done."""
+
+    def __init__(self, progress: Callable[[float, str], None] | None, total: int) -> None:
+        self.progress = progress or (lambda done, note: None)
+        self.total = max(total, 1)
+        self.done = 0
+
+    def __call__(self, note: str) -> None:
+        self.done += 1
+        self.progress(self.done / self.total, note)
+
+
+@dataclass
+class _Rounds:
+    """The interleaved rounds of all networks on all runtimes.
+
+    Attributes:
+        pairs: networks and where they are run.
+        reference, usual_ms: the network that is timed in between, and its time at the speed that is wanted;
+            None: the first network, at its best.
+        times: for each network and place, the milliseconds of each round: (runs,) each.
+        again: how many measurements were disturbed and made again.
+        speed: the median time of the reference over the usual one; None without.
+    """
+
+    pairs: list[tuple[str, Place]]
+    subjects: Mapping[str, Subject]
+    settings: BenchSettings
+    reference: bytes | None
+    usual_ms: float | None
+    times: dict[tuple[str, str], list[Floats]] = field(default_factory=dict)
+    again: int = 0
+    speed: float | None = None
+
+    def measure(self, steps: _Steps) -> _Rounds:
+        """Run them. Raises :class:`EngineError`."""
+        self.times = {(name, place.name): [] for name, place in self.pairs}
+        probes: dict[tuple[str, str], list[float]] = {key: [] for key in self.times}
+        with Pace(
+            self._probe_runner, patience_s=self.settings.patience_s, usual_ms=self.usual_ms
+        ) as pace:  # fmt: skip
+            for index in range(self.settings.rounds):
+                turn = index % len(self.pairs)
+                for name, place in self.pairs[turn:] + self.pairs[:turn]:
+                    self.times[name, place.name].append(self._once(name, place))
+                    probes[name, place.name].append(pace.probe())
+                    steps(f"{name} on {place.name}, round {index + 1} of {self.settings.rounds}")
+            self._repeat_disturbed(pace, probes)
+        if self.usual_ms is not None:
+            seen = [milliseconds for of_pair in probes.values() for milliseconds in of_pair]
+            self.speed = float(np.median(seen)) / self.usual_ms
+        return self
+
+    def _repeat_disturbed(self, pace: Pace, probes: dict[tuple[str, str], list[float]]) -> None:
+        """Measure again what was measured at another speed, in the same order, while the patience lasts."""
+        disturbed = [
+            (index, name, place)
+            for index in range(self.settings.rounds)
+            for name, place in self.pairs
+            if not pace.is_steady(probes[name, place.name][index])
+        ]
+        self.again = len(disturbed)
+        for index, name, place in disturbed:
+            key = name, place.name
+            for _ in range(_AGAIN):
+                if pace.is_steady(probes[key][index]) or not pace.settle():
+                    break
+                self.times[key][index] = self._once(name, place)
+                probes[key][index] = pace.probe()
+
+    def _once(self, name: str, place: Place) -> Floats:
+        with place.runner(name, self.subjects[name].data) as runner:
+            feeds = runner.random_feeds(np.random.default_rng(self.settings.seed))
+            return runner.latencies(feeds, runs=self.settings.runs, warmup=self.settings.warmup)
+
+    def _probe_runner(self) -> Runner:
+        name, place = self.pairs[0]
+        return place.runner(name, self.reference or self.subjects[name].data, threads_sleep=True)
+
+    def notes(self) -> list[str]:
+        """What must be said of the machine's speed."""
+        if self.speed is None or FAST <= self.speed <= STEADY:
+            return []
+        return [
+            f"the machine took {self.speed:.2f} times as long as when the table was made, and did not come "
+            "back to that while this waited: predictions are of the machine as it was then"
+        ]
+
+
 def _elsewhere(device: DeviceProfile) -> list[str]:
-    """A note when the device is a GPU that is not this machine's."""
-    present = gpu()
-    if device.kind == "cpu" or (present is not None and device.matches_gpu(present[0])):
+    """A note when the device is not this machine's."""
+    found = device.run_by().device_name(device.kind)
+    if device.kind == "cpu" or (found is not None and device.matches(found)):
         return []
-    here = "no GPU" if present is None else present[0]
+    here = f"no {device.kind.upper()}" if found is None else found
     return [
-        f"{device.description} is not here ({here}): only this machine's own runtimes were measured; "
-        "run 'bcnet-deploy bench' on its host for its figures"
+        f"{device.description or device.name} is not here ({here}): only this machine's own runtimes were "
+        "measured; run 'bcnet-deploy bench' on its host for its figures"
     ]
 
 
@@ -255,24 +290,38 @@ def clock_mhz() -> float | None:
     return round(float(np.mean(values)), 1) if values else None
 
 
-def _throughput(
-    make: Make, subject: Subject, batch: int, settings: BenchSettings, notes: list[str], what: str
-) -> Throughput | None:
-    try:
-        model = with_batch(subject.data, batch)
-        with make(False, model) as runner:
-            info = runner.inputs[0]
-            if isinstance(runner, TrtRunner) and info.shape[0] not in (-1, batch):
-                notes.append(
-                    f"{what}: its engine has a fixed batch of {info.shape[0]}, {batch} was not measured"
+def _layers(
+    place: Place, name: str, subject: Subject, table: LatencyTable | None, space: WidthSpace | None,
+    settings: BenchSettings, steps: _Steps,
+) -> tuple[LayerTime, ...]:  # fmt: skip
+    if not settings.layers:
+        return ()
+    steps(f"{name} on {place.name}, by layer")
+    return layer_times(
+        place, name, subject, table, space,
+        runs=settings.runs, warmup=settings.warmup, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _throughputs(
+    place: Place, name: str, subject: Subject, settings: BenchSettings, notes: list[str], steps: _Steps
+) -> tuple[Throughput, ...]:
+    """By batch size, ascending; a note for each that the network or the runtime does not take."""
+    found = []
+    for batch in sorted(set(settings.batches)):
+        steps(f"{name} on {place.name}, batch {batch}")
+        try:
+            with place.runner(name, with_batch(subject.data, batch)) as runner:
+                info = runner.inputs[0]
+                if info.shape[0] not in (-1, batch):
+                    raise EngineError(f"its engine has a fixed batch of {info.shape[0]}")
+                image = np.random.default_rng(settings.seed).standard_normal((batch, *info.shape[1:]))
+                times = runner.latencies(
+                    {info.name: image.astype(info.dtype)}, runs=max(4, settings.runs // 2), warmup=2
                 )
-                return None
-            image = np.random.default_rng(settings.seed).standard_normal((batch, *info.shape[1:]))
-            times = runner.latencies(
-                {info.name: image.astype(info.dtype)}, runs=max(4, settings.runs // 2), warmup=2
-            )
-    except (EngineError, ExportError) as error:
-        notes.append(f"{what}: batch {batch} was not measured: {error}")
-        return None
-    latency = float(low(times))
-    return Throughput(batch, latency, batch / latency * 1e3)
+        except (EngineError, ExportError) as error:
+            notes.append(f"{name} on {place.name}: batch {batch} was not measured: {error}")
+            continue
+        latency = float(low(times))
+        found.append(Throughput(batch, latency, batch / latency * 1e3))
+    return tuple(found)

@@ -39,6 +39,8 @@ class RuntimeResult:
     """One network on one runtime.
 
     Attributes:
+        kind: of the device, such as ``cpu``.
+        precision: that it computed in.
         latency: at batch 1 (or the file's own batch).
         prediction_error: measured ``low_ms`` over the prediction, minus 1; None where the table is not
             of this runtime, precision and batch, or there is none.
@@ -46,6 +48,8 @@ class RuntimeResult:
         departs: how it was measured otherwise than on the device and as its table; empty where it was not.
     """
 
+    kind: str
+    precision: str
     latency: LatencyStats
     prediction_error: float | None = None
     layers: tuple[LayerTime, ...] = ()
@@ -55,6 +59,8 @@ class RuntimeResult:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
         return {
+            "kind": self.kind,
+            "precision": self.precision,
             "latency": self.latency.to_dict(),
             "prediction_error": self.prediction_error,
             "departs": self.departs,

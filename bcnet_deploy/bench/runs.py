@@ -10,21 +10,20 @@ import numpy as np
 
 from bcnet_deploy import files
 from bcnet_deploy.bench.measure import BenchSettings, bench
+from bcnet_deploy.bench.places import open_subject
 from bcnet_deploy.bench.result import BenchResult
-from bcnet_deploy.bench.runtimes import open_subject
 from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, MissingStepError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.engine import build_engine
 from bcnet_deploy.export.job import describe
 from bcnet_deploy.export.onnx import check, trace
-from bcnet_deploy.export.precision import PRECISIONS
 from bcnet_deploy.export.source import build, load_source
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.rundir import NETWORKS, RunDir
 from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
-from bcnet_deploy.runtime.trt_build import gpu, installed_flavours
+from bcnet_deploy.runtime.precision import PRECISIONS
 from bcnet_deploy.searched import searched_widths
 from bcnet_deploy.stale import difference, given_widths
 
@@ -80,13 +79,12 @@ def bench_run(
             "run 'bcnet-deploy search' and 'bcnet-deploy export' first"
         )
     engines: dict[str, Path] = {}
-    present = gpu()
-    if present is not None and present[1] == profile.compute_capability and installed_flavours():
+    if profile.run_by().needs_engine and not profile.not_here():
         for which, path in paths.items():
             try:
                 engines[which] = _engine(run, which, path, profile)
             except EngineError as error:
-                notes.append(f"{which} has no TensorRT engine: {error}")
+                notes.append(f"{which} has no engine: {error}")
     table_path = run.latency_table(profile.name)
     table = LatencyTable.load(table_path) if table_path.exists() else None
     if table is None:
@@ -119,7 +117,8 @@ def _exported(run: RunDir, which: str, device: DeviceProfile, notes: list[str]) 
     What was exported before the latest search found other widths is left out, with a note.
     """
     names: dict[str, str] = {**{precision: f"-{precision}" for precision in PRECISIONS}, "fp32": ""}
-    suffixes = [names[device.precision], *names.values(), f"-{device.name}-{device.precision}"]
+    own = "fp32" if device.precision in device.run_by().converts else device.precision
+    suffixes = [names[own], *names.values(), f"-{device.name}-{device.precision}"]
     paths = (run.export / f"{which}{suffix}.onnx" for suffix in suffixes)
     wanted = given_widths(run, which) or searched_widths(run, which)
     for path in paths:

@@ -33,13 +33,10 @@ def command(as_json: bool) -> None:
 def examine() -> dict[str, Any]:
     """Everything that ``doctor`` shows, JSON-able. Nothing raises: what is missing or broken is said."""
     from bcnet_deploy.devices import known_devices, load_device
-    from bcnet_deploy.lut.machine import describe_machine
+    from bcnet_deploy.runtime.machine import describe_machine
     from bcnet_deploy.runtime.ort import available_providers
 
-    machine = describe_machine("onnxruntime")
-    gpus = _gpus()
-    flavours = _flavours()
-    providers = list(available_providers())
+    machine = describe_machine()
     return {
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
@@ -48,43 +45,49 @@ def examine() -> dict[str, Any]:
             "logical_processors": os.cpu_count(), "governor": machine["governor"],
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
-        "os": machine["os"], "memory_gib": _memory(), "gpus": gpus, "driver": machine["driver"],
-        "onnxruntime_providers": providers, "tensorrt": flavours,
-        "devices": {
-            name: judge(load_device(name), gpus, providers, flavours) for name in known_devices()
-        },
+        "os": machine["os"], "memory_gib": _memory(), "gpus": _gpus(), "driver": machine["driver"],
+        "onnxruntime_providers": list(available_providers()), "tensorrt": _flavours(),
+        "runtimes": _runtimes(),
+        "devices": {name: judge(load_device(name)) for name in known_devices()},
     }  # fmt: skip
 
 
-def judge(
-    device: DeviceProfile, gpus: list[dict[str, str]], providers: list[str], flavours: list[dict[str, Any]]
-) -> dict[str, Any]:
+def judge(device: DeviceProfile) -> dict[str, Any]:
     """What can be done for ``device`` here: ``measure``, ``build`` engines, and ``why`` not, in words."""
-    if device.kind == "cpu":
-        if "cpu" not in providers:
-            return {"measure": False, "build": False, "why": "ONNX Runtime is not installed"}
-        return {"measure": True, "build": False, "why": ""}
-    here = [gpu for gpu in gpus if device.matches_gpu(gpu["name"])]
-    runtimes = bool(flavours) if device.runtime == "tensorrt" else "cuda" in providers
-    builders = [
-        flavour["name"] for flavour in flavours
-        if device.compute_capability in flavour["capabilities"] or (here and not flavour["capabilities"])
-    ]  # fmt: skip
-    reasons = []
-    if not here:
-        reasons.append("no such GPU here" + (f" (found {gpus[0]['name']})" if gpus else ""))
-    if not runtimes:
-        reasons.append(
-            "TensorRT is not installed"
-            if device.runtime == "tensorrt"
-            else "ONNX Runtime has no CUDA provider"
-        )
-    elif not builders and device.runtime == "tensorrt":
-        reasons.append(
-            f"engines for compute capability {device.compute_capability} "
-            "are built on its own host ('tensorrt')"
-        )
-    return {"measure": bool(here and runtimes), "build": bool(builders), "why": "; ".join(reasons)}
+    from bcnet_deploy.errors import BCNetError
+
+    runtime = device.run_by()
+    reasons = [device.absence(), runtime.lacking(device.kind, device.precision)]
+    build = runtime.engine is not None
+    try:
+        runtime.check_engine(device, device.precision)
+    except BCNetError as error:
+        build = False
+        if runtime.needs_engine:
+            reasons.append(str(error))
+    return {
+        "measure": not device.not_here(),
+        "build": build,
+        "why": "; ".join(dict.fromkeys(filter(None, reasons))),
+    }
+
+
+def _runtimes() -> dict[str, Any]:
+    """By name: package and version, what it computes in, and why it is not here."""
+    from bcnet_deploy.runtime.registry import RUNTIMES, find_runtime
+
+    found = {}
+    for name in RUNTIMES.names():
+        runtime = find_runtime(name)
+        package, version = runtime.installed() or (None, None)
+        found[name] = {
+            "title": runtime.title, "package": package, "version": version, "engine": runtime.engine,
+            "kinds": {
+                kind: {precision: runtime.lacking(kind, precision) for precision in precisions}
+                for kind, precisions in runtime.precisions.items()
+            },
+        }  # fmt: skip
+    return found
 
 
 def show(data: dict[str, Any]) -> None:
@@ -105,6 +108,7 @@ def show(data: dict[str, Any]) -> None:
         + ("; ".join(f"{g['name']}, compute capability {g['capability']}" for g in data["gpus"]) or "none")
         + (f", driver {data['driver']}" if data["driver"] else ""),
         f"ONNX Runtime providers: {', '.join(data['onnxruntime_providers']) or 'not installed'}",
+        *(_runtime_line(entry) for entry in data["runtimes"].values()),
     ]  # fmt: skip
     for flavour in data["tensorrt"]:
         targets = ", ".join(flavour["capabilities"]) or "the GPU that is present"
@@ -124,6 +128,19 @@ def show(data: dict[str, Any]) -> None:
             name, "yes" if entry["measure"] else "no", "yes" if entry["build"] else "no", escape(remark)
         )
     out.print(table)
+
+
+def _runtime_line(entry: dict[str, Any]) -> str:
+    """Which precisions one runtime has here, by kind of device."""
+    able = [
+        f"{kind.upper()} in {', '.join(precisions)}"
+        for kind, all_of in entry["kinds"].items()
+        if (precisions := [precision for precision, reason in all_of.items() if not reason])
+    ]
+    if able:
+        return f"{entry['title']} {entry['version']}: {'; '.join(able)}"
+    reason = next((reason for all_of in entry["kinds"].values() for reason in all_of.values()), "")
+    return reason if entry["title"] in reason else f"{entry['title']}: {reason}"
 
 
 def _version(name: str) -> str | None:

@@ -24,7 +24,7 @@ from bcnet_deploy.units import format_milliseconds, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
-    from bcnet_deploy.profiler.build import Progress
+    from bcnet_deploy.profiler.profiling import Progress
 
 DEFAULT_MODEL = "mobilenet_v2"
 
@@ -81,8 +81,7 @@ def command(
 
     from bcnet_deploy.flow.run_space import keep_space
     from bcnet_deploy.models import build_model
-    from bcnet_deploy.profiler.device import profile_device
-    from bcnet_deploy.profiler.runners import check_gpu
+    from bcnet_deploy.profiler.profiling import profile_device
     from bcnet_deploy.space import WidthSpace
 
     own = ":" in reference.name
@@ -94,9 +93,8 @@ def command(
         )
     if not estimate:
         for profile in profiles:
-            if profile.kind == "gpu":
-                check_gpu(profile, reference.name)  # before minutes of work for another device
-            else:
+            profile.require_here(reference.name)  # before minutes of work for another device
+            if profile.kind == "cpu":
                 warn_of_threads(profile.threads or 1)
     network = build_model(reference.name, num_classes=reference.num_classes).eval()
     space = WidthSpace.from_model(network, reference.input_size, reference.levels, reference.min_level)

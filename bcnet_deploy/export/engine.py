@@ -1,29 +1,25 @@
-"""A TensorRT engine with its sidecar, from an ONNX file and a device profile."""
+"""An engine of a runtime with its sidecar, from an ONNX file and a device profile."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bcnet_deploy.devices import DeviceProfile, load_device
-from bcnet_deploy.errors import EngineError, ExportError
+from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.onnx import check
-from bcnet_deploy.export.precision import PRECISIONS, Precision, to_fp16
-from bcnet_deploy.runtime.engine_file import EngineInfo, check_plan, write_engine
-from bcnet_deploy.runtime.trt_build import (
-    Flavour,
-    build_plan,
-    check_target,
-    find_flavour,
-    gpu,
-    installed_flavours,
-    is_malformed,
-)
+from bcnet_deploy.export.parity import Parity, compare, run_onnx
+from bcnet_deploy.runtime.base import Runtime
+from bcnet_deploy.runtime.engine_file import EngineInfo, image_input, write_sidecar
+from bcnet_deploy.runtime.precision import to_fp16
+from bcnet_deploy.runtime.registry import find_runtime
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,11 @@ class EngineResult:
     """An engine that was written.
 
     Attributes:
-        path: the plan; its sidecar is ``<path>.json``. info: the sidecar.
-        checked: what was checked of the plan.
-        deserialised: whether it was also loaded on a GPU; only possible on the GPU it is for.
+        path: the engine; its sidecar is ``<path>.json``. info: the sidecar.
+        checked: what was checked of the engine.
+        deserialised: whether it was also loaded on the device; only possible where that is.
         seconds: wall time of the build, checks included.
+        parity: against the ONNX file, where inputs were given and the device is here.
     """
 
     path: Path
@@ -42,6 +39,7 @@ class EngineResult:
     checked: tuple[str, ...]
     deserialised: bool
     seconds: float
+    parity: Parity | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; the path is the file's name alone, so that folders can move."""
@@ -49,117 +47,81 @@ class EngineResult:
         return {
             **kept, "file": self.path.name, "checked": list(self.checked),
             "deserialised": self.deserialised, "seconds": round(self.seconds, 3),
+            "parity": self.parity.to_dict() if self.parity else None,
         }  # fmt: skip
-
-
-def choose_flavour(device: DeviceProfile) -> Flavour:
-    """The installed flavour to build with for ``device``: ``tensorrt`` where the GPU is present, else RTX.
-
-    Raises:
-        EngineError: none is installed; the message names the packages.
-    """
-    present = gpu()
-    found = {flavour.name: flavour for flavour in installed_flavours()}
-    if present is not None and present[1] == device.compute_capability and "tensorrt" in found:
-        return found["tensorrt"]
-    return found.get("tensorrt_rtx") or find_flavour()
-
-
-def check_device(device: DeviceProfile, precision: str, flavour: Flavour | None = None) -> Flavour:
-    """The flavour that can build ``precision`` for ``device``; refuses before any work.
-
-    Raises:
-        EngineError: the device is no GPU or lacks the precision, or no installed flavour can build for it.
-    """
-    if precision not in PRECISIONS:
-        raise EngineError(f"unknown precision {precision!r}; allowed are {', '.join(PRECISIONS)}")
-    if device.compute_capability is None:
-        raise EngineError(
-            f"device {device.name!r} is no GPU, which TensorRT needs; choose --engine onnx or ort"
-        )
-    if precision not in device.peak_tflops:
-        raise EngineError(
-            f"device {device.name!r} has no {precision.upper()}; "
-            f"its profile lists {', '.join(device.peak_tflops)}"
-        )
-    flavour = flavour or choose_flavour(device)
-    check_target(flavour, device.compute_capability, precision)
-    return flavour
 
 
 def build_engine(
     onnx_path: str | Path,
     engine_path: str | Path,
     device_profile: DeviceProfile | str,
-    precision: Precision | None = None,
+    precision: str | None = None,
     *,
-    flavour: Flavour | None = None,
+    runtime: Runtime | None = None,
     batch: tuple[int, int, int] = (1, 8, 32),
+    parity_inputs: NDArray[np.float32] | None = None,
 ) -> EngineResult:
     """Build an engine for a device from an ONNX file and write it with its JSON sidecar.
 
     An FP32 file is turned into FP16 when that is asked for. INT8 needs a file that was exported with
-    ``precision="int8", target="trt"``: its calibration is in the file.
+    ``precision="int8"`` for this runtime: its calibration is in the file.
 
     Args:
         onnx_path: written by :func:`bcnet_deploy.export.export_onnx` (or any ONNX file with one image input).
-        engine_path: the plan to write; the sidecar gets ``.json`` appended.
+        engine_path: the file to write; the sidecar gets ``.json`` appended.
         device_profile: the device, or its name.
         precision: the profile's own when None.
-        flavour: the TensorRT to build with; chosen by the device when None.
+        runtime: whose engine; the profile's own when None.
         batch: smallest, best and largest batch size, used where the file's is dynamic.
+        parity_inputs: (N, C, H, W); the engine's outputs for them are compared with the ONNX file's.
 
     Raises:
-        EngineError: no TensorRT is installed, or it refuses the device, the precision or an operator.
-        ExportError: the ONNX file is missing, invalid or of another precision.
+        EngineError: the runtime is not installed, or refuses the device, the precision or an operator.
+        ExportError: the ONNX file is missing, invalid or of another precision, or outputs differ by more
+            than the precision's tolerance; the engine is then removed.
         RunDirError: the engine cannot be written.
     """
     import onnx
 
     start = time.perf_counter()
     device = load_device(device_profile) if isinstance(device_profile, str) else device_profile
+    runtime = runtime or find_runtime(device.runtime)
     wanted = precision or device.precision
-    flavour = check_device(device, wanted, flavour)
-    assert device.compute_capability is not None
+    runtime.check_engine(device, wanted)
     onnx_hash = meta.sha256(onnx_path)
     try:
         model = onnx.load(str(onnx_path))
     except Exception as error:  # protobuf's decode errors share no base class with onnx's
         raise ExportError(f"{onnx_path} is not an ONNX file: {error}") from error
     described = meta.read(model)
-    if wanted == "int8" and described.precision == "int8" and described.extra.get("int8_target") != "trt":
-        raise ExportError(f"{onnx_path} is quantised for ONNX Runtime; export INT8 with target 'trt' instead")
-    model = _with_precision(model, described.precision, wanted, str(onnx_path))
-    input_name, fixed, size = _image_input(model, str(onnx_path))
-    cache = Path(engine_path).with_name(f"timing-{flavour.version}-sm{device.compute_capability}.cache")
-    plan = build_plan(
-        model.SerializeToString(), flavour, device.compute_capability, batch=batch, timing_cache=cache
-    )
-    present = gpu()
-    info = EngineInfo(
-        flavour=flavour.name, version=flavour.version, capability=device.compute_capability, precision=wanted,
-        batch=batch if fixed is None else (fixed, fixed, fixed), input_name=input_name, input_size=size,
-        onnx_sha256=onnx_hash, engine_sha256=hashlib.sha256(plan).hexdigest(), size_bytes=len(plan),
-        nodes=tuple(node.name for node in model.graph.node), network=described.to_dict(), device=device.name,
-        built_on=present[0] if present else "",
+    target = described.extra.get("int8_target", "ort")
+    if wanted == "int8" and described.precision == "int8" and target != runtime.quantised_for:
+        raise ExportError(
+            f"{onnx_path} is quantised for {'ONNX Runtime' if target == 'ort' else 'TensorRT'}; "
+            f"export INT8 with target {runtime.quantised_for!r} instead"
+        )
+    model = _with_precision(model, described.precision, wanted, runtime, str(onnx_path))
+    image_input(model.graph)
+    path, network = Path(engine_path), model.SerializeToString()
+    built = runtime.build_engine(network, path, device, wanted, batch=batch)
+    info = write_sidecar(
+        path, network, built, device, wanted, batch=batch, onnx_sha256=onnx_hash,
+        described=described.to_dict(),
     )  # fmt: skip
-    checked = check_plan(plan, info, str(engine_path))
-    if flavour.name == "tensorrt_rtx":
-        if is_malformed(plan, flavour):
-            raise EngineError(f"{flavour} does not take its own engine for one; the build is broken")
-        checked.append("TensorRT's own format check")
-    write_engine(engine_path, plan, info)
-    deserialised = present is not None and present[1] == device.compute_capability
-    if deserialised:
-        from bcnet_deploy.runtime.trt import TrtRunner
-
-        with TrtRunner(engine_path):
-            pass
-    return EngineResult(Path(engine_path), info, tuple(checked), deserialised, time.perf_counter() - start)
+    parity = None
+    if built.loaded and parity_inputs is not None:
+        parity = _parity(runtime, path, device, Path(onnx_path), parity_inputs, wanted)
+        if not parity.passed:
+            path.unlink()
+            raise ExportError(
+                f"the engine computes something else than {onnx_path}: {parity.summary()}; "
+                "try another precision"
+            )
+    return EngineResult(path, info, built.checked, built.loaded, time.perf_counter() - start, parity)
 
 
-def _with_precision(model: Any, given: str, wanted: str, path: str) -> Any:
-    if given == wanted:
+def _with_precision(model: Any, given: str, wanted: str, runtime: Runtime, path: str) -> Any:
+    if given == wanted or (given == "fp32" and wanted in runtime.converts):
         return model
     if given == "fp32" and wanted == "fp16":
         return check(to_fp16(model))
@@ -171,25 +133,35 @@ def _with_precision(model: Any, given: str, wanted: str, path: str) -> Any:
     raise ExportError(f"{path} is of precision {given}, {wanted} was asked for; {hint}")
 
 
-def _image_input(model: Any, path: str) -> tuple[str, int | None, tuple[int, int, int]]:
-    """Name, fixed batch (None: dynamic) and (C, H, W) of the only input."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    feeds = [value for value in model.graph.input if value.name not in weights]
-    sizes = [dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim] if len(feeds) == 1 else []
-    if len(sizes) != 4 or 0 in sizes[1:]:
-        raise ExportError(f"{path} does not have one input of a fixed image size")
-    return feeds[0].name, sizes[0] or None, (sizes[1], sizes[2], sizes[3])
+def _parity(
+    runtime: Runtime, path: Path, device: DeviceProfile, onnx_path: Path, inputs: NDArray[np.float32],
+    precision: str,
+) -> Parity:  # fmt: skip
+    """The engine against the ONNX file under ONNX Runtime."""
+    reference = run_onnx(onnx_path.read_bytes(), inputs)
+    with runtime.engine_runner(path, device) as runner:
+        (feed,) = runner.inputs
+        size = feed.shape[0] if feed.shape[0] > 0 else len(inputs)
+        padded = np.concatenate([inputs, np.repeat(inputs[:1], -len(inputs) % size, axis=0)])
+        parts = [
+            next(iter(runner.infer({feed.name: np.ascontiguousarray(padded[at : at + size])}).values()))
+            for at in range(0, len(padded), size)
+        ]
+    outputs = np.concatenate(parts)[: len(inputs)].astype(np.float32)
+    return compare(reference, outputs, precision=precision, runtime=runner.name)
 
 
 def describe(result: EngineResult) -> Mapping[str, str]:
     """The lines a person wants to see of an engine."""
     info = result.info
-    return {
+    lines = {
         "engine": str(result.path),
         "built by": f"{info.flavour} {info.version}",
         "compute capability": info.capability,
         "precision": info.precision,
         "size": f"{info.size_bytes / 2**20:.1f} MiB",
         "checked": ", ".join(result.checked)
-        + ("; loaded on the GPU" if result.deserialised else "; not loaded: no such GPU on this machine"),
+        + ("; loaded on the device" if result.deserialised else "; not loaded: no such GPU on this machine"),
+        "parity": result.parity.summary() if result.parity else "",
     }
+    return {key: value for key, value in lines.items() if value}

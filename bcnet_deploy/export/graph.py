@@ -152,28 +152,6 @@ def _plain_products_to_gemm(model: onnx.ModelProto) -> None:
             node.attribute.append(helper.make_attribute("transB", 1))
 
 
-def sort_nodes(model: onnx.ModelProto) -> None:
-    """Put the nodes of ``model`` into an order in which each follows its inputs, stable otherwise."""
-    graph = model.graph
-    ready = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
-    produced = {name for node in graph.node for name in node.output}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name in ready or name not in produced for name in node.input):
-                ordered.append(node)
-                ready.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):  # a cycle: leave it for the checker to report
-            ordered.extend(later)
-            break
-        waiting = later
-    del graph.node[:]
-    graph.node.extend(ordered)
-
-
 def with_batch(data: bytes, batch: int) -> bytes:
     """A serialised network with another fixed batch size.
 

@@ -16,10 +16,10 @@ from bcnet_deploy.devices import DeviceProfile, device_of_run
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.onnx import DEFAULT_OPSET, OPSETS, ExportResult, export_onnx
-from bcnet_deploy.export.precision import PRECISIONS, Precision
 from bcnet_deploy.export.source import WHICH, Source, load_source, recalibrated, require_current
 from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.engine_file import sidecar_path
+from bcnet_deploy.runtime.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
@@ -111,11 +111,11 @@ def run_export(
     device: DeviceProfile | None = None
     precision: Precision = job.precision or "fp32"
     if job.engine == "trt":
-        from bcnet_deploy.export.engine import check_device
+        from bcnet_deploy.runtime.registry import find_runtime
 
         device = _gpu_device(run, job.device or config.device, given=job.device is not None)
         precision = job.precision or _precision(device)
-        check_device(device, precision)
+        find_runtime("tensorrt").check_engine(device, precision)
     require_current(run, job.which)
     folder = job.out or run.export
     path, onnx_path = (written := exported_files(folder, job, precision, device))[0], written[-1]
@@ -151,7 +151,7 @@ def run_export(
 
         assert device is not None
         tell(0.8, "building the engine")
-        engine = build_engine(onnx.path, path, device, precision)
+        engine = build_engine(onnx.path, path, device, precision, runtime=find_runtime("tensorrt"))
     result = JobResult(job.which, path, onnx, engine, source.origin)
     # Beside what is listed, in the place of an older entry of the same file.
     files.write_json(
@@ -199,21 +199,12 @@ def write_ort(onnx_path: Path, path: Path) -> None:
         EngineError: ONNX Runtime refuses the network.
         RunDirError: the file cannot be written.
     """
-    import onnxruntime
+    from bcnet_deploy.devices import load_device
+    from bcnet_deploy.runtime.registry import find_runtime
 
-    from bcnet_deploy.export.parity import ort_message
-
-    with files.replacing(path) as temporary:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # The highest level would fix layouts for this CPU; this one is right on every machine.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(temporary)
-        options.add_session_config_entry("session.save_model_format", "ORT")
-        try:
-            onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions share no public base class
-            raise EngineError(ort_message(error)) from error
+    find_runtime("onnxruntime").build_engine(
+        onnx_path.read_bytes(), path, load_device("cpu"), "fp32", batch=(1, 1, 1)
+    )
 
 
 def _gpu_device(run: RunDir, name: str, *, given: bool) -> DeviceProfile:

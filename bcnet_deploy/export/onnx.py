@@ -29,7 +29,7 @@ from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.graph import tidy
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.parity import Parity, compare, run_onnx, run_torch
-from bcnet_deploy.export.precision import PRECISIONS, Precision, Target, to_fp16, to_int8
+from bcnet_deploy.runtime.precision import PRECISIONS, Precision, Target, to_fp16, to_int8
 
 if TYPE_CHECKING:
     import onnx

@@ -22,10 +22,10 @@ from bcnet_deploy.errors import EngineError, ExportError
 if TYPE_CHECKING:
     from torch import nn
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "int8": math.inf}
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 1e-1, "int8": math.inf}
 """Largest admissible ``max_relative_error`` by precision; INT8 is judged by its top-1 alone."""
 
-MINIMUM_TOP1 = {"fp32": 1.0, "fp16": 0.99, "int8": 0.9}
+MINIMUM_TOP1 = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.95, "int8": 0.9}
 """Smallest admissible ``top1_agreement`` by precision. Below 100% one disagreement is always admitted,
 since one of a few inputs would be more than the share allows."""
 

@@ -55,7 +55,7 @@ def check_export(config: FlowConfig, device: DeviceProfile) -> str:
         ExportError, EngineError: unknown, or not to be had for the device here.
     """
     from bcnet_deploy.export.job import ENGINES
-    from bcnet_deploy.export.precision import PRECISIONS
+    from bcnet_deploy.runtime.precision import PRECISIONS
 
     default = device.precision if config.engine == "trt" else "fp32"
     precision = config.precision or default
@@ -66,14 +66,14 @@ def check_export(config: FlowConfig, device: DeviceProfile) -> str:
             raise ExportError(f"unknown {name} {value!r}; allowed are {', '.join(allowed)}")
     if config.engine != "trt":
         return precision
-    from bcnet_deploy.export.engine import check_device
+    from bcnet_deploy.runtime.registry import find_runtime
 
     if device.compute_capability is None:
         raise EngineError(
             f"device {device.name!r} is no GPU, which TensorRT needs; give --device, such as t4, "
             "or --engine onnx or ort"
         )
-    check_device(device, precision)
+    find_runtime("tensorrt").check_engine(device, precision)
     return precision
 
 

@@ -186,11 +186,10 @@ class Steps:
         if self.config.table:
             LatencyTable.load(self.config.table).for_space(space).save(self.table)
             return
-        from bcnet_deploy.profiler.device import profile_device
-        from bcnet_deploy.profiler.runners import check_gpu
+        from bcnet_deploy.profiler.profiling import profile_device
 
-        if self.profile.kind == "gpu" and not self.config.estimate:
-            check_gpu(self.profile, self.ref.name, whole=True)
+        if not self.config.estimate:
+            self.profile.require_here(self.ref.name, whole=True)
         model, _ = build(self.ref, self.config.seed)
         budget = parse_duration(self.config.profile_budget)
 

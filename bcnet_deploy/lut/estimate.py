@@ -25,7 +25,11 @@ def estimate_table(space: WidthSpace, device: DeviceProfile) -> LatencyTable:
     Args:
         space: any width space.
         device: its figures, with their sources, go into the provenance.
+
+    Raises:
+        DeviceError: the profile lacks a figure that an estimate needs.
     """
+    device.require_figures()
     network = Network.of_space(space, precision=device.precision, batch=device.batch)
     models = {}
     for layer in network.layers:
@@ -33,9 +37,11 @@ def estimate_table(space: WidthSpace, device: DeviceProfile) -> LatencyTable:
             models[layer.key] = roofline_of(space, layer, device)
     figures = {
         f"peak_tflops.{device.precision}": device.peak_tflops[device.precision],
-        "bandwidth_gb_s": device.bandwidth_gb_s,
-        "launch_overhead_us": device.launch_overhead_us,
-        "achievable": device.achievable,
+        **{
+            name: figure
+            for name in ("bandwidth_gb_s", "launch_overhead_us", "achievable")
+            if (figure := getattr(device, name)) is not None
+        },
         f"channel_granularity.{device.precision}": device.channel_granularity[device.precision],
     }
     block = int(device.channel_granularity[device.precision].value)

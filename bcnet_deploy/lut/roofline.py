@@ -76,6 +76,8 @@ def roofline_of(space: WidthSpace, layer: Layer, device: DeviceProfile) -> Roofl
     """The estimate of ``layer`` of ``space`` on ``device``, at the profile's precision and batch."""
     from bcnet_deploy.devices import BYTES
 
+    device.require_figures()
+    assert device.achievable and device.bandwidth_gb_s and device.launch_overhead_us
     members = [op for op in space.ops if op.name in set(layer.ops)]
     first, last = members[0], members[-1]
     macs = []

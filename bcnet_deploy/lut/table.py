@@ -18,10 +18,11 @@ from bcnet_deploy.errors import MissingEntryError, TableError
 from bcnet_deploy.lut.compiled import CompiledSum, Term
 from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Fit, Granularity
-from bcnet_deploy.lut.machine import describe_machine, differences
 from bcnet_deploy.lut.network import Network, dims_text, layer_dims
 from bcnet_deploy.lut.reading import FORMAT, KIND, one_line, read_fields
 from bcnet_deploy.lut.roofline import Roofline
+from bcnet_deploy.runtime.machine import describe_machine, differences
+from bcnet_deploy.runtime.registry import runtime_of_package
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
@@ -257,8 +258,8 @@ class LatencyTable:
         """How the machine it was measured on differs from this one; empty for an estimate."""
         if self.estimated:
             return []
-        here = describe_machine(str(self.provenance.get("runtime", "onnxruntime")))
-        return differences(self.provenance, here)
+        runtime = runtime_of_package(str(self.provenance.get("runtime")))
+        return differences(self.provenance, describe_machine(runtime))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,1 @@
+"""Latency tables of whole networks, measured in context or estimated."""

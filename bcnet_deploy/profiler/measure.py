@@ -2,7 +2,7 @@
 
 The session is profiled first; after its profile is closed the same session runs unprofiled, so both
 figures are of the same weights in the same memory. A session is gone before the next one is made;
-only the session of the probe stays (:mod:`bcnet_deploy.profiler.pace`), with threads that sleep.
+only the session of the probe stays (:mod:`bcnet_deploy.runtime.pace`), with threads that sleep.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.layer_map import LayerMap
 from bcnet_deploy.runtime.base import Array, Runner
 
 Floats = npt.NDArray[np.float64]

@@ -4,6 +4,7 @@ Exporting each sampled network would take most of a profile's budget. The export
 keeps the parameters' names, so the width space's own slicing plan says which part of each initializer
 a narrower network keeps. The first network is checked against the one that is extracted and exported
 from PyTorch; a model on which cutting fails is extracted and exported each time, slowly but surely.
+A runtime that wants another precision converts the full network once, and the converted one is cut.
 """
 
 from __future__ import annotations
@@ -36,27 +37,38 @@ class NetworkMaker:
         model: the full network, in evaluation mode.
         space: its width space.
         batch: images at once.
+        prepare: an FP32 network in the form that is measured; the network itself if not given.
 
     Attributes:
-        exported: the full network's ONNX graph.
+        exported: the full network's ONNX graph, in FP32.
         fast: whether narrower networks are cut from it; ``reason`` says why not.
 
     Raises:
-        ExportError: the model cannot be exported at all.
+        ExportError: the model cannot be exported or converted at all.
     """
 
-    def __init__(self, model: nn.Module, space: WidthSpace, *, batch: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WidthSpace,
+        *,
+        batch: int = 1,
+        prepare: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda network: network,
+    ) -> None:
         self.model = model
         self.space = space
         self.batch = batch
+        self.prepare = prepare
         self.exported, _ = trace(model, space.input_size, batch=batch)
         self.reason = ""
         self._cut: Callable[[Widths], bytes] | None = None
+        prepared = prepare(self.exported)
         try:
-            self._cut = _Cutter(self.exported, space)
-            self._verify(np.random.default_rng(0))
+            cut = _Cutter(self.exported, self.exported, space)
+            self._verify(cut, np.random.default_rng(0))
+            self._cut = cut if prepared is self.exported else _Cutter(self.exported, prepared, space)
         except (EngineError, LookupError, ValueError) as error:
-            self._cut, self.reason = None, f"{type(error).__name__}: {error}"
+            self.reason = f"{type(error).__name__}: {error}"
 
     @property
     def fast(self) -> bool:
@@ -69,16 +81,15 @@ class NetworkMaker:
 
     def _export(self, widths: Widths) -> bytes:
         exported, _ = trace(self.space.extract(self.model, widths), self.space.input_size, batch=self.batch)
-        return bytes(exported.SerializeToString())
+        return bytes(self.prepare(exported).SerializeToString())
 
-    def _verify(self, rng: np.random.Generator) -> None:
+    def _verify(self, cut: _Cutter, rng: np.random.Generator) -> None:
         """Compare one cut network with the extracted module itself."""
         import torch
 
         widths = self.space.random(1, rng)[0]
-        assert self._cut is not None
         image = rng.standard_normal((self.batch, *self.space.input_size)).astype(np.float32)
-        with OrtRunner(self._cut(widths)) as runner:
+        with OrtRunner(cut(widths)) as runner:
             (name,) = (info.name for info in runner.inputs)
             result = next(iter(runner.infer({name: image}).values()))
         with torch.inference_mode():
@@ -89,44 +100,52 @@ class NetworkMaker:
 
 
 class _Cutter:
-    """Cuts initializers, group counts and shape constants of the full graph."""
+    """Cuts initializers, group counts and shape constants of the full graph.
 
-    def __init__(self, exported: onnx.ModelProto, space: WidthSpace) -> None:
+    Args:
+        exported: the FP32 graph, which says what belongs to which parameter.
+        prepared: the graph that is cut: the same, or a conversion that keeps node and parameter names.
+        space: the width space.
+    """
+
+    def __init__(self, exported: onnx.ModelProto, prepared: onnx.ModelProto, space: WidthSpace) -> None:
         import onnx
         from onnx import numpy_helper
 
         self.space = space
         self.skeleton = onnx.ModelProto()
-        self.skeleton.CopyFrom(exported)
+        self.skeleton.CopyFrom(prepared)
         graph = self.skeleton.graph
         del graph.initializer[:]
         del graph.value_info[:]
-        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in exported.graph.initializer}
-        plans: dict[str, tuple[Segments, ...]] = {
-            name: space.slices[name] for name in arrays if name in space.slices
-        }
-        groups = {op.weight: op.groups for op in space.ops if op.weight and op.groups is not None}
-        self.groups: list[tuple[int, int, Any]] = []
-        for position, node in enumerate(graph.node):
-            axis = _BIAS_AXIS.get(node.op_type)
-            if axis is None or len(node.input) < 2 or node.input[1] not in plans:
-                continue
-            # A folded batch norm gives a bias to a layer that has none in the module.
-            if len(node.input) > 2 and node.input[2] in arrays and node.input[2] not in plans:
-                plans[node.input[2]] = (plans[node.input[1]][axis],)
-            extent = groups.get(node.input[1])
-            for index, attribute in enumerate(node.attribute):
-                if attribute.name == "group" and extent is not None and not extent.is_fixed:
-                    self.groups.append((position, index, extent))
-        shapes = _shapes(exported)
+        plans, grouped = _plans(exported, space)
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in prepared.graph.initializer}
+        shapes = _shapes(prepared)
         for node in graph.node:
             if node.op_type == "Reshape" and node.input[1] in arrays:
                 arrays[node.input[1]] = _free_dimension(arrays[node.input[1]], shapes.get(node.input[0], ()))
-        for name, plan in plans.items():
+            elif node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+                # A quantised parameter, and its scale and zero point by channel, are cut as it was.
+                plan = plans.get(node.input[0].removesuffix("_quantized"))
+                if plan is not None:
+                    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                    plans[node.input[0]] = plan
+                    for name in node.input[1:]:
+                        if arrays[name].ndim == 1 and len(arrays[name]) > 1:
+                            plans[name] = (plan[axis],)
+        self.groups: list[tuple[int, int, Any]] = [
+            (position, index, grouped[node.name])
+            for position, node in enumerate(graph.node)
+            if node.name in grouped
+            for index, attribute in enumerate(node.attribute)
+            if attribute.name == "group"
+        ]
+        self.arrays = arrays
+        self.plans = {name: plan for name, plan in plans.items() if name in arrays}
+        for name, plan in self.plans.items():
             sizes = tuple(sum(segment.positions for segment in segments) for segments in plan)
             if arrays[name].shape != sizes:
                 raise ValueError(f"{name} has shape {arrays[name].shape} in ONNX and {sizes} in the space")
-        self.arrays, self.plans = arrays, plans
 
     def __call__(self, widths: Widths) -> bytes:
         import onnx
@@ -144,6 +163,29 @@ class _Cutter:
                     array = _keep(array, axis, segments, units)
             model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return bytes(model.SerializeToString())
+
+
+def _plans(
+    exported: onnx.ModelProto, space: WidthSpace
+) -> tuple[dict[str, tuple[Segments, ...]], dict[str, Any]]:
+    """How each parameter is cut, by its name; and the varying group counts, by the name of the node."""
+    arrays = {tensor.name for tensor in exported.graph.initializer}
+    plans: dict[str, tuple[Segments, ...]] = {
+        name: space.slices[name] for name in arrays if name in space.slices
+    }
+    groups = {op.weight: op.groups for op in space.ops if op.weight and op.groups is not None}
+    grouped = {}
+    for node in exported.graph.node:
+        axis = _BIAS_AXIS.get(node.op_type)
+        if axis is None or len(node.input) < 2 or node.input[1] not in plans:
+            continue
+        # A folded batch norm gives a bias to a layer that has none in the module.
+        if len(node.input) > 2 and node.input[2] in arrays and node.input[2] not in plans:
+            plans[node.input[2]] = (plans[node.input[1]][axis],)
+        extent = groups.get(node.input[1])
+        if extent is not None and not extent.is_fixed:
+            grouped[node.name] = extent
+    return plans, grouped
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

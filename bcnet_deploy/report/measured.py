@@ -64,8 +64,10 @@ def measured_on(bench: Any) -> tuple[str, str]:
         if chosen is not None:
             runtime, entry = chosen
             machine = bench["machine"]
-            threads = f", {bench['settings']['threads']} thread(s)" if runtime == "onnxruntime-cpu" else ""
-            where = machine.get("cpu_model") if runtime == "onnxruntime-cpu" else machine.get("gpu")
+            # A benchmark of an earlier version does not name the kind.
+            on_cpu = entry.get("kind", runtime.rpartition("-")[2]) == "cpu"
+            threads = f", {bench['settings']['threads']} thread(s)" if on_cpu else ""
+            where = machine.get("cpu_model") if on_cpu else machine.get("gpu")
             return f"{runtime}{threads}, {where}", _departs(bench["networks"][name], entry)
     return "", ""
 

@@ -1,4 +1,4 @@
-"""A TensorRT engine on disk: the plan, and beside it what one must know to run it (a JSON sidecar)."""
+"""An engine on disk: the runtime's own file, and beside it what one must know to run it (a JSON sidecar)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from bcnet_deploy.devices import DeviceProfile
+    from bcnet_deploy.runtime.base import EngineBuild
 
 FORMAT = 1
 
@@ -26,9 +30,9 @@ class EngineInfo:
     """The sidecar.
 
     Attributes:
-        flavour: ``tensorrt`` or ``tensorrt_rtx``. version: of the package that built the engine.
-        capability: compute capability it was built for, such as ``7.5``.
-        precision: ``fp32``, ``fp16`` or ``int8``; inputs and outputs are float32 always.
+        flavour: the package that built the engine, such as ``tensorrt_rtx``. version: of it.
+        capability: compute capability it was built for, such as ``7.5``; empty for other runtimes.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; inputs and outputs are float32 always.
         batch: smallest, best and largest batch size.
         input_name: and ``input_size`` (C, H, W): of the network's input.
         onnx_sha256: hash of the ONNX file it was built from. engine_sha256: hash of the plan.
@@ -82,15 +86,57 @@ def sidecar_path(engine: str | Path) -> Path:
     return Path(f"{engine}.json")
 
 
-def write_engine(path: str | Path, plan: bytes, info: EngineInfo) -> None:
-    """Write a plan and its sidecar, each atomically, the sidecar last: a kill between the two leaves a
-    sidecar whose hash does not fit, which :func:`read_engine` refuses.
+def write_sidecar(
+    path: Path,
+    network: bytes,
+    built: EngineBuild,
+    device: DeviceProfile,
+    precision: str,
+    *,
+    batch: tuple[int, int, int],
+    onnx_sha256: str = "",
+    described: Mapping[str, Any] | None = None,
+) -> EngineInfo:
+    """Write what one must know to run an engine beside it, after it: a kill between the two leaves a sidecar
+    whose hash does not fit, which :func:`read_engine` refuses.
+
+    Args:
+        path: of the engine, written already.
+        network: the serialised ONNX network that it was built from.
+        built: what the runtime said of the build.
+        device, precision, batch: as given to the build; a fixed batch of the network wins.
+        onnx_sha256: of the ONNX file on disk; of ``network`` where empty.
+        described: the metadata of the ONNX file.
 
     Raises:
-        RunDirError: the files cannot be written.
+        EngineError: the network has no single image input.
+        RunDirError: the file cannot be written.
     """
-    files.write_bytes(path, plan)
+    import onnx
+
+    graph = onnx.load_from_string(network).graph
+    input_name, fixed, size = image_input(graph)
+    engine = path.read_bytes()
+    info = EngineInfo(
+        flavour=built.package, version=built.version, capability=built.capability, precision=precision,
+        batch=batch if fixed is None else (fixed, fixed, fixed), input_name=input_name, input_size=size,
+        onnx_sha256=onnx_sha256 or hashlib.sha256(network).hexdigest(),
+        engine_sha256=hashlib.sha256(engine).hexdigest(), size_bytes=len(engine),
+        nodes=tuple(node.name for node in graph.node), network=dict(described or {}), device=device.name,
+        built_on=built.built_on,
+    )  # fmt: skip
     files.write_json(sidecar_path(path), info.to_dict())
+    return info
+
+
+def image_input(graph: Any) -> tuple[str, int | None, tuple[int, int, int]]:
+    """Name, fixed batch (None: dynamic) and (C, H, W) of the only input. Raises :class:`EngineError`."""
+    weights = {tensor.name for tensor in graph.initializer}
+    feeds = [value for value in graph.input if value.name not in weights]
+    sizes = [dim.dim_value for dim in feeds[0].type.tensor_type.shape.dim] if len(feeds) == 1 else []
+    if len(sizes) != 4 or 0 in sizes[1:]:
+        raise EngineError("the network does not have one input of a fixed image size")
+    return feeds[0].name, sizes[0] or None, (sizes[1], sizes[2], sizes[3])
 
 
 def read_info(path: str | Path) -> EngineInfo:
@@ -147,21 +193,27 @@ def check_plan(plan: bytes, info: EngineInfo, where: str) -> list[str]:
         raise EngineError(
             f"engine {where} has {len(plan)} bytes, {info.size_bytes} were written; build it again"
         )
-    checked = ["size", "hash"]
-    if info.flavour != "tensorrt_rtx":
-        return checked
+    return ["size", "hash", *check_head(plan, info.flavour, info.version, info.capability, where)]
+
+
+def check_head(plan: bytes, flavour: str, version: str, capability: str, where: str) -> list[str]:
+    """Check what the head of a TensorRT-RTX plan says; return what was checked, nothing for other flavours.
+
+    Raises:
+        EngineError: the plan is truncated, or of another version or compute capability.
+    """
+    if flavour != "tensorrt_rtx":
+        return []
     head = read_head(plan)
     if head is None:
         raise EngineError(f"{where} is no TensorRT-RTX plan; build the engine again")
     if head.size != len(plan):
         raise EngineError(f"engine {where} is truncated; build it again")
-    if head.version != info.version:
-        raise EngineError(
-            f"engine {where} is of TensorRT-RTX {head.version}, its sidecar says {info.version}"
-        )
-    if "newer" not in head.capabilities and head.capabilities != (info.capability,):
+    if head.version != version:
+        raise EngineError(f"engine {where} is of TensorRT-RTX {head.version}, its sidecar says {version}")
+    if "newer" not in head.capabilities and head.capabilities != (capability,):
         raise EngineError(
             f"engine {where} is for compute capability {', '.join(head.capabilities) or 'none'}, "
-            f"its sidecar says {info.capability}"
+            f"its sidecar says {capability}"
         )
-    return [*checked, "plan size", "version", "compute capability"]
+    return ["plan size", "version", "compute capability"]

@@ -56,16 +56,21 @@ def module_of(node_name: str) -> str:
     return ".".join(parts)
 
 
-def origin(name: str, graph: Sequence[str], metadata: str = "") -> Origin:
+def named_nodes(metadata: str) -> tuple[str, ...]:
+    """The ONNX nodes that TensorRT's engine inspector names in the metadata of a kernel."""
+    return tuple(_ONNX_LAYER.findall(metadata))
+
+
+def origin(name: str, graph: Sequence[str], origins: Sequence[str] = ()) -> Origin:
     """Where the node ``name`` of a runtime comes from.
 
     Args:
         name: the runtime's name of it, fused names included.
         graph: ONNX node names in the order of the graph.
-        metadata: the engine inspector's metadata of it, when there are any.
+        origins: what the runtime itself says, see :class:`NodeTime`.
     """
     order = {node: index for index, node in enumerate(graph)}
-    found: set[str] = {node for node in _ONNX_LAYER.findall(metadata) if node in order}
+    found: set[str] = {node for name in origins if (node := _known(name, order)) is not None}
     if not found:
         for first, last in _FOREIGN.findall(name):
             ends = [order[node] for node in (_known(first, order), _known(last, order)) if node is not None]
@@ -105,9 +110,7 @@ def _operator(node_name: str) -> str:
     return re.sub(r"_\d+$", "", node_name.rsplit("/", 1)[-1])
 
 
-def module_times(
-    times: Iterable[NodeTime], graph: Sequence[str], metadata: Mapping[str, str] | None = None
-) -> dict[str, float]:
+def module_times(times: Iterable[NodeTime], graph: Sequence[str]) -> dict[str, float]:
     """Median milliseconds by module path, in execution order.
 
     A fused node counts once, under the modules it joins (``a + b``); layout changes that no layer owns
@@ -117,7 +120,7 @@ def module_times(
 
     totals: dict[str, float] = {}
     for node in times:
-        source = _started(node, origin(node.name, graph, (metadata or {}).get(node.name, "")), graph)
+        source = _started(node, origin(node.name, graph, node.origins), graph)
         if source.kind == "reformat":
             key = "(reformat)"
         elif source.kind == "unknown":

@@ -13,15 +13,28 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError
-from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInfo
+from bcnet_deploy.runtime.base import (
+    Array,
+    EngineBuild,
+    Floats,
+    NodeTime,
+    Runner,
+    Runtime,
+    TensorInfo,
+)  # fmt: skip
+from bcnet_deploy.runtime.machine import lacks_vnni
+
+if TYPE_CHECKING:
+    from bcnet_deploy.devices import DeviceProfile
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -39,11 +52,6 @@ def available_providers() -> tuple[str, ...]:
         return ()
     installed = onnxruntime.get_available_providers()
     return tuple(name for name, full in PROVIDERS.items() if full in installed)
-
-
-def runtime_version() -> str:
-    """The version of the installed ONNX Runtime. Raises :class:`EngineError` when there is none."""
-    return str(_onnxruntime().__version__)
 
 
 def check_threads(threads: int) -> int:
@@ -272,3 +280,70 @@ def _info(arg: Any) -> TensorInfo:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU, and on NVIDIA's GPUs where ``onnxruntime-gpu`` is installed."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    packages = ("onnxruntime", "onnxruntime-gpu")
+    precisions = {"cpu": ("fp32", "int8"), "gpu": ("fp32", "fp16", "int8")}
+    engine = "ort"
+    suffix = ".ort"
+
+    def lacking(self, kind: str, precision: str | None = None) -> str:
+        providers = available_providers()
+        if not providers:
+            return f"{self.title} is not installed (pip install onnxruntime)"
+        if kind == "gpu" and "cuda" not in providers:
+            return f"{self.title} has no CUDA provider (pip install onnxruntime-gpu)"
+        if kind == "cpu" and precision == "int8" and (reason := lacks_vnni()):
+            return reason
+        return super().lacking(kind, precision)
+
+    def place(self, kind: str) -> str:
+        return f"{self.name}-{'cuda' if kind == 'gpu' else kind}"
+
+    def rounding(self, device: DeviceProfile, cpu_features: Sequence[str]) -> tuple[int, int]:
+        """Blocks are as wide as this CPU's vector registers, whatever the profile says of CPUs in general:
+        8 channels with AVX2 but no AVX-512, else 16. The blocked layout wants counts divisible by four."""
+        block, _ = super().rounding(device, cpu_features)
+        if device.kind == "cpu" and "avx2" in cpu_features:
+            block = 16 if "avx512f" in cpu_features else 8
+        return block, 4
+
+    def runner(
+        self, network: bytes, device: DeviceProfile, *, profiling: bool = False,
+        threads_sleep: bool = False, name: str | None = None,
+    ) -> Runner:  # fmt: skip
+        return OrtRunner(
+            network, threads=device.threads or 1, provider="cpu" if device.kind == "cpu" else "cuda",
+            profiling=profiling, threads_sleep=threads_sleep, name=name and f"{self.title} ({name})",
+        )  # fmt: skip
+
+    def check_engine(self, device: DeviceProfile, precision: str) -> None:
+        """A file in ONNX Runtime's own format is for any device and precision."""
+        _onnxruntime()
+
+    def build_engine(
+        self, network: bytes, path: Path, device: DeviceProfile, precision: str,
+        *, batch: tuple[int, int, int],
+    ) -> EngineBuild:  # fmt: skip
+        """ONNX Runtime's own format, portable graph optimisations done."""
+        ort = _onnxruntime()
+        with files.replacing(path) as temporary:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            # The highest level would fix layouts for this CPU; this one is right on every machine.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.optimized_model_filepath = str(temporary)
+            options.add_session_config_entry("session.save_model_format", "ORT")
+            try:
+                ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime has no common base class of its own
+                raise EngineError(f"ONNX Runtime refuses the network: {_first_line(error)}") from error
+        return EngineBuild("onnxruntime", str(ort.__version__), ("loaded by ONNX Runtime",), loaded=True)
+
+    def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:
+        return OrtRunner(path, threads=device.threads or 1)

@@ -10,17 +10,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError, RunDirError
-from bcnet_deploy.runtime.base import Array, Floats, NodeTime, Runner, TensorInfo
-from bcnet_deploy.runtime.engine_file import EngineInfo, read_engine
-from bcnet_deploy.runtime.trt_build import Flavour, find_flavour, gpu, logger_of, reason_of
+from bcnet_deploy.runtime.base import Array, EngineBuild, Floats, NodeTime, Runner, Runtime, TensorInfo
+from bcnet_deploy.runtime.engine_file import EngineInfo, check_head, read_engine, write_sidecar
+from bcnet_deploy.runtime.layer_names import named_nodes
+from bcnet_deploy.runtime.trt_build import (
+    Flavour,
+    build_plan,
+    capabilities,
+    check_target,
+    find_flavour,
+    gpu,
+    installed_flavours,
+    is_malformed,
+    logger_of,
+    reason_of,
+)
+
+if TYPE_CHECKING:
+    from bcnet_deploy.devices import DeviceProfile
 
 _DEVICE = "cuda"
 
@@ -198,8 +214,9 @@ class TrtRunner(Runner):
         for _ in range(runs):
             self._enqueue(context)
             self._stream.synchronize()
-        types = {layer.get("Name", ""): str(layer.get("LayerType", "")) for layer in self.layers()}
-        return collect_times(profiler.records, runs, types)
+        return collect_times(
+            profiler.records, runs, {layer["Name"]: layer for layer in self.layers() if "Name" in layer}
+        )
 
     def layers(self) -> list[dict[str, Any]]:
         """The engine inspector's layers (``Name``, ``LayerType``, ``Metadata``, ...), in order."""
@@ -209,10 +226,6 @@ class TrtRunner(Runner):
             self._flavour.module.LayerInformationFormat.JSON
         )
         return parse_layers(text)
-
-    def metadata(self) -> dict[str, str]:
-        """The inspector's metadata by layer name: which ONNX nodes a compiled kernel comes from."""
-        return {layer["Name"]: str(layer.get("Metadata", "")) for layer in self.layers() if "Name" in layer}
 
 
 def parse_layers(text: str) -> list[dict[str, Any]]:
@@ -224,11 +237,13 @@ def parse_layers(text: str) -> list[dict[str, Any]]:
     return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
 
 
-def collect_times(records: list[tuple[str, float]], runs: int, types: Mapping[str, str]) -> list[NodeTime]:
+def collect_times(
+    records: list[tuple[str, float]], runs: int, layers: Mapping[str, Mapping[str, Any]]
+) -> list[NodeTime]:
     """Layer times of ``runs`` profiled runs, from the profiler's flat list of (name, milliseconds).
 
     Each run reports every layer once, in order; a name that a run reports several times is one node
-    whose times add up.
+    whose times add up. ``layers`` are the inspector's, by name: they say which ONNX nodes a kernel is of.
 
     Raises:
         EngineError: the list does not divide into that many equal runs.
@@ -244,7 +259,13 @@ def collect_times(records: list[tuple[str, float]], runs: int, types: Mapping[st
         if name not in durations:
             raise EngineError(f"the profiler reported layer {name!r} in some runs only")
         durations[name][index // step] += milliseconds * 1e3
-    return [NodeTime(name, types.get(name, ""), (), (), tuple(values)) for name, values in durations.items()]
+    return [
+        NodeTime(
+            name, str(layers.get(name, {}).get("LayerType", "")), (), (), tuple(values),
+            named_nodes(str(layers.get(name, {}).get("Metadata", ""))),
+        )
+        for name, values in durations.items()
+    ]  # fmt: skip
 
 
 def _profiler(flavour: Flavour) -> Any:
@@ -259,3 +280,146 @@ def _profiler(flavour: Flavour) -> Any:
             self.records.append((layer_name, ms))
 
     return Profiler()
+
+
+class FreshEngine(Runner):
+    """An ONNX network as an engine of this machine's GPU, built when activated, gone when deactivated."""
+
+    def __init__(self, network: bytes, device: DeviceProfile, runtime: TensorRT) -> None:
+        super().__init__(f"TensorRT ({device.name})")
+        self.network = network
+        self.device = device
+        self.runtime = runtime
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._runner: Runner | None = None
+
+    def _activate(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bcnet-trt-")
+        try:
+            path, batch = Path(self._folder.name) / "network.engine", (1, 8, 32)
+            built = self.runtime.build_engine(
+                self.network, path, self.device, self.device.precision, batch=batch
+            )
+            write_sidecar(path, self.network, built, self.device, self.device.precision, batch=batch)
+            self._runner = TrtRunner(path)
+            self._runner.activate()
+        except BaseException:
+            self._deactivate()
+            raise
+
+    def _deactivate(self) -> None:
+        if self._runner is not None:
+            self._runner.deactivate()
+            self._runner = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _inner(self) -> Runner:
+        assert self._runner is not None
+        return self._runner
+
+    def _inputs(self) -> tuple[TensorInfo, ...]:
+        return self._inner().inputs
+
+    def _outputs(self) -> tuple[TensorInfo, ...]:
+        return self._inner().outputs
+
+    def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._inner().infer(feeds)
+
+    def _latencies(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> Floats:
+        return self._inner().latencies(feeds, runs=runs, warmup=warmup)
+
+    def _node_times(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> list[NodeTime]:
+        return self._inner().node_times(feeds, runs=runs, warmup=warmup)
+
+
+class TensorRT(Runtime):
+    """TensorRT on NVIDIA's GPUs; ``tensorrt-rtx`` builds engines without one."""
+
+    name = "tensorrt"
+    title = "TensorRT"
+    packages = ("tensorrt", "tensorrt-rtx")
+    precisions = {"gpu": ("fp32", "fp16", "int8")}
+    quantised_for = "trt"
+    engine = "trt"
+    suffix = ".engine"
+    needs_engine = True
+
+    def lacking(self, kind: str, precision: str | None = None) -> str:
+        if not installed_flavours():
+            return "TensorRT is not installed (pip install tensorrt, or tensorrt-rtx)"
+        if kind == "gpu" and gpu() is None:
+            return "no CUDA GPU on this machine"
+        return super().lacking(kind, precision)
+
+    def place(self, kind: str) -> str:
+        return self.name
+
+    def runner(
+        self, network: bytes, device: DeviceProfile, *, profiling: bool = False,
+        threads_sleep: bool = False, name: str | None = None,
+    ) -> Runner:  # fmt: skip
+        return FreshEngine(network, device, self)
+
+    def flavour_for(self, device: DeviceProfile) -> Flavour:
+        """What builds for ``device``: ``tensorrt`` where the GPU is present, else TensorRT-RTX.
+
+        Raises:
+            EngineError: none is installed; the message names the packages.
+        """
+        present = gpu()
+        found = {flavour.name: flavour for flavour in installed_flavours()}
+        if present is not None and present[1] == device.compute_capability and "tensorrt" in found:
+            return found["tensorrt"]
+        return found.get("tensorrt_rtx") or find_flavour()
+
+    def builders(self, device: DeviceProfile) -> list[str]:
+        """The installed flavours that build engines for ``device`` on this machine."""
+        present = gpu()
+        here = present is not None and present[1] == device.compute_capability
+        return [
+            flavour.name
+            for flavour in installed_flavours()
+            if device.compute_capability in (known := capabilities(flavour)) or (here and not known)
+        ]
+
+    def check_engine(self, device: DeviceProfile, precision: str) -> None:
+        if precision not in self.precisions["gpu"]:
+            raise EngineError(
+                f"unknown precision {precision!r}; allowed are {', '.join(self.precisions['gpu'])}"
+            )
+        if device.compute_capability is None:
+            raise EngineError(
+                f"device {device.name!r} is no GPU, which TensorRT needs; choose --engine onnx or ort"
+            )
+        if device.peak_tflops and precision not in device.peak_tflops:
+            raise EngineError(
+                f"device {device.name!r} has no {precision.upper()}; "
+                f"its profile lists {', '.join(device.peak_tflops)}"
+            )
+        check_target(self.flavour_for(device), device.compute_capability, precision)
+
+    def build_engine(
+        self, network: bytes, path: Path, device: DeviceProfile, precision: str,
+        *, batch: tuple[int, int, int],
+    ) -> EngineBuild:  # fmt: skip
+        self.check_engine(device, precision)
+        flavour, capability = self.flavour_for(device), str(device.compute_capability)
+        cache = path.with_name(f"timing-{flavour.version}-sm{capability}.cache")
+        plan = build_plan(network, flavour, capability, batch=batch, timing_cache=cache)
+        checked = ["size", "hash", *check_head(plan, flavour.name, flavour.version, capability, str(path))]
+        if flavour.name == "tensorrt_rtx":
+            if is_malformed(plan, flavour):
+                raise EngineError(f"{flavour} does not take its own engine for one; the build is broken")
+            checked.append("TensorRT's own format check")
+        files.write_bytes(path, plan)
+        present = gpu()
+        return EngineBuild(
+            flavour.name, flavour.version, tuple(checked), capability, present[0] if present else "",
+            loaded=present is not None and present[1] == capability,
+        )  # fmt: skip
+
+    def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:
+        return TrtRunner(path)

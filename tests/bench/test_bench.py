@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcnet_deploy.bench import BenchSettings, bench, measure
-from bcnet_deploy.bench.runtimes import CPU
 from bcnet_deploy.bench.stats import noise_floor, summarise
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export import export_onnx
+from bcnet_deploy.runtime.ort import OnnxRuntime
 from tests.export.nets import small
 from tests.export.test_job import searched
 from tests.profiler.fakes import FakeRunner, true_ms
 
+ORT = ("onnxruntime",)
 QUICK = BenchSettings(rounds=2, runs=4, warmup=1, batches=(1, 4))
 
 
@@ -187,7 +188,8 @@ def test_a_run_without_networks_names_the_steps(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_here_is_said(folder: Path) -> None:
     result = bench({"small": folder / "small.onnx"}, "t4", settings=QUICK)
     assert any("T4" in note and "is not here (no GPU)" in note for note in result.notes)
-    assert list(result.networks["small"].runtimes) == ["onnxruntime-cpu"]
+    assert "onnxruntime-cpu" in result.networks["small"].runtimes
+    assert "tensorrt" in result.absent
 
 
 def test_the_file_of_the_devices_precision_is_measured(tmp_path: Path) -> None:
@@ -253,13 +255,11 @@ def test_what_a_slow_spell_disturbed_is_measured_again(folder: Path, monkeypatch
         return FakeRunner(data, False, slow=slow)
 
     networks = {"small": folder / "small.onnx", "large": folder / "large.onnx"}
-    makers = {name: lambda profiling, data: fake(data) for name in networks}
-    monkeypatch.setattr(measure, "runtimes", lambda *_: ({CPU: makers}, {}))
-    monkeypatch.setattr(measure, "OrtRunner", fake)
-    settings = BenchSettings(rounds=4, runs=3, warmup=0, batches=(), layers=False)
+    monkeypatch.setattr(OnnxRuntime, "runner", lambda self, data, device, **_: fake(data))
+    settings = BenchSettings(rounds=4, runs=3, warmup=0, batches=(), layers=False, runtimes=ORT)
     result = bench(networks, "cpu-1thread", settings=settings)
     for name, path in networks.items():
-        times = result.networks[name].runtimes[CPU].latency
+        times = result.networks[name].runtimes["onnxruntime-cpu"].latency
         assert times.round_medians_ms == pytest.approx([true_ms(path.read_bytes())] * 4)
     assert result.settings["measured_again"] > 0
 
@@ -279,18 +279,21 @@ def test_a_machine_of_another_speed_than_the_tables_is_waited_for_and_said(
     def fake(data: bytes, **_: Any) -> FakeRunner:
         return FakeRunner(data, False, slow=slow)
 
-    monkeypatch.setattr(measure, "runtimes", lambda *_: ({CPU: {"one": lambda _, data: fake(data)}}, {}))
-    monkeypatch.setattr(measure, "OrtRunner", fake)
+    monkeypatch.setattr(OnnxRuntime, "runner", lambda self, data, device, **_: fake(data))
     monkeypatch.setattr(measure, "_usual_ms", lambda *_: true_ms(reference))
     networks = {"one": folder / "large.onnx"}
-    settings = BenchSettings(rounds=3, runs=3, warmup=0, batches=(), layers=False, patience_s=2.0)
+    settings = BenchSettings(
+        rounds=3, runs=3, warmup=0, batches=(), layers=False, patience_s=2.0, runtimes=ORT
+    )
     truth = true_ms((folder / "large.onnx").read_bytes())
     result = bench(networks, "cpu-1thread", settings=settings, reference=reference)
-    assert result.networks["one"].runtimes[CPU].latency.low_ms == pytest.approx(truth)
+    assert result.networks["one"].runtimes["onnxruntime-cpu"].latency.low_ms == pytest.approx(truth)
     assert result.settings["speed"] == pytest.approx(1.0)
     assert not any("as long as when the table" in note for note in result.notes)
     for spell in (1.5, 0.8):
         lasts, asked = 10**9, 0
         result = bench(networks, "cpu-1thread", settings=settings, reference=reference)
-        assert result.networks["one"].runtimes[CPU].latency.low_ms == pytest.approx(spell * truth)
+        assert result.networks["one"].runtimes["onnxruntime-cpu"].latency.low_ms == pytest.approx(
+            spell * truth
+        )
         assert any(f"took {spell:.2f} times as long as when the table" in note for note in result.notes)

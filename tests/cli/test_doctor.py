@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -14,30 +15,38 @@ from click.testing import CliRunner
 from bcnet_deploy.cli.doctor import judge
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.devices import known_devices, load_device
+from bcnet_deploy.runtime import machine, ort, trt, trt_build
+from bcnet_deploy.runtime.trt_build import Flavour
 
-RTX = {"name": "tensorrt_rtx", "version": "1", "capabilities": ["7.5", "8.9"]}
-FULL: dict[str, Any] = {"name": "tensorrt", "version": "10", "capabilities": []}
-T4 = {"name": "Tesla T4", "capability": "7.5"}
-A100 = {"name": "NVIDIA A100-SXM4-40GB", "capability": "8.0"}
+RTX = Flavour("tensorrt_rtx", "1", SimpleNamespace(ComputeCapability=SimpleNamespace(SM75=0, SM89=0)))
+FULL = Flavour("tensorrt", "10", SimpleNamespace())
+T4 = ("Tesla T4", "7.5")
+A100 = ("NVIDIA A100-SXM4-40GB", "8.0")
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "providers", "flavours", "measure", "build", "why"),
+    ("device", "gpu", "providers", "flavours", "measure", "build", "why"),
     [
-        ("cpu", [], ["cpu"], [], True, False, ""),
-        ("cpu", [], [], [], False, False, "ONNX Runtime is not installed"),
-        ("t4", [], ["cpu"], [], False, False, "no such GPU here; TensorRT is not installed"),
-        ("t4", [], ["cpu"], [RTX], False, True, "no such GPU here"),
-        ("t4", [T4], ["cpu"], [FULL], True, True, ""),
-        ("t4", [A100], ["cpu"], [FULL], False, False, "no such GPU here (found NVIDIA A100"),
-        ("a10", [A100], ["cpu"], [FULL], False, False, "no such GPU here"),
-        ("h100", [], ["cpu"], [RTX], False, False, "9.0 are built on its own host"),
+        ("cpu", None, ["cpu"], [], True, True, ""),
+        ("cpu", None, [], [], False, True, "ONNX Runtime is not installed"),
+        ("t4", None, ["cpu"], [], False, False, "no GPU; TensorRT is not installed"),
+        ("t4", None, ["cpu"], [RTX], False, True, "no GPU"),
+        ("t4", T4, ["cpu"], [FULL], True, True, ""),
+        ("t4", A100, ["cpu"], [FULL], False, False, "the GPU of this machine is NVIDIA A100"),
+        ("a10", A100, ["cpu"], [FULL], False, False, "the GPU of this machine is NVIDIA A100"),
+        ("h100", None, ["cpu"], [RTX], False, False, "not 9.0; install 'tensorrt' on the target's host"),
     ],
 )
 def test_judgement(
-    device: str, gpus: list, providers: list, flavours: list, measure: bool, build: bool, why: str
-) -> None:
-    entry = judge(load_device(device), gpus, providers, flavours)
+    device: str, gpu: Any, providers: list, flavours: list, measure: bool, build: bool, why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for module in (trt, trt_build):
+        monkeypatch.setattr(module, "gpu", lambda: gpu)
+        monkeypatch.setattr(module, "installed_flavours", lambda: tuple(flavours))
+    monkeypatch.setattr(machine, "gpu_name", lambda: gpu and gpu[0])
+    monkeypatch.setattr(ort, "available_providers", lambda: tuple(providers))
+    entry = judge(load_device(device))
     assert (entry["measure"], entry["build"]) == (measure, build)
     assert why in entry["why"] if why else entry["why"] == ""
 

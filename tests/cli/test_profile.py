@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.devices import known_devices
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.lut.machine import gpu_name
+from bcnet_deploy.runtime.machine import gpu_name
 from tests.lut.test_convert import OFA
 
 
@@ -88,7 +88,7 @@ def test_no_device_at_all(tmp_path: Path) -> None:
 
 
 def test_another_gpu_is_named_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcnet_deploy.profiler.runners.gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("bcnet_deploy.runtime.machine.gpu_name", lambda: "NVIDIA H200")
     result = call("profile", "--device", "t4", "--model", "demo", "--run-dir", tmp_path / "run")
     assert result.exit_code == 1
     assert "the GPU of this machine is NVIDIA H200" in result.output
@@ -147,7 +147,7 @@ def test_zero_threads_in_a_profile_of_ones_own(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**data, "threads": 0}))
     result = call("profile", "--device", path, "--model", "demo", "--run-dir", tmp_path / "run")
     assert result.exit_code == 1
-    assert "threads must be a whole number of 1 or more; given 0" in result.output
+    assert "threads is 0; allowed: from 1 up" in result.output
 
 
 # -- devices ------------------------------------------------------------------------------------

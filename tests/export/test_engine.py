@@ -12,8 +12,8 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export import ModelMetadata, build_engine, export_onnx
 from bcnet_deploy.export import metadata as meta
-from bcnet_deploy.export.engine import check_device
 from bcnet_deploy.runtime.engine_file import read_engine, read_head
+from bcnet_deploy.runtime.registry import find_runtime
 from bcnet_deploy.runtime.trt_build import find_flavour
 from tests.export.nets import pictures, small
 
@@ -88,7 +88,6 @@ def test_lower_precision_makes_smaller_engines(tmp_path: Path) -> None:
         ("fp32", "t4", "fp32", EngineError, r"no FP32.*7\.5.*--precision fp16"),
         ("fp32", "h100", "fp16", EngineError, r"not 9\.0"),
         ("fp32", "jetson-orin", "fp16", EngineError, r"not 8\.7"),
-        ("fp32", "cpu", "fp32", EngineError, "'cpu' is no GPU"),
         ("fp32", "t4", "int8", ExportError, "precision fp32, int8 was asked for.*calibrates"),
         ("int8-ort", "t4", "int8", ExportError, "quantised for ONNX Runtime"),
         ("int8-trt", "a10", "fp16", ExportError, "precision int8, fp16 was asked for"),
@@ -106,6 +105,12 @@ def test_refusals(
     assert [entry.name for entry in tmp_path.iterdir()] == ["n.engine"]
 
 
+def test_a_cpu_has_no_tensorrt_engine(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="'cpu' is no GPU"):
+        build_engine(folder / "fp32.onnx", tmp_path / "n.engine", "cpu", runtime=find_runtime("tensorrt"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "n.onnx").write_bytes(b"\xff\xfe nothing")
     with pytest.raises(ExportError, match="no.*ONNX file"):
@@ -113,9 +118,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_precision_that_the_device_lacks() -> None:
-    import dataclasses
-
     device = load_device("t4")
-    without = dataclasses.replace(device, peak_tflops={"fp16": device.peak_tflops["fp16"]})
+    without = device.replace(peak_tflops={"fp16": device.peak_tflops["fp16"]})
     with pytest.raises(EngineError, match="has no INT8; its profile lists fp16"):
-        check_device(without, "int8")
+        find_runtime("tensorrt").check_engine(without, "int8")

@@ -10,8 +10,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from bcnet_deploy.errors import ExportError
-from bcnet_deploy.export.graph import sort_nodes, with_batch
+from bcnet_deploy.export.graph import with_batch
 from bcnet_deploy.export.onnx import trace
+from bcnet_deploy.runtime.precision import sort_nodes
 from tests.export.nets import pictures, small
 
 

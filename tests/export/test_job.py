@@ -202,19 +202,18 @@ def test_wrong_usage_is_one_line_and_exits_with_2(run: RunDir, arguments: list[s
 def test_the_values_offered_are_those_the_export_takes() -> None:
     from bcnet_deploy.cli import choices
     from bcnet_deploy.export.job import ENGINES
-    from bcnet_deploy.export.precision import PRECISIONS
     from bcnet_deploy.export.source import WHICH
+    from bcnet_deploy.runtime.precision import PRECISIONS
 
     assert choices.ENGINE.values == ENGINES and choices.NETWORK.values == WHICH
     assert set(choices.PRECISION.values) == set(PRECISIONS)
 
 
 def test_without_tensorrt_the_package_is_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bcnet_deploy.export import engine
-    from bcnet_deploy.runtime import trt_build
+    from bcnet_deploy.runtime import trt, trt_build
 
     monkeypatch.setattr(trt_build, "installed_flavours", lambda: ())
-    monkeypatch.setattr(engine, "installed_flavours", lambda: ())
+    monkeypatch.setattr(trt, "installed_flavours", lambda: ())
     result = export(run, "--engine", "trt", "--device", "t4")
     assert result.exit_code == 1
     assert "pip install tensorrt-rtx" in result.stderr

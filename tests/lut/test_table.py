@@ -164,10 +164,11 @@ def test_a_table_of_another_machine_says_so(
 def test_here_means_no_warning(table: LatencyTable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from dataclasses import replace
 
-    from bcnet_deploy.lut.machine import describe_machine
+    from bcnet_deploy.runtime.machine import describe_machine
+    from bcnet_deploy.runtime.registry import find_runtime
 
     path = tmp_path / "table.json"
-    replace(table, provenance=describe_machine("onnxruntime")).save(path)
+    replace(table, provenance=describe_machine(find_runtime("onnxruntime"))).save(path)
     with caplog.at_level(logging.WARNING, "bcnet_deploy"):
         LatencyTable.load(path)
     assert caplog.text == ""

@@ -19,7 +19,6 @@ from bcnet_deploy.runtime.engine_file import (
     read_head,
     read_info,
     sidecar_path,
-    write_engine,
 )
 
 
@@ -39,9 +38,14 @@ def info(data: bytes, **changes: Any) -> EngineInfo:
     return dataclasses.replace(base, **changes)
 
 
+def write(path: Path, data: bytes, described: EngineInfo) -> None:
+    path.write_bytes(data)
+    sidecar_path(path).write_text(json.dumps(described.to_dict()))
+
+
 def test_round_trip(tmp_path: Path) -> None:
     data = plan()
-    write_engine(tmp_path / "n.engine", data, info(data))
+    write(tmp_path / "n.engine", data, info(data))
     assert read_engine(tmp_path / "n.engine") == (data, info(data))
     described = json.loads(sidecar_path(tmp_path / "n.engine").read_text())
     assert described["capability"] == "7.5"
@@ -91,7 +95,7 @@ def test_of_the_other_flavour_only_what_is_known_is_checked() -> None:
 
 
 def test_another_engine_under_the_same_sidecar(tmp_path: Path) -> None:
-    write_engine(tmp_path / "n.engine", plan(), info(plan()))
+    write(tmp_path / "n.engine", plan(), info(plan()))
     (tmp_path / "n.engine").write_bytes(plan()[:-1] + b"!")
     with pytest.raises(EngineError, match="not the one its sidecar describes"):
         read_engine(tmp_path / "n.engine")
@@ -106,7 +110,7 @@ def test_another_engine_under_the_same_sidecar(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_sidecars_name_the_key(tmp_path: Path, change: Any, message: str) -> None:
-    write_engine(tmp_path / "n.engine", plan(), info(plan()))
+    write(tmp_path / "n.engine", plan(), info(plan()))
     path = sidecar_path(tmp_path / "n.engine")
     data = json.loads(path.read_text())
     change(data)
@@ -118,7 +122,7 @@ def test_damaged_sidecars_name_the_key(tmp_path: Path, change: Any, message: str
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no engine sidecar at .*n\.engine\.json"):
         read_engine(tmp_path / "n.engine")
-    write_engine(tmp_path / "n.engine", plan(), info(plan()))
+    write(tmp_path / "n.engine", plan(), info(plan()))
     (tmp_path / "n.engine").unlink()
     with pytest.raises(EngineError, match="cannot read engine"):
         read_engine(tmp_path / "n.engine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bcnet_deploy.runtime.base import NodeTime
-from bcnet_deploy.runtime.layer_names import module_of, module_times, origin
+from bcnet_deploy.runtime.layer_names import module_of, module_times, named_nodes, origin
 
 A = "/features/features.0/features.0.0/Conv"
 B = "/features/features.0/features.0.2/Clip"
@@ -75,7 +75,7 @@ def test_a_name_within_another_is_not_taken_for_it() -> None:
 
 def test_inspector_metadata_win_over_the_name() -> None:
     metadata = f"[ONNX Layer: {C}]\x1e[ONNX Layer: {D}]\x1e[ONNX Layer: unknown]"
-    found = origin("__myl_ConvAdd_myl0_7", GRAPH, metadata)
+    found = origin("__myl_ConvAdd_myl0_7", GRAPH, named_nodes(metadata))
     assert found.kind == "layer"
     assert found.nodes == (C, D)
     assert found.modules == ("features.1.conv.0.0", "features.1")

@@ -14,7 +14,7 @@ import pytest
 from bcnet_deploy.errors import EngineError
 from bcnet_deploy.runtime.base import Runner
 from bcnet_deploy.runtime.ort import OrtRunner, available_providers, check_threads, parse_profile
-from tests.runtime.conformance import MakeRunner, RunnerConformance, reference_onnx, thread_count
+from bcnet_deploy.testing.runtimes import MakeRunner, RunnerConformance, reference_onnx, thread_count
 
 
 class TestOrtCpu(RunnerConformance):

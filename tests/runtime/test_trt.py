@@ -16,10 +16,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError
 from bcnet_deploy.runtime import trt_build
 from bcnet_deploy.runtime.base import Runner
-from bcnet_deploy.runtime.engine_file import EngineInfo, read_head, write_engine
+from bcnet_deploy.runtime.engine_file import EngineInfo, read_head, sidecar_path
 from bcnet_deploy.runtime.layer_names import origin
 from bcnet_deploy.runtime.trt import TrtRunner, collect_times, parse_layers
 from bcnet_deploy.runtime.trt_build import (
@@ -31,8 +32,8 @@ from bcnet_deploy.runtime.trt_build import (
     installed_flavours,
     is_malformed,
 )
+from bcnet_deploy.testing.runtimes import MakeRunner, RunnerConformance, reference_onnx, reference_weights
 from tests.runtime import fake_tensorrt
-from tests.runtime.conformance import MakeRunner, RunnerConformance, reference_onnx, reference_weights
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -131,7 +132,8 @@ def write(path: Path, plan: bytes, **changes: Any) -> Path:
         "batch": (1, 1, 1), "input_name": "x", "input_size": (1, 1, 6), "onnx_sha256": "",
         "engine_sha256": hashlib.sha256(plan).hexdigest(), "size_bytes": len(plan), **changes,
     }  # fmt: skip
-    write_engine(path, plan, EngineInfo(**values))
+    path.write_bytes(plan)
+    files.write_json(sidecar_path(path), EngineInfo(**values).to_dict())
     return path
 
 
@@ -149,7 +151,7 @@ def test_running_without_a_gpu_says_what_is_needed(tmp_path: Path) -> None:
 
 def test_collected_times_are_split_into_runs() -> None:
     records = [("a", 1.0), ("b", 2.0), ("a", 0.5), ("a", 3.0), ("b", 4.0), ("a", 0.5)]
-    nodes = collect_times(records, 2, {"a": "Convolution"})
+    nodes = collect_times(records, 2, {"a": {"LayerType": "Convolution"}})
     assert [(node.name, node.op, node.durations_us) for node in nodes] == [
         ("a", "Convolution", (1500.0, 3500.0)),
         ("b", "", (2000.0, 4000.0)),
@@ -206,9 +208,8 @@ class TestTensorRT(RunnerConformance):
         assert isinstance(runner, TrtRunner)
         with runner:
             nodes = runner.node_times(feeds, runs=3)
-            described = runner.metadata()
         graph = [node.name for node in onnx.load_from_string(reference_onnx()).graph.node]
-        totals = module_times(nodes, graph, described)
+        totals = module_times(nodes, graph)
         assert sum(value for name, value in totals.items() if name != "(other)") > 0
 
 
@@ -243,12 +244,11 @@ class TestOnStandIn(RunnerConformance):
         assert isinstance(runner, TrtRunner)
         with runner:
             nodes = runner.node_times(feeds, runs=3)
-            described = runner.metadata()
         assert [(node.op, node.durations_us) for node in nodes] == [
             ("", (250.0,) * 3), ("gemm", (500.0,) * 3), ("kgen", (125.0,) * 3),
         ]  # fmt: skip
         graph = [node.name for node in onnx.load_from_string(reference_onnx()).graph.node]
-        found = [origin(node.name, graph, described.get(node.name, "")) for node in nodes]
+        found = [origin(node.name, graph, node.origins) for node in nodes]
         assert [item.kind for item in found] == ["reformat", "layer", "layer"]
         assert [item.nodes for item in found[1:]] == [("layer.matmul", "layer.add"), ("layer.relu",)]
 

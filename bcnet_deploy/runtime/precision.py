@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcnet_deploy.errors import ExportError
-from bcnet_deploy.export.graph import sort_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -112,6 +111,28 @@ def to_int8(
             raise ExportError(f"INT8 quantisation failed: {' '.join(str(error).split())[:300]}") from error
         quantised = onnx.load(result)
     return to_fp16(quantised) if symmetric else quantised
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put the nodes of ``model`` into an order in which each follows its inputs, stable otherwise."""
+    graph = model.graph
+    ready = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer} | {""}
+    produced = {name for node in graph.node for name in node.output}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready or name not in produced for name in node.input):
+                ordered.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):  # a cycle: leave it for the checker to report
+            ordered.extend(later)
+            break
+        waiting = later
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 @contextmanager

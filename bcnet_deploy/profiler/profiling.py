@@ -1,4 +1,4 @@
-"""Build a latency table of a network on this machine within a time budget.
+"""A latency table of a network: measured on this machine within a time budget, or estimated.
 
 Networks are measured one after another: corners first, then random ones, then those whose layers were
 measured least and predicted worst. Held-out networks, which are never fitted, and a reference network
@@ -8,6 +8,8 @@ Every measurement is on disk before the next starts (:mod:`bcnet_deploy.profiler
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bcnet_deploy.devices import DeviceProfile
-from bcnet_deploy.lut.machine import describe_machine
+from bcnet_deploy import files, resources
+from bcnet_deploy.devices import DeviceProfile, load_device
+from bcnet_deploy.errors import BCNetError, TableError
+from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.lut.network import Network
 from bcnet_deploy.lut.table import LatencyTable
-from bcnet_deploy.profiler.assemble import layer_matrix
+from bcnet_deploy.profiler.fitting import TableMaker, layer_matrix, without_keys
 from bcnet_deploy.profiler.journal import Journal, Record
-from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.layer_map import LayerMap
 from bcnet_deploy.profiler.measure import MakeRunner, Sample, Timing, measure
 from bcnet_deploy.profiler.narrow import NetworkMaker
-from bcnet_deploy.profiler.pace import Pace
 from bcnet_deploy.profiler.sampling import Novelty, held_out, next_network, structured
-from bcnet_deploy.profiler.tables import TableMaker
+from bcnet_deploy.runtime.machine import describe_machine
+from bcnet_deploy.runtime.pace import Pace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 Int64 = npt.NDArray[np.int64]
 
+_log = logging.getLogger("bcnet_deploy")
 _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
@@ -111,7 +116,10 @@ class Profiler:
         self.sleep = sleep
         self._began = clock()
         self.network = Network.of_space(space, precision=device.precision, batch=device.batch)
-        self.maker = NetworkMaker(model, space, batch=device.batch)
+        self.maker = NetworkMaker(
+            model, space, batch=device.batch,
+            prepare=lambda network: device.run_by().prepared(network, device.precision),
+        )  # fmt: skip
         self.layer_map = LayerMap(self.maker.exported, space, self.network.layers)
         rng = np.random.default_rng(seed)
         self.image = rng.standard_normal((device.batch, *space.input_size)).astype(np.float32)
@@ -120,7 +128,7 @@ class Profiler:
             space,
             self.network,
             device,
-            describe_machine(device.runtime),
+            describe_machine(device.run_by()),
             reference=self.reference,
             seed=seed,
             start=start,
@@ -302,4 +310,121 @@ class Profiler:
         return table
 
 
-__all__ = ["Profiler", "Progress"]
+def profile(
+    model: nn.Module,
+    space: WidthSpace,
+    device: DeviceProfile | str,
+    *,
+    budget_s: float = 120.0,
+    estimate: bool = False,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> LatencyTable:
+    """The latency table of ``space`` on ``device``, without a run directory; nothing is kept on disk.
+
+    Args:
+        model: the full network.
+        space: its width space.
+        device: the profile, or its name or file.
+        budget_s: seconds of everything together.
+        estimate: from data sheets instead of measurements.
+        seed: of the sampled networks.
+        progress: called after every measurement.
+
+    Raises:
+        UnknownDeviceError, DeviceError, ExportError, EngineError, TableError: see :func:`profile_device`.
+    """
+    device = device if isinstance(device, DeviceProfile) else load_device(device)
+    with tempfile.TemporaryDirectory(prefix="bcnet-profile-") as folder:
+        return profile_device(
+            model, space, device, Path(folder) / f"{device.name}.json", budget_s=budget_s,
+            estimate=estimate, seed=seed, report=progress,
+        )  # fmt: skip
+
+
+def make_runner_of(device: DeviceProfile, *, threads_sleep: bool = False) -> MakeRunner:
+    """How networks are run on ``device``.
+
+    ``threads_sleep`` is for one that stays loaded while others are timed.
+    """
+    runtime = device.run_by()
+    return lambda network, profiling: runtime.runner(
+        network, device, profiling=profiling, threads_sleep=threads_sleep
+    )
+
+
+def profile_device(
+    model: nn.Module,
+    space: WidthSpace,
+    device: DeviceProfile,
+    path: Path,
+    *,
+    budget_s: float = 120.0,
+    estimate: bool = False,
+    seed: int = 0,
+    fresh: bool = False,
+    report: Report | None = None,
+) -> LatencyTable:
+    """The latency table of ``space`` on ``device``, saved at ``path``.
+
+    Args:
+        model: the full network.
+        space: its width space.
+        device: whose table.
+        path: where the table goes; the log of measurements lies beside it. An interrupted profile goes on.
+        budget_s: seconds of everything together.
+        estimate: from data sheets instead of measurements.
+        seed: of the sampled networks.
+        fresh: measure all anew: take over neither an interrupted profile nor shipped measurements.
+        report: called after every measurement.
+
+    Raises:
+        DeviceError: the device is not here and ``estimate`` is false, or its profile lacks the figures of an
+            estimate.
+        ExportError, EngineError: the network cannot be exported or run.
+        TableError: the budget is too small.
+        RunDirError: the folder cannot be written.
+    """
+    if estimate:
+        table = estimate_table(space, device)
+        table.save(path)
+        return table
+    device.require_here()
+    start = None if fresh else starting_table(device, path)
+    profiler = Profiler(
+        model.eval(), space, device, make_runner=make_runner_of(device), path=path, budget_s=budget_s,
+        seed=seed, start=start, report=report, make_probe=make_runner_of(device, threads_sleep=True),
+    )  # fmt: skip
+    if fresh:
+        profiler.journal_path.unlink(missing_ok=True)
+    return profiler.run()
+
+
+def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:
+    """Measurements of the same device, machine and runtime to build on: shipped ones, and another
+    network's at ``path``; None when there are none."""
+    found: LatencyTable | None = None
+    candidates = sorted(resources.shipped("luts").glob(f"{device.name}.*.json"))
+    for candidate in [path, *candidates]:
+        if not candidate.exists():
+            continue
+        try:
+            data = files.read_json(candidate, TableError, "latency table")
+            table = LatencyTable.from_dict(data, str(candidate))
+        except BCNetError as error:
+            if candidate == path:
+                _log.warning("%s; it is made again", error)
+            continue
+        usable = (
+            table.source == "measured"
+            and table.device == device.name
+            and (table.precision, table.batch) == (device.precision, device.batch)
+            and table.provenance.get("threads") == device.threads
+            and not table.differences()
+            and "node_overhead_us" in table.provenance  # else its layers hold what profiling adds
+            and (candidate != path or table.complete)
+        )
+        if usable:
+            # A table at `path` began with the shipped ones: only what it does not have joins it.
+            found = table if found is None else found.merged(without_keys(table, found.entries))
+    return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bcnet_deploy.runtime.base import Runtime
 
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 COMPARED = {
@@ -20,19 +22,11 @@ COMPARED = {
 }
 
 
-def describe_machine(runtime: str) -> dict[str, Any]:
-    """CPU model and features, cores, governor, GPU and driver, and the version of ``runtime``.
-
-    Args:
-        runtime: ``onnxruntime`` or ``tensorrt``.
-    """
-    text = _read("/proc/cpuinfo")
-    fields = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
-    }
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+def describe_machine(runtime: Runtime | None = None) -> dict[str, Any]:
+    """CPU model and features, cores, governor, GPU and driver, and package and version of ``runtime``."""
+    fields = _cpu_fields()
+    flags = cpu_flags()
     gpu, driver = _gpu()
-    name, version = _runtime(runtime)
     return {
         "cpu_model": fields.get("model name") or platform.processor() or platform.machine(),
         "cpu_family": " ".join(fields.get(key, "") for key in ("vendor_id", "cpu family", "model")).strip(),
@@ -42,9 +36,22 @@ def describe_machine(runtime: str) -> dict[str, Any]:
         "gpu": gpu,
         "driver": driver,
         "os": f"{platform.system()} {platform.release()}",
-        "runtime": name,
-        "runtime_version": version,
+        **(runtime.describe() if runtime is not None else {}),
     }
+
+
+def cpu_flags() -> frozenset[str]:
+    """All feature flags of the CPU, as the kernel calls them; empty where it does not say."""
+    fields = _cpu_fields()
+    return frozenset((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def lacks_vnni() -> str:
+    """Why INT8 networks cannot run fast on this CPU; empty when they can, or when the CPU does not say."""
+    flags = cpu_flags()
+    if "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
+        return "this CPU has no instructions for INT8 (avx512_vnni, avx_vnni or amx_int8); use FP32"
+    return ""
 
 
 def differences(made_on: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -90,11 +97,6 @@ def _gpu() -> tuple[str | None, str | None]:
     return name.strip(), driver.strip()
 
 
-def _runtime(runtime: str) -> tuple[str, str | None]:
-    packages = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "tensorrt": ("tensorrt", "tensorrt-rtx")}
-    for package in packages.get(runtime, (runtime,)):
-        try:
-            return package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return runtime, None
+def _cpu_fields() -> dict[str, str]:
+    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}

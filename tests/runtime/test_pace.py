@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from bcnet_deploy.profiler.pace import Pace
 from bcnet_deploy.runtime.base import Array, Floats
+from bcnet_deploy.runtime.pace import Pace
 from tests.profiler.fakes import FakeRunner
 
 

@@ -1,19 +1,25 @@
-"""From records of whole networks to a latency table that knows its own error."""
+"""From a journal of measurements to a latency table: layers fitted, its error and its origin known."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy.devices import DeviceProfile
+from bcnet_deploy.errors import TableError
 from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Fit, Granularity, fit
 from bcnet_deploy.lut.network import Network, layer_dims
 from bcnet_deploy.lut.table import LatencyTable
-from bcnet_deploy.profiler.journal import Record
+from bcnet_deploy.profiler.journal import Journal, Record
+
+if TYPE_CHECKING:
+    from bcnet_deploy.space import WidthSpace
 
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -25,6 +31,8 @@ _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own
 _COMPARABLE = 8
 _UNFIT = 1.08
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
+_FEWEST_TRAIN, _FEWEST_HELD_OUT = 3, 3
+_UNVALIDATED_ERROR = 0.1  # relative error of a table that too few held-out networks judge
 
 
 @dataclass(frozen=True)
@@ -275,3 +283,118 @@ def held_out_rounds(records: Sequence[Record]) -> tuple[Int64, Floats]:
 
 def _rank(value: float) -> float:
     return 0.0 if np.isnan(value) else float(value)
+
+
+@dataclass(frozen=True)
+class TableMaker:
+    """Tables of one network on one device of this machine.
+
+    Args:
+        space: of the network that is profiled.
+        network: its layers, at the device's precision and batch.
+        device: the profile of the device.
+        machine: what :func:`bcnet_deploy.runtime.machine.describe_machine` says of it.
+        reference: widths of the network that is measured again and again, to see the machine drift.
+        seed: of the sampled networks.
+        start: a table of the same device whose entries are taken over.
+        fast_export: whether networks were narrowed from one export; kept as provenance.
+    """
+
+    space: WidthSpace
+    network: Network
+    device: DeviceProfile
+    machine: dict[str, Any]
+    reference: tuple[int, ...]
+    seed: int
+    start: LatencyTable | None
+    fast_export: bool
+    granularity: Granularity = field(init=False)
+
+    def __post_init__(self) -> None:
+        rounding = self.device.run_by().rounding(self.device, self.machine["cpu_features"])
+        object.__setattr__(self, "granularity", Granularity(*rounding))
+
+    def identity(self) -> dict[str, Any]:
+        """What a journal must have been made with for its measurements to count."""
+        return {
+            "device": self.device.name,
+            "threads": self.device.threads,
+            "precision": self.device.precision,
+            "batch": self.device.batch,
+            "network": self.space.fingerprint,
+            "levels": [list(variable.choices) for variable in self.space.variables],
+            "seed": self.seed,
+            "cpu_model": self.machine["cpu_model"],
+            "gpu": self.machine["gpu"],
+            "runtime": self.machine["runtime"],
+            "runtime_version": self.machine["runtime_version"],
+        }
+
+    def table(self, journal: Journal, *, budget_s: float, complete: bool) -> LatencyTable:
+        """The table of what ``journal`` has so far.
+
+        Args:
+            budget_s: seconds the profile was given; kept as provenance.
+            complete: whether the profile has ended.
+
+        Raises:
+            TableError: too few networks were measured.
+        """
+        trains = journal.of("train")
+        if len(trains) < _FEWEST_TRAIN:
+            raise TableError(
+                f"{len(trains)} networks were measured, too few for a table; give a --budget of more than "
+                f"{budget_s:g} s"
+            )
+        fitted = fit_layers(self.network, trains, self.granularity, self.start)
+        provenance = {
+            **self._provenance(journal),
+            "budget_s": budget_s,
+            "node_overhead_us": round(fitted.node_us, 4),
+        }
+        table = LatencyTable(
+            device=self.device.name,
+            source="measured",
+            precision=self.device.precision,
+            batch=self.device.batch,
+            granularity=self.granularity,
+            provenance=provenance,
+            entries=fitted.entries,
+            models=dict(fitted.models),
+            networks=(calibrate(self.network, fitted, trains),),
+            complete=complete,
+        )
+        table = _validated(table, journal)
+        if fitted.known is not None:
+            table = table.merged(without_keys(fitted.known, fitted.entries))
+        return table
+
+    def _provenance(self, journal: Journal) -> dict[str, Any]:
+        references = np.array([record.latency_ms for record in journal.of("reference")])
+        return {
+            **self.machine,
+            "threads": self.device.threads,
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "measured_s": round(journal.seconds, 1),
+            "networks_measured": len({record.widths for record in journal.records}),
+            "measurements": len(journal.records),
+            "reference_widths": list(self.reference),
+            "reference_ms": round(float(np.median(references)), 5) if len(references) else None,
+            "drift": round(float(np.ptp(references) / references.min()), 4) if len(references) > 1 else None,
+            "fast_export": self.fast_export,
+        }
+
+
+def _validated(table: LatencyTable, journal: Journal) -> LatencyTable:
+    """With its error on the networks that it was not fitted to."""
+    widths, rounds = held_out_rounds(journal.of("held-out"))
+    if len(widths) < _FEWEST_HELD_OUT:
+        return replace(table, networks=(replace(table.network, relative_error=_UNVALIDATED_ERROR),))
+    validation = validate(table.predict(widths), rounds)
+    network = replace(
+        table.network,
+        accuracy=validation.to_dict(),
+        relative_error=max(validation.relative_error, validation.noise_floor / 2),
+    )
+    provenance = {**table.provenance, "noise_floor": round(validation.noise_floor, 5)}
+    return replace(table, networks=(network,), provenance=provenance)

@@ -21,12 +21,11 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model
-from bcnet_deploy.profiler.assemble import at_speed, layer_times, relative_speed, validate
-from bcnet_deploy.profiler.build import Profiler
+from bcnet_deploy.profiler.fitting import at_speed, layer_times, relative_speed, validate
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.measure import faster_half
+from bcnet_deploy.profiler.profiling import Profiler
 from bcnet_deploy.profiler.sampling import of_all_sizes
-from bcnet_deploy.profiler.tables import granularity_of
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
 from tests.profiler.fakes import FakeRunner, true_ms
@@ -97,8 +96,8 @@ def test_predicts_a_known_device(tmp_path: Path, noise: float) -> None:
 def test_blocks_are_as_wide_as_the_vectors(
     device: str, features: list[str], expected: tuple[int, int]
 ) -> None:
-    found = granularity_of(load_device(device), features)
-    assert (found.block, found.align) == expected
+    profile = load_device(device)
+    assert profile.run_by().rounding(profile, features) == expected
 
 
 def test_the_file_is_the_table(tmp_path: Path) -> None:
@@ -376,7 +375,7 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest
 SCRIPT = """
 import sys
 from pathlib import Path
-import tests.profiler.test_build as t
+import tests.profiler.test_profiling as t
 t.profiler(Path(sys.argv[1]), budget=60.0, step=0.05).run()
 """
 

@@ -9,7 +9,7 @@ import torch
 import bcnet_deploy as bd
 from bcnet_deploy.lut import layers_of
 from bcnet_deploy.models import default_input_size
-from bcnet_deploy.profiler.mapping import LayerMap
+from bcnet_deploy.profiler.layer_map import LayerMap
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.runtime.base import NodeTime
 from bcnet_deploy.runtime.ort import OrtRunner
