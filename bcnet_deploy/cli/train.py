@@ -17,7 +17,7 @@ from bcnet_deploy.units import parse_size
 
 if TYPE_CHECKING:
     from bcnet_deploy.train import TrainConfig
-    from bcnet_deploy.train.trainer import Progress as ProgressCall
+    from bcnet_deploy.train.trainer import OnProgress
 
 DEMO_RECIPE = "digits"
 
@@ -93,7 +93,7 @@ def settings(recipe: str | None, data: str, changes: tuple[str, ...]) -> TrainCo
     return config.replace(**values)
 
 
-def shown_progress(task: str, *, quiet: bool) -> tuple[Any, ProgressCall]:
+def shown_progress(task: str, *, quiet: bool) -> tuple[Any, OnProgress]:
     """A progress display (a context manager) and the function that feeds it."""
     display = progress(quiet=quiet or os.environ.get("RANK", "0") != "0")
     number = display.add_task(task, total=1.0, note="")

@@ -15,7 +15,7 @@ import torch
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -39,7 +39,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     tensors, header = files.read_tensors(path, CheckpointError, "checkpoint")
     if header.get("format") != str(FORMAT):
         raise CheckpointError(
-            f"checkpoint {path} has format {header.get('format')!r}, this version reads {FORMAT}"
+            f"checkpoint {path} has format {header.get('format')!r}, this version reads {FORMAT}; "
+            "go on with the version that wrote it, or start anew with --fresh"
         )
     return tensors, files.parse_json(header.get("state", ""), CheckpointError, f"checkpoint {path}")
 

@@ -18,7 +18,7 @@ from bcnet_deploy.errors import ConfigError, TrainingError
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.samplers import Step
 
-Progress = Callable[[float, str], None]
+OnProgress = Callable[[float, str], None]
 """Called with the share done, 0..1, and a note for people."""
 
 
@@ -50,20 +50,24 @@ class Journal:
         folder: gets ``records.jsonl`` (of a supernet) and ``curves.jsonl``.
         batch_size: over all ranks, for the speed.
         progress: told the share done at each flush.
+
+    Attributes:
+        lengths: bytes of the logs that the checkpoint knows of, by name; None where it knows of none.
     """
 
-    def __init__(self, folder: Path, batch_size: int, ranks: Ranks, progress: Progress | None) -> None:
+    def __init__(self, folder: Path, batch_size: int, ranks: Ranks, progress: OnProgress | None) -> None:
         self.folder, self.batch_size, self.ranks = folder, batch_size, ranks
         self.pending: list[Pending] = []
         self.last_loss = float("nan")
+        self.lengths: dict[str, int | None] = {"records": None, "curves": None}
         self._progress = progress
         self._records: files.JsonLines | None = None
         self._curves: files.JsonLines | None = None
         self._board: Any = None
         self._logged = (0, 0.0)
 
-    def open(self, lengths: dict[str, int | None], now: Now, *, supernet: bool, tensorboard: bool) -> None:
-        """Open the files, cut back to the ``lengths`` that the checkpoint knows of (None: anew).
+    def open(self, now: Now, *, supernet: bool, tensorboard: bool) -> None:
+        """Open the files, cut back to their ``lengths``.
 
         Raises:
             ConfigError: TensorBoard is asked for and not installed.
@@ -75,13 +79,13 @@ class Journal:
         if tensorboard:
             self._board = _tensorboard(self.folder)
         if supernet:
-            self._records = self._log("records", lengths)
-        self._curves = self._log("curves", lengths)
+            self._records = self._log("records")
+        self._curves = self._log("curves")
 
-    def _log(self, name: str, lengths: dict[str, int | None]) -> files.JsonLines:
+    def _log(self, name: str) -> files.JsonLines:
         return files.JsonLines(
-            self.folder / f"{name}.jsonl", f"log of {name}", keep_bytes=lengths[name] or 0, durable=False,
-            remedy="restore the file or start in another folder",
+            self.folder / f"{name}.jsonl", f"log of {name}", keep_bytes=self.lengths[name] or 0,
+            durable=False, remedy="restore the file or start in another folder",
         )  # fmt: skip
 
     def close(self) -> None:

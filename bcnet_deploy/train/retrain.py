@@ -24,7 +24,7 @@ from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
-from bcnet_deploy.train.trainer import Progress, Trainer
+from bcnet_deploy.train.trainer import OnProgress, Trainer
 
 RESULT = "result.json"
 
@@ -68,7 +68,7 @@ def retrain(
     seed: int = 0,
     device: torch.device | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> RetrainResult:
     """Train the network of ``widths``, or go on with it, and take its final accuracy.
 

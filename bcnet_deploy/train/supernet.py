@@ -22,7 +22,7 @@ from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 from bcnet_deploy.train.samplers import SAMPLERS, SIDES, SamplerSource, Side, WidthGrid, make_sampler
-from bcnet_deploy.train.trainer import Progress, Trainer
+from bcnet_deploy.train.trainer import OnProgress, Trainer
 
 WEIGHTS = "supernet.safetensors"
 RECALIBRATION_BATCHES = 20
@@ -60,7 +60,7 @@ def train_supernet(
     seed: int = 0,
     device: torch.device | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> SupernetResult:
     """Train a supernet, or go on with it; under torchrun on all the processes together.
 

@@ -2,18 +2,21 @@
 
 One step runs its paths one after another (:mod:`bcnet_deploy.train.paths`) and then updates the weights
 once. On a GPU nothing in a step waits for the device: losses stay there and are fetched every
-``log_every`` steps (:mod:`bcnet_deploy.train.journal`). What is saved and restored stands in
-:mod:`bcnet_deploy.train.state`.
+``log_every`` steps (:mod:`bcnet_deploy.train.journal`). A checkpoint holds everything that decides how
+training goes on: a resumed run has the same bits.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -21,17 +24,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bcnet_deploy.data.loader import BatchLoader
-from bcnet_deploy.errors import ConfigError, TrainingError
+from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
 from bcnet_deploy.nn import Supernet
+from bcnet_deploy.train.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
-from bcnet_deploy.train.journal import Journal, Now, Pending, Progress, check_tensorboard
-from bcnet_deploy.train.memory import memory_advice
+from bcnet_deploy.train.journal import Journal, Now, OnProgress, Pending, check_tensorboard
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.samplers import Step, WidthSampler
-from bcnet_deploy.train.signals import StopRequest
-from bcnet_deploy.train.state import TrainState
+
+OPERATIONAL = ("checkpoint_every", "log_every", "workers", "tensorboard", "evaluate_every")
+"""Settings that may change between a checkpoint and its resumption: the weights do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,21 @@ class TrainOutcome:
     loss: float
     seconds: float
     images_per_second: float
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes:
+        step: optimiser steps done. cost: image passes weighed by relative MACs. seconds: trained.
+        loss: mean of the last logged steps; None before the first.
+    """
+
+    step: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+    loss: float | None = None
 
 
 class Trainer:
@@ -85,7 +104,7 @@ class Trainer:
         ranks: Ranks | None = None,
         teacher: nn.Module | None = None,
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
         resume: bool = True,
     ) -> None:
         self.device = loader.device
@@ -109,27 +128,30 @@ class Trainer:
             space = self.supernet.space
             self._full_macs = float(space.macs(space.full)[0])
         self.total_steps = max(1, round(config.epochs * loader.batches_per_epoch))
-        self.state = TrainState(
-            folder / "checkpoint.safetensors", self.network, self.optimizer, self.scaler, self.average,
-            loader, sampler, config, identity or {},
-        )  # fmt: skip
+        self.checkpoint_path = folder / "checkpoint.safetensors"
+        self.identity = identity or {}
+        self.position = Position()
+        self._saved_step = -1
+        self._generators: dict[str, torch.Tensor] = {}
         if resume and self.checkpoint_path.exists():
-            self.state.restore()
-            self.journal.last_loss = self.state.loss
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.state.path
+            self._restore()
 
     @property
     def step(self) -> int:
         """Optimiser steps done."""
-        return self.state.step
+        return self.position.step
 
     @property
     def share_done(self) -> float:
         """Progress, 0..1, by cost or by steps."""
-        return self.state.cost / self.config.cost if self.config.cost else self.step / self.total_steps
+        return self.position.cost / self.config.cost if self.config.cost else self.step / self.total_steps
+
+    @property
+    def last_good(self) -> str:
+        """Which checkpoint there is, for messages."""
+        if self._saved_step < 0:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint is of step {self._saved_step} ({self.checkpoint_path})"
 
     def _check(self) -> None:
         if (self.supernet is None) != (self.sampler is None):
@@ -163,22 +185,20 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
-        state, config = self.state, self.config
+        position, config = self.position, self.config
         try:
             if config.tensorboard:
                 check_tensorboard()
             if not self._resume and self.ranks.first:
                 # The logs are begun anew: a former checkpoint would not fit them after a kill.
                 self.checkpoint_path.unlink(missing_ok=True)
-            self.journal.open(
-                state.lengths, self._now(), supernet=self.supernet is not None, tensorboard=config.tensorboard
-            )
-            started = time.perf_counter() - state.seconds
+            self.journal.open(self._now(), supernet=self.supernet is not None, tensorboard=config.tensorboard)
+            started = time.perf_counter() - position.seconds
             with torch.random.fork_rng(devices=devices), StopRequest() as stop:
-                state.start_generators(self.seed + self.ranks.rank, alone=self.ranks.world == 1)
+                self._start_generators()
                 while self.share_done < 1:
                     self._advance()
-                    state.seconds = time.perf_counter() - started
+                    position.seconds = time.perf_counter() - started
                     due = self.step % config.log_every == 0
                     if due:
                         self._flush()
@@ -192,18 +212,18 @@ class Trainer:
                         self.save()
                         raise KeyboardInterrupt
                 self._flush()
-                if state.saved_step != self.step:
+                if self._saved_step != self.step:
                     self._evaluate_now()
                     self.save()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if (advice := memory_advice(error, config, self.device)) is not None:
-                raise TrainingError(f"{advice}; {state.last_good}") from error
+                raise TrainingError(f"{advice}; {self.last_good}") from error
             raise
         finally:
             self.journal.close()
             self.loader.close()
-        rate = self.step * config.batch_size / state.seconds if state.seconds else 0.0
-        return TrainOutcome(self.step, state.cost, self.journal.last_loss, state.seconds, rate)
+        rate = self.step * config.batch_size / position.seconds if position.seconds else 0.0
+        return TrainOutcome(self.step, position.cost, self.journal.last_loss, position.seconds, rate)
 
     def _advance(self) -> None:
         """One step: every path forward and backward, then the update."""
@@ -224,8 +244,8 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update()
-        self.state.step += 1
-        self.state.cost += self._cost_of(drawn)
+        self.position.step += 1
+        self.position.cost += self._cost_of(drawn)
         self.journal.pending.append(Pending(self.step, drawn or (), losses))
 
     def _cost_of(self, drawn: Step | None) -> float:
@@ -243,7 +263,7 @@ class Trainer:
     def _now(self) -> Now:
         rate = self.optimizer.param_groups[0]["lr"]
         epoch = self.step / self.loader.batches_per_epoch
-        return Now(self.step, epoch, self.share_done, rate, self.state.seconds, self.state.last_good)
+        return Now(self.step, epoch, self.share_done, rate, self.position.seconds, self.last_good)
 
     def _flush(self) -> None:
         self.journal.flush(self._now())
@@ -272,11 +292,145 @@ class Trainer:
             TrainingError: a loss or weight is not finite; the former checkpoint stays.
         """
         self._flush()
-        self.state.loss = self.journal.last_loss
+        self.position.loss = self.journal.last_loss
         if self.ranks.first:
-            self.state.save(self.journal.sync())
-        else:
-            self.state.saved_step = self.step
+            self._write_checkpoint(self.journal.sync())
+        self._saved_step = self.step
+
+    def _write_checkpoint(self, lengths: dict[str, int | None]) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        finite = [torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()]
+        if not bool(torch.stack(finite).all()):
+            raise TrainingError(
+                f"a weight is not finite after step {self.step}; {self.last_good}; "
+                "lower learning_rate, or set clip_norm"
+            )
+        optimizer_tensors, optimizer_rest = pack_optimizer(self.optimizer)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors["generator.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            **asdict(self.position), "identity": self.identity, "config": self.config.to_dict(),
+            "loader": self.loader.state_dict(),
+            "sampler": self.sampler.state_dict() if self.sampler is not None else None,
+            "scaler": self.scaler.state_dict(), "optimizer": optimizer_rest,
+            "average_updates": self.average.updates if self.average is not None else 0, "logs": lengths,
+        }  # fmt: skip
+        save_checkpoint(self.checkpoint_path, tensors, state)
+
+    def _restore(self) -> None:
+        """Put the checkpoint's state back."""
+        tensors, state = load_checkpoint(self.checkpoint_path)
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        try:
+            self._check_checkpoint(state)
+            self.network.load_state_dict(parts["model"])
+            unpack_optimizer(self.optimizer, parts.get("optimizer", {}), state["optimizer"])
+            if self.average is not None:
+                for name, tensor in self.average.tensors.items():
+                    tensor.copy_(parts["average"][name])
+                self.average.updates = state["average_updates"]
+            if self.config.amp == "fp16":
+                self.scaler.load_state_dict(state["scaler"])
+            if self.sampler is not None:
+                self.sampler.load_state_dict(state["sampler"])
+            self.loader.load_state_dict(state["loader"])
+            self.position = Position(
+                int(state["step"]), float(state["cost"]), float(state["seconds"]), state["loss"]
+            )
+            self.journal.lengths = {name: state["logs"][name] for name in self.journal.lengths}
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint_path} is of another network: {str(error).splitlines()[0]}"
+            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint_path} lacks or spoils {error}; start anew with --fresh"
+            ) from error
+        self._generators = parts.get("generator", {})
+        self._saved_step = self.step
+        if self.position.loss is not None:
+            self.journal.last_loss = self.position.loss
+
+    def _check_checkpoint(self, state: dict[str, Any]) -> None:
+        if state["identity"] != self.identity:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint_path} is of {state['identity']}, this run is of "
+                f"{self.identity}; use another folder, or start anew with --fresh"
+            )
+        own, then = self.config.to_dict(), state["config"]
+        changed = [key for key in own if key not in OPERATIONAL and own[key] != then.get(key)]
+        if changed:
+            changes = ", ".join(f"{key}: {then.get(key)} -> {own[key]}" for key in changed)
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint_path} was trained with other settings ({changes}); "
+                "use the same settings, another folder, or start anew with --fresh"
+            )
+
+    def _start_generators(self) -> None:
+        """Torch's own generators, which dropout draws from: the checkpoint's, or of the seed.
+
+        One rank's states are in a checkpoint, so several ranks are seeded anew.
+        """
+        torch.manual_seed(self.seed + self.ranks.rank)
+        if self.ranks.world == 1 and "cpu" in self._generators:
+            torch.set_rng_state(self._generators["cpu"])
+            if self.device.type == "cuda" and "cuda" in self._generators:
+                torch.cuda.set_rng_state(self._generators["cuda"], self.device)
 
 
-__all__ = ["Progress", "TrainOutcome", "Trainer"]
+class StopRequest:
+    """Ctrl-C and SIGTERM as a request to stop after the current step.
+
+    Within it the first Ctrl-C or SIGTERM sets ``requested``; a second one acts as before. Outside
+    the main thread Python delivers no signals, and nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._put_back()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+
+_MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
+
+def memory_advice(error: BaseException, config: TrainConfig, device: torch.device) -> str | None:
+    """What to change after an out-of-memory ``error``; None if it is another error."""
+    text = str(error).lower()
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not known and not any(sign in text for sign in _MEMORY_SIGNS):
+        return None
+    part = max(1, config.batch_size // config.accumulation)
+    half = max(1, part // 2)
+    return (
+        f"out of memory on {device} with {part} images at once (batch_size {config.batch_size}, accumulation "
+        f"{config.accumulation}); set accumulation: {-(-config.batch_size // half)} for the same batch in "
+        f"parts of {half}, or lower batch_size"
+    )
+
+
+__all__ = ["OnProgress", "TrainOutcome", "Trainer"]

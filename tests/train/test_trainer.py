@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
 from bcnet_deploy.files import read_rows
 from bcnet_deploy.train import Trainer
-from bcnet_deploy.train.checkpoint import load_checkpoint
+from bcnet_deploy.train.checkpoint import load_checkpoint, save_checkpoint
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor, soft_cross_entropy
 from tests.train.helpers import make_supernet, make_trainer, settings, tiny
 
@@ -236,6 +236,20 @@ def test_checkpoints_of_others_are_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"records.jsonl has 0 bytes"):
         make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
     assert make_trainer(make_supernet(), settings(epochs=1), tmp_path, resume=False).run().steps == 4
+
+
+@pytest.mark.parametrize("key", ["config", "identity", "optimizer", "sampler", "loader", "logs", "step"])
+@pytest.mark.parametrize("value", [None, {}, "none"])
+def test_a_checkpoint_whose_state_is_spoilt_is_refused_in_one_line(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, state = load_checkpoint(path)
+    spoilt = {name: item for name, item in state.items() if name != key}
+    save_checkpoint(path, tensors, spoilt if value == "none" else {**spoilt, key: value})
+    with pytest.raises(CheckpointError, match=r"^[^\n]*$"):
+        make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
