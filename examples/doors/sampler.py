@@ -16,7 +16,7 @@ from bcnet_deploy.train.samplers import SIDES, Step, WidthSampler, both_sides
 
 
 class Balanced(WidthSampler):
-    """Rounds of K steps, K the most choices of a layer, in which each layer takes its choices in a random order.
+    """Rounds of K steps, K the most choices of a layer: each layer takes its choices in a random order.
 
     A random draw leaves some widths behind for a while. Here they differ by one step at most. As BCNet, each
     step trains the left and the right slice.
