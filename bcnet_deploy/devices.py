@@ -67,7 +67,8 @@ class DeviceProfile(Checked):
     Attributes:
         name: of the device; files are called by it.
         kind: ``cpu``, ``gpu`` or ``npu``.
-        runtime: a registered name, or ``my_module:RUNTIME``.
+        runtime: a registered name, or ``my_module:MyRuntime``, ``my_file.py:MyRuntime``; a file is looked
+            for beside the profile, too.
         precision: of weights and activations.
         threads: of a CPU; stated, never guessed. None for others.
         compute_capability: of an NVIDIA GPU, such as ``7.5``.
@@ -222,7 +223,9 @@ def _figures(key: str, value: Any, where: str) -> Any:
         "peak_tflops", "channel_granularity",
     ):  # fmt: skip
         return {name: _figures(f"{key}.{name}", figure, where) for name, figure in value.items()}
-    return value if isinstance(value, Figure) else Figure.from_dict(value, f"{where}: {key}")
+    if value is None or isinstance(value, Figure):
+        return value
+    return Figure.from_dict(value, f"{where}: {key}")
 
 
 @cache
@@ -273,8 +276,8 @@ def keep_device(run: RunDir, profile: DeviceProfile) -> None:
     kept = run.device_profile(profile.name)
     if is_shipped(profile):
         kept.unlink(missing_ok=True)  # the name is the shipped profile's again
-    elif profile.path is None:
-        files.write_yaml(kept, profile.to_dict())
+    elif profile.path is None or ":" in profile.runtime:
+        files.write_yaml(kept, profile.to_dict())  # with the runtime's file wherever it is
     elif profile.path != kept:
         files.write_text(kept, files.read_text(profile.path, DeviceError, "device profile"))
 
@@ -290,7 +293,12 @@ def read_profile(path: Path) -> DeviceProfile:
     where = f"device profile {path}"
     if isinstance(data, dict) and "path" in data:
         raise DeviceError(f"{where}: unknown key 'path'")
-    return DeviceProfile.from_dict({**data, "path": path} if isinstance(data, dict) else data, where)
+    if isinstance(data, dict):
+        data = {**data, "path": path}
+        file, colon, name = str(data.get("runtime", "")).rpartition(":")
+        if colon and file.endswith(".py") and (beside := path.resolve().parent / file).is_file():
+            data["runtime"] = f"{beside}:{name}"
+    return DeviceProfile.from_dict(data, where)
 
 
 def new_profile_text(name: str, *, kind: str = "cpu", runtime: str = "onnxruntime") -> str:
@@ -323,7 +331,7 @@ def new_profile_text(name: str, *, kind: str = "cpu", runtime: str = "onnxruntim
 name: {quoted}  # files are called by it
 description: {quoted}  # for people
 kind: {kind}  # cpu, gpu or npu
-runtime: {runtime}  # or my_module:RUNTIME, see examples/runtime
+runtime: {runtime}  # or my_file.py:MyRuntime, see examples/runtime
 precision: {profile.precision}  # {", ".join(allowed)}
 batch: 1  # images at once
 {own}

@@ -21,8 +21,7 @@ from bcnet_deploy.lut.fit import Fit, Granularity
 from bcnet_deploy.lut.network import Network, dims_text, layer_dims
 from bcnet_deploy.lut.reading import FORMAT, KIND, one_line, read_fields
 from bcnet_deploy.lut.roofline import Roofline
-from bcnet_deploy.runtime.machine import describe_machine, differences
-from bcnet_deploy.runtime.registry import runtime_of_package
+from bcnet_deploy.runtime.machine import describe_machine, differences, package_version
 
 if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
@@ -258,8 +257,9 @@ class LatencyTable:
         """How the machine it was measured on differs from this one; empty for an estimate."""
         if self.estimated:
             return []
-        runtime = runtime_of_package(str(self.provenance.get("runtime")))
-        return differences(self.provenance, describe_machine(runtime))
+        package = str(self.provenance.get("runtime"))
+        here = {**describe_machine(), "runtime": package, "runtime_version": package_version(package)}
+        return differences(self.provenance, here)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -218,8 +217,8 @@ class EngineBuild:
 class Runtime(ABC):
     """A runtime: whether it is here, what it can compute, and how it runs a network.
 
-    To add one, make one object of a subclass and name it in the entry-point group ``bcnet_deploy.runtimes``,
-    or write ``runtime: my_module:RUNTIME`` into a device profile. Only :meth:`runner` must be written.
+    To add one, write a subclass. Name it in the entry-point group ``bcnet_deploy.runtimes``, or write
+    ``runtime: my_file.py:MyRuntime`` into a device profile. Only :meth:`runner` must be written.
     :mod:`bcnet_deploy.testing.runtimes` has the tests that its runners must pass.
 
     Attributes:
@@ -248,11 +247,11 @@ class Runtime(ABC):
 
     def installed(self) -> tuple[str, str] | None:
         """Package and version that networks run with here; None when there is none."""
+        from bcnet_deploy.runtime.machine import package_version
+
         for package in self.packages:
-            try:
-                return package, metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
+            if (version := package_version(package)) is not None:
+                return package, version
         return None
 
     def lacking(self, kind: str, precision: str | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def describe_machine(runtime: Runtime | None = None) -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()}",
         **(runtime.describe() if runtime is not None else {}),
     }
+
+
+def package_version(package: str) -> str | None:
+    """The version of an installed package; None when it is not installed."""
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
 
 
 def cpu_flags() -> frozenset[str]:

@@ -1,8 +1,8 @@
-"""What every runtime must do: one class of tests that each implementation inherits.
+"""What every runtime must do, as tests: inherit one of two classes in a test module of your own.
 
-A subclass sets the fixtures ``make_runner`` (keyword arguments of its runner -> a fresh, inactive
-runner of the reference network) and, where it differs, ``tolerance``.
-The oracle is numpy: y = relu(x W + b) written out below, not another runtime.
+:class:`RunnerConformance` is for a runner; it needs the fixture ``make_runner``. :class:`RuntimeConformance`
+is for a whole runtime; it needs the fixtures ``runtime`` and ``device``. Both compare with numpy, with the
+networks written out below, not with another runtime.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import EngineError
-from bcnet_deploy.runtime.base import Runner
+from bcnet_deploy.runtime.base import Runner, Runtime
+from bcnet_deploy.runtime.engine_file import read_engine, write_sidecar
+from bcnet_deploy.runtime.layer_names import module_times
 
 MakeRunner = Callable[..., Runner]
 
@@ -47,12 +51,58 @@ def reference_onnx() -> bytes:
     return model.SerializeToString()
 
 
+def image_weights() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(8)
+    return (
+        rng.standard_normal((16, 3, 1, 1)).astype(np.float32),
+        rng.standard_normal((5, 16)).astype(np.float32),
+    )
+
+
+def image_onnx() -> bytes:
+    """A 1x1 convolution, ReLU, global mean and a linear layer for x: (1, 3, 8, 8), named as exporters do."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kernel, matrix = image_weights()
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "stem.weight"], ["/stem/Conv_output_0"], name="/stem/Conv"),
+            helper.make_node("Relu", ["/stem/Conv_output_0"], ["/act/Relu_output_0"], name="/act/Relu"),
+            helper.make_node(
+                "GlobalAveragePool", ["/act/Relu_output_0"], ["mean"], name="/GlobalAveragePool"
+            ),
+            helper.make_node("Flatten", ["mean"], ["flat"], name="/Flatten"),
+            helper.make_node("Gemm", ["flat", "head.weight"], ["y"], name="/head/Gemm", transB=1),
+        ],
+        "image",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])],
+        [numpy_helper.from_array(kernel, "stem.weight"), numpy_helper.from_array(matrix, "head.weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def image_outputs(images: np.ndarray) -> np.ndarray:
+    """(N, 3, 8, 8) -> (N, 5): :func:`image_onnx` in numpy."""
+    kernel, matrix = image_weights()
+    features = np.maximum(np.einsum("nchw,kc->nkhw", images, kernel[:, :, 0, 0]), 0)
+    return features.mean(axis=(2, 3)) @ matrix.T
+
+
 def thread_count() -> int:
     return len(list(Path("/proc/self/task").iterdir())) if os.path.isdir("/proc/self/task") else 0
 
 
 class RunnerConformance:
-    """Inherit, and provide the ``make_runner`` fixture."""
+    """Inherit, and provide the fixture ``make_runner``: keyword arguments of the runner -> a fresh, inactive
+    runner of the reference network. ``profiling`` and ``model`` are among the arguments.
+
+    Attributes:
+        tolerance: of outputs, absolute and relative.
+    """
 
     tolerance = 1e-5
 
@@ -180,3 +230,99 @@ class RunnerConformance:
             with make_runner() as runner:
                 runner.infer(feeds)
         assert thread_count() <= before
+
+
+class RuntimeConformance(RunnerConformance):
+    """Inherit, and provide the fixtures ``runtime`` and ``device``: a profile of this machine in FP32."""
+
+    @pytest.fixture
+    def runtime(self) -> Runtime:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def device(self) -> DeviceProfile:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def make_runner(self, runtime: Runtime, device: DeviceProfile) -> MakeRunner:
+        def make(model: bytes | None = None, **options: Any) -> Runner:
+            return runtime.runner(reference_onnx() if model is None else model, device, **options)
+
+        return make
+
+    @pytest.fixture
+    def images(self) -> np.ndarray:
+        return np.random.default_rng(4).standard_normal((1, 3, 8, 8)).astype(np.float32)
+
+    def test_is_here_and_says_what_it_is(self, runtime: Runtime, device: DeviceProfile) -> None:
+        assert device.run_by().name == runtime.name
+        assert device.precision in runtime.precisions[device.kind]
+        assert runtime.lacking(device.kind, device.precision) == ""
+        described = runtime.describe()
+        assert described["runtime"]
+        assert set(described) >= {"runtime", "runtime_version"}
+
+    def test_what_it_cannot_do_is_said(self, runtime: Runtime) -> None:
+        assert runtime.lacking("toaster")
+        for kind in runtime.precisions:
+            assert runtime.lacking(kind, "fp7")
+
+    def test_blocks_of_channels_are_whole(self, runtime: Runtime, device: DeviceProfile) -> None:
+        for features in ([], ["avx2"], ["avx2", "avx512f"]):
+            block, align = runtime.rounding(device, features)
+            assert block >= 1 and align >= 1 and block % align == 0
+
+    def test_two_runners_at_once_do_not_mix(
+        self, make_runner: MakeRunner, feeds: dict[str, np.ndarray], images: np.ndarray
+    ) -> None:
+        """The profiler keeps one network loaded while it measures others."""
+        with make_runner(threads_sleep=True) as kept:
+            before = next(iter(kept.infer(feeds).values()))
+            with make_runner(model=image_onnx()) as other:
+                result = next(iter(other.infer({"x": images}).values()))
+            after = next(iter(kept.infer(feeds).values()))
+        np.testing.assert_array_equal(before, after)
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32), image_outputs(images), atol=20 * self.tolerance, rtol=1e-3
+        )
+
+    def test_times_of_nodes_belong_to_modules(self, make_runner: MakeRunner, images: np.ndarray) -> None:
+        """Every node's time is kept; the convolution and the linear layer are found among them."""
+        import onnx
+
+        with make_runner(model=image_onnx(), profiling=True) as runner:
+            nodes = runner.node_times({"x": images}, runs=5, warmup=2)
+        graph = [node.name for node in onnx.load_from_string(image_onnx()).graph.node]
+        times = module_times(nodes, graph)
+        medians = sum(float(np.median(node.durations_us)) for node in nodes) / 1e3
+        assert sum(times.values()) == pytest.approx(medians)
+        modules = {module for name in times for module in name.split(" + ")}
+        assert {"stem", "head"} <= modules
+
+    def test_an_engine_computes_the_network(
+        self, runtime: Runtime, device: DeviceProfile, images: np.ndarray, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f"net{runtime.suffix}"
+        if runtime.engine is None:
+            with pytest.raises(EngineError, match="no engine files"):
+                runtime.check_engine(device, device.precision)
+            return
+        runtime.check_engine(device, device.precision)
+        batch = (1, 1, 1)
+        built = runtime.build_engine(image_onnx(), path, device, device.precision, batch=batch)
+        info = write_sidecar(path, image_onnx(), built, device, device.precision, batch=batch)
+        assert read_engine(path)[1] == info
+        assert (info.input_name, info.input_size, info.batch) == ("x", (3, 8, 8), batch)
+        with runtime.engine_runner(path, device) as runner:
+            result = next(iter(runner.infer({"x": images}).values()))
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32), image_outputs(images), atol=20 * self.tolerance, rtol=1e-3
+        )
+
+    def test_an_engine_of_no_network_leaves_no_file(
+        self, runtime: Runtime, device: DeviceProfile, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f"net{runtime.suffix}"
+        with pytest.raises(EngineError):
+            runtime.build_engine(b"not a network", path, device, device.precision, batch=(1, 1, 1))
+        assert not list(tmp_path.iterdir())

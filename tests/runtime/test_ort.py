@@ -11,19 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import EngineError
-from bcnet_deploy.runtime.base import Runner
+from bcnet_deploy.runtime.base import Runner, Runtime
 from bcnet_deploy.runtime.ort import OrtRunner, available_providers, check_threads, parse_profile
-from bcnet_deploy.testing.runtimes import MakeRunner, RunnerConformance, reference_onnx, thread_count
+from bcnet_deploy.runtime.registry import find_runtime
+from bcnet_deploy.testing.runtimes import (
+    MakeRunner,
+    RunnerConformance,
+    RuntimeConformance,
+    reference_onnx,
+    thread_count,
+)
 
 
-class TestOrtCpu(RunnerConformance):
+class TestOnnxRuntimeOnTheCpu(RuntimeConformance):
     @pytest.fixture
-    def make_runner(self) -> MakeRunner:
-        def make(**options: Any) -> Runner:
-            return OrtRunner(**{"model": reference_onnx(), "threads": 1, **options})
+    def runtime(self) -> Runtime:
+        return find_runtime("onnxruntime")
 
-        return make
+    @pytest.fixture
+    def device(self) -> DeviceProfile:
+        return load_device("cpu-1thread")
 
 
 @pytest.mark.gpu
