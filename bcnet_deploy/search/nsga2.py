@@ -22,7 +22,7 @@ from pymoo.problems.static import StaticProblem
 from bcnet_deploy.search.baselines import Context, enumerate_feasible, exhaustive
 from bcnet_deploy.search.lattice import Float, Int64
 from bcnet_deploy.search.proposals import BudgetRepair, IntegerPolynomialMutation
-from bcnet_deploy.search.surrogate import Surrogate
+from bcnet_deploy.search.regression import Surrogate
 
 _POOL = 5
 """Offspring proposed for each one evaluated."""

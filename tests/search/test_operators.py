@@ -15,8 +15,8 @@ from bcnet_deploy.search.constraints import build_constraints
 from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.lattice import Lattice, uniform_ladder
 from bcnet_deploy.search.proposals import Feasible, IntegerPolynomialMutation
+from bcnet_deploy.search.regression import Surrogate
 from bcnet_deploy.search.result import nondominated
-from bcnet_deploy.search.surrogate import Surrogate
 from tests.search.fakes import FakeSpace, Staircase, brute_front
 
 LADDER = tuple(range(4, 33, 4))

@@ -1,0 +1,183 @@
+"""What noisy scores of many networks say about each of them: posterior mean, interval, probability.
+
+A score is a sum of three things: what the widths do to any network trained this way, what they do in this one
+supernet alone, and noise by the few images. All scores together tell the first from the last: a regression on
+log widths with known noise. What is one supernet's alone cannot be told from its own scores. How much of
+each kind of effect other supernets share is a measured constant, the :class:`Transfer`.
+
+Terms, x = log width: the sum of all x (one slope common to all layers), each layer's deviation from it, x^2,
+and products of two. Let t be the effects of one kind in this supernet and r their share. Then the effects in
+any network, given t, are normal with mean r*t and variance r*(1 - r) times the prior variance of t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bcnet_deploy.search.lattice import Float, Int64, Lattice
+from bcnet_deploy.search.regression import GroupedRegression, fenced, joined, pairs_of
+
+INTERVAL = 0.95
+"""Two-sided probability of the intervals."""
+_LYING = 2.0
+"""Residuals are said to exceed the stated noise beyond this factor."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Shares of the effects in one supernet that hold for networks in general, 0 to 1.
+
+    Attributes:
+        common: of the slope that all layers have in common.
+        layers: of each layer's deviation from it.
+        squares: of curvature.
+        products: of what two widths do together.
+    """
+
+    common: float = 1.0
+    layers: float = 1.0
+    squares: float = 1.0
+    products: float = 1.0
+
+
+BETWEEN_SUPERNETS = Transfer(1.0, 0.35, 0.19, 0.72)
+"""Shares that supernets of two training rules have in common, by their scores alone.
+
+Channel-Bench-Macro's MobileNet, three seeds a rule; ``benchmarks/bm_posterior.py`` computes them.
+"""
+
+
+class Posterior:
+    """The regression of a search's scores, and what it says about any network.
+
+    Args:
+        lattice: the space's choices.
+        transfer: all shares 1 takes the supernet's effects for the network's own.
+
+    Attributes:
+        form: the terms in use. Fewer networks than terms leave the last kinds out.
+        noise_ratio: residuals over the stated noise, as standard deviations. Below 1 where all networks are
+            scored on the same images, far above 1 where the noise is not what was stated.
+    """
+
+    FORMS = (
+        "mean", "common slope", "slopes", "slopes and curvature", "slopes, curvature and products",
+    )  # fmt: skip
+
+    def __init__(self, lattice: Lattice, transfer: Transfer | None = None) -> None:
+        self._lattice = lattice
+        transfer = transfer or Transfer()
+        self._shares = (transfer.common, transfer.layers, transfer.squares, transfer.products)
+        logs = [np.log(choices.astype(np.float64)) for choices in lattice.choices]
+        self._middle = np.array([values.mean() for values in logs])
+        # One unit for all layers: doubling a width is worth the same anywhere before anything is known.
+        self._unit = float(np.sqrt(np.mean([values.var() for values in logs]))) or 1.0
+        # Deviations of slopes from their mean: an orthonormal basis of what is orthogonal to the sum.
+        length = lattice.length
+        full = np.linalg.qr(np.concatenate([np.ones((length, 1)), np.eye(length)[:, 1:]], axis=1))[0]
+        self._deviations = full[:, 1:]
+        self._pairs = pairs_of(length)
+        self._regression = GroupedRegression()
+        self.form = self.FORMS[0]
+        self._kinds = 0
+        self._known: dict[bytes, tuple[float, float]] = {}
+
+    def fit(self, indices: Int64, scores: Float, noise: Float) -> None:
+        """Fit (N, L) choice indices to (N,) finite scores with (N,) stated standard deviations, N >= 1."""
+        self._kinds = self._affordable(len(scores))
+        self.form = self.FORMS[self._kinds]
+        values = fenced(scores)
+        if not self._kinds:
+            weights = 1 / noise**2
+            self._constant = float(weights @ values / weights.sum())
+            spread = float(values.var()) if len(values) > 1 else float(noise[0] ** 2)
+            self._variance = spread + float(1 / weights.sum())
+            return
+        self._regression.fit(*self._terms(indices), values, noise)
+
+    @property
+    def noise_ratio(self) -> float:
+        return self._regression.noise_ratio
+
+    def notes(self) -> list[str]:
+        """What a reader must know: terms left out, noise that is not what was stated."""
+        found = []
+        if self._kinds < len(self.FORMS) - 1:
+            found.append(f"too few networks were scored for all terms: fitted {self.form} alone")
+        if self.noise_ratio > _LYING:
+            found.append(
+                f"scores scatter {self.noise_ratio:.1f} times as much as their stated noise: "
+                "the scatter seen is used"
+            )
+        return found
+
+    def _affordable(self, count: int) -> int:
+        """Number of kinds of terms with at most as many terms as there are networks."""
+        length = self._lattice.length
+        sizes = np.cumsum([1, length - 1, length, len(self._pairs[0])])
+        return int((sizes + 2 <= count).sum())
+
+    def _terms(self, indices: Int64) -> tuple[Float, npt.NDArray[np.int64]]:
+        x = (np.log(self._lattice.widths(indices).astype(np.float64)) - self._middle) / self._unit
+        kinds = [
+            x.sum(axis=1, keepdims=True) / np.sqrt(x.shape[1]),
+            x @ self._deviations,
+            x**2,
+            x[:, self._pairs[0]] * x[:, self._pairs[1]],
+        ]
+        return joined(kinds[: self._kinds])
+
+    def predict(self, indices: Int64) -> tuple[Float, Float]:
+        """(N, L) -> (N,) posterior mean and (N,) standard deviation, in units of the scores."""
+        if not self._kinds:
+            return np.full(len(indices), self._constant), np.full(len(indices), np.sqrt(self._variance))
+        terms, labels = self._terms(indices)
+        mean, variance = self._effect(terms - self._regression.centre, labels)
+        return self._regression.constant + mean, np.sqrt(variance + self._regression.constant_variance)
+
+    def probability_better(self, first: Int64, second: Int64) -> float:
+        """Probability that the network of (L,) indices ``first`` is better than ``second``."""
+        if not self._kinds or (first == second).all():
+            return 0.5
+        terms, labels = self._terms(np.stack([first, second]))
+        mean, variance = self._effect((terms[0] - terms[1])[None], labels)
+        deviation = float(np.sqrt(variance[0]))
+        if deviation <= 1e-12 * abs(self._regression.constant):
+            return 0.5 + 0.5 * float(np.sign(np.round(mean[0], 9)))
+        return NormalDist().cdf(float(mean[0]) / deviation)
+
+    def _effect(self, terms: Float, labels: npt.NDArray[np.int64]) -> tuple[Float, Float]:
+        """Centred terms (N, D) -> (N,) mean and variance of what holds for networks in general."""
+        fitted = self._regression
+        share = np.array(self._shares)[labels]
+        shared = terms * share
+        variance = ((shared @ fitted.covariance) * shared).sum(axis=1)
+        variance += (terms**2) @ (share * (1 - share) / fitted.precision)
+        return shared @ fitted.weights, np.maximum(variance, 0.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A network's accuracy by all the scores together, in units of the scores.
+
+    Attributes:
+        mean: posterior mean.
+        low, high: interval of probability :data:`INTERVAL`.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, mean: float, deviation: float) -> Estimate:
+        reach = NormalDist().inv_cdf((1 + INTERVAL) / 2) * deviation
+        return cls(mean, mean - reach, mean + reach)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "probability": INTERVAL}
