@@ -12,11 +12,14 @@ import numpy as np
 from bcnet_deploy.errors import ConfigError, EvaluationError
 from bcnet_deploy.search.baselines import ENUMERABLE, Context, best_row, exhaustive, require_enumerable
 from bcnet_deploy.search.constraints import Constraints, build_constraints
-from bcnet_deploy.search.evaluation import Accuracy, Evaluator, Journal, OnError
+from bcnet_deploy.search.evaluation import Accuracy, AnswerJournal, Evaluator, OnError
+from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, Space
+from bcnet_deploy.search.posterior import Belief, Posterior
 from bcnet_deploy.search.prior import prior_population
 from bcnet_deploy.search.proposals import Feasible
+from bcnet_deploy.search.race import first_images, race, settle
 from bcnet_deploy.search.records import Records
 from bcnet_deploy.search.result import Generation, SearchResult, front_of
 from bcnet_deploy.search.strategies import Strategy, strategy_of
@@ -40,6 +43,7 @@ def search(
     pareto: bool = False,
     patience: int = 15,
     surrogate: bool = True,
+    racing: bool = True,
     on_error: OnError = "stop",
     checkpoint: str | Path | None = None,
     evaluator_id: str = "",
@@ -52,7 +56,8 @@ def search(
     Args:
         space: a :class:`bcnet_deploy.WidthSpace`, or anything with ``variables``, ``macs`` and ``params``.
         accuracy: widths (N, L) of channels -> (N,) floats, more is better; ``-inf`` marks a network
-            that cannot be had. Asked at most once for each vector; kept to 9 decimals.
+            that cannot be had. Asked at most once for each vector; kept to 9 decimals. One that knows its
+            noise (see :data:`bcnet_deploy.search.evaluation.Accuracy`) is searched by its posterior mean.
         constraints: ``macs``, ``params``, ``latency_ms``, ``peak_activation_bytes``, ``weight_bytes`` ->
             budget: a number, or text such as ``'300M'`` or ``'0.5x'``. A latency is (table, budget), or
             {device: (table, budget), ...}. Or what :func:`build_constraints` made of them.
@@ -69,6 +74,8 @@ def search(
         pareto: look for the best network at every budget up to the given ones, not only at these.
         patience: generations without improvement after which the search stops.
         surrogate: screen candidates by a regression on the accuracies seen; False is plain NSGA-II.
+        racing: few images for all networks and more for contenders, where the accuracy can do so (see
+            :class:`bcnet_deploy.search.evaluation.RacingAccuracy`); False evaluates each in full.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` goes on without that network.
         checkpoint: a file that keeps every accuracy as it comes; run again to resume.
         evaluator_id: what the accuracies come from; a checkpoint of another one is refused.
@@ -110,11 +117,13 @@ def search(
             "choices": str(getattr(space, "choices_fingerprint", "")),
             "evaluator": evaluator_id,
         }
-        journal = Journal(checkpoint, identity)
+        journal = AnswerJournal(checkpoint, identity)
     first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
     evaluator = Evaluator(
-        accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size, answered=answered
-    )
+        accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
+        answered=answered, images=first_images(accuracy) if racing else 0,
+    )  # fmt: skip
+    posterior = Posterior(lattice, getattr(accuracy, "transfer", None)) if evaluator.noisy else None
     log: list[Generation] = []
 
     def record(proposed_feasible: float | None) -> None:
@@ -126,10 +135,15 @@ def search(
     context = Context(
         lattice=lattice, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
         population_size=population_size, record=record, initial=first, pareto=pareto,
-        patience=patience, surrogate=surrogate,
+        patience=patience, surrogate=surrogate, posterior=posterior,
     )  # fmt: skip
     stopped = run(context)
-    return _result(lattice, budgets, evaluator, log, name, seed, stopped, prior_costs)
+    images = int(getattr(accuracy, "images", 0))
+    if posterior is not None:
+        if any(evaluator.images):
+            race(evaluator, posterior, budgets, images, pareto)
+        settle(evaluator, posterior, budgets)
+    return _result(lattice, budgets, evaluator, log, name, seed, stopped, prior_costs, posterior, images)
 
 
 def check_settings(
@@ -221,7 +235,7 @@ def _generation(
 
 def _result(
     lattice: Lattice, budgets: Constraints, evaluator: Evaluator, log: list[Generation], strategy: str,
-    seed: int, stopped: str, prior_costs: dict[str, float] | None,
+    seed: int, stopped: str, prior_costs: dict[str, float] | None, posterior: Posterior | None, images: int,
 ) -> SearchResult:  # fmt: skip
     indices, accuracy = evaluator.indices, evaluator.accuracy
     widths = lattice.widths(indices)
@@ -235,14 +249,15 @@ def _result(
         )
     rows = np.flatnonzero(usable)
     costs = budgets.costs(widths[rows])
-    row = best_row(accuracy[rows], _relative_costs(budgets, widths[rows]), indices[rows])
+    value = accuracy[rows] if posterior is None else np.round(posterior.predict(indices[rows])[0], 9)
+    row = best_row(value, _relative_costs(budgets, widths[rows]), indices[rows])
     bounds = budgets.bounds(widths[rows[row]][None])[0]
     return SearchResult(
         widths=widths[rows[row]],
         accuracy=float(accuracy[rows[row]]),
         costs={key: float(values[row]) for key, values in costs.items()},
         bounds={b.key: float(v) for b, v in zip(budgets.budgets, bounds, strict=True)},
-        front=front_of(widths[rows], accuracy[rows], costs, budgets.objective_keys),
+        front=front_of(widths[rows], value, costs, budgets.objective_keys),
         evaluated=widths,
         evaluated_accuracy=accuracy,
         generations=tuple(log),
@@ -252,4 +267,11 @@ def _result(
         constraints=budgets,
         failures=tuple(evaluator.failures),
         prior_costs=prior_costs,
+        belief=None if posterior is None else _belief(lattice, budgets, posterior, indices[rows[row]]),
+        images=evaluator.images_used(images) if images else None,
     )
+
+
+def _belief(lattice: Lattice, budgets: Constraints, posterior: Posterior, found: Int64) -> Belief:
+    uniform = lattice.nearest(uniform_to_compare(budgets)[0])
+    return Belief.of(posterior, found, uniform)

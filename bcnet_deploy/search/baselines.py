@@ -11,6 +11,7 @@ from bcnet_deploy.errors import ConfigError
 from bcnet_deploy.search.constraints import Constraints
 from bcnet_deploy.search.evaluation import Evaluator
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, uniform_ladder
+from bcnet_deploy.search.posterior import Posterior
 from bcnet_deploy.search.proposals import Feasible
 
 ENUMERABLE = 1 << 17
@@ -32,6 +33,8 @@ class Context:
         record: called after each generation with the share of its proposals that kept the budgets
             before repair, None where it proposed nothing.
         surrogate: whether candidates are screened.
+        posterior: what noisy accuracies say, to be fitted by :meth:`Posterior.fit_answers`; None where they
+            are exact.
     """
 
     lattice: Lattice
@@ -45,6 +48,7 @@ class Context:
     pareto: bool = False
     patience: int = 15
     surrogate: bool = True
+    posterior: Posterior | None = None
 
     def evaluate(self, indices: Int64) -> Float:
         """Accuracies of the first fresh rows that the evaluator still allows."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -23,8 +23,35 @@ from bcnet_deploy.validation import Checked
 
 JOURNAL_FORMAT = 1
 Accuracy = Callable[[Any], Any]
+"""Widths (N, L) -> (N,) accuracies.
+
+One with a method ``noise``, widths (N, L) -> (N,) standard deviations of what it returned, is chosen by the
+posterior means of all its scores: see :mod:`bcnet_deploy.search.posterior`. Its attribute ``transfer``, where
+it has one, says how far its effects hold for networks in general.
+"""
 OnError = Literal["stop", "skip"]
 _DECIMALS = 9
+
+
+@runtime_checkable
+class RacingAccuracy(Protocol):
+    """An accuracy that can be had from fewer images first and from more later.
+
+    Attributes:
+        images: of a full evaluation.
+        image_passes: images that went through a network so far, recalibration included.
+    """
+
+    images: int
+    image_passes: int
+
+    def on(self, widths: Any, images: int) -> Any:
+        """(N, L) widths -> (N,) accuracies on the first ``images`` images."""
+
+    def noise(self, widths: Any, images: int) -> Any:
+        """(N, L) widths -> (N,) standard deviations of these."""
+
+    def __call__(self, widths: Any) -> Any: ...
 
 
 class NetworkFailedError(EvaluationError):
@@ -70,10 +97,14 @@ class _Answer(Checked):
 
     widths: tuple[Annotated[int, Ge(0), Le(2**31)], ...]
     accuracy: float | None
+    noise: Annotated[float, Ge(0)] = 0.0
+    images: Annotated[int, Ge(0)] = 0
 
 
-class Journal:
+class AnswerJournal:
     """Answers on disk, one JSON line a vector after one line that says what they are about.
+
+    ``known`` holds (accuracy, noise) by widths and number of images; 0 images is a full evaluation.
 
     Args:
         path: the file; made when absent.
@@ -89,19 +120,26 @@ class Journal:
             path, "search journal", header={"format": JOURNAL_FORMAT, "kind": "search journal", **identity},
             remedy="delete it to search from the start, or give another checkpoint path",
         )  # fmt: skip
-        self.known: dict[bytes, float] = {}
+        self.known: dict[tuple[bytes, int], tuple[float, float]] = {}
         for number, row in self._log.read():
             answer = _Answer.from_dict(row, f"search journal {path}, line {number}")
             value = -math.inf if answer.accuracy is None else float(rounded(answer.accuracy))
-            self.known[np.array(answer.widths, dtype=np.int64).tobytes()] = value
+            key = np.array(answer.widths, dtype=np.int64).tobytes()
+            self.known[key, answer.images] = value, answer.noise
 
-    def add(self, widths: Int64, accuracy: Float) -> None:
-        """Append answers and wait until they are on disk."""
+    def add(self, widths: Int64, answers: Float, images: int) -> None:
+        """Append (N, 2) accuracies and noises, and wait until they are on disk."""
         self._log.append(
-            {"widths": [int(w) for w in row], "accuracy": float(a) if math.isfinite(a) else None}
-            for row, a in zip(widths, accuracy, strict=True)
+            {
+                "widths": [int(w) for w in row],
+                "accuracy": float(a) if math.isfinite(a) else None,
+                **({"noise": float(noise)} if noise else {}),
+                **({"images": images} if images else {}),
+            }
+            for row, (a, noise) in zip(widths, answers, strict=True)
         )
-        self.known.update(zip(keys(widths), (float(a) for a in accuracy), strict=True))
+        for key, (a, noise) in zip(keys(widths), answers, strict=True):
+            self.known[key, images] = float(a), float(noise)
 
 
 class Evaluator:
@@ -115,9 +153,11 @@ class Evaluator:
         on_error: ``stop`` raises when an evaluation fails, ``skip`` counts the vector as ``-inf``.
         journal: answers from before, and the place for new ones.
         batch_size: vectors a call; None passes each generation in one call.
+        images: number of images that each vector is asked on first, of a :class:`RacingAccuracy`; 0: all.
 
     Attributes:
-        indices, accuracy: everything answered so far, in the order asked.
+        indices, accuracy, noise: everything answered so far, in the order asked.
+        images: that each answer is from; 0: all.
         failures: vectors that failed, with the reason.
         calls: vectors that were really run (not taken from the journal).
     """
@@ -129,12 +169,14 @@ class Evaluator:
         limit: int,
         *,
         on_error: OnError = "stop",
-        journal: Journal | None = None,
+        journal: AnswerJournal | None = None,
         batch_size: int | None = None,
         answered: Callable[[int], None] | None = None,
+        images: int = 0,
     ) -> None:
-        self._accuracy = accuracy
-        self._grid = lattice
+        self._accuracy: Any = accuracy
+        self._lattice = lattice
+        self._first = images
         self._limit = limit
         self._on_error = on_error
         self._journal = journal
@@ -142,23 +184,43 @@ class Evaluator:
         self._answered = answered
         self._order: dict[bytes, int] = {}
         self._rows: list[Int64] = []
-        self._values: list[float] = []
+        self._answers: list[tuple[float, float]] = []
+        self.images: list[int] = []
+        self.noisy = callable(getattr(accuracy, "noise", None))
         self.failures: list[tuple[list[int], str]] = []
         self.calls = 0
 
     @property
     def indices(self) -> Int64:
         """(number asked, L) choice indices."""
-        return np.array(self._rows, dtype=np.int64).reshape(-1, self._grid.length)
+        return np.array(self._rows, dtype=np.int64).reshape(-1, self._lattice.length)
 
     @property
     def accuracy(self) -> Float:
         """(number asked,) accuracies."""
-        return np.array(self._values, dtype=np.float64)
+        return np.array([a for a, _ in self._answers], dtype=np.float64)
+
+    @property
+    def noise(self) -> Float:
+        """(number asked,) standard deviations; 0 where the accuracies are exact."""
+        return np.array([noise for _, noise in self._answers], dtype=np.float64)
+
+    @property
+    def widths(self) -> Int64:
+        """(number asked, L) channels."""
+        return self._lattice.widths(self.indices)
+
+    def images_of(self, indices: Int64) -> int:
+        """Images behind the answer for one known (L,) vector; 0: all."""
+        return self.images[self._order[np.asarray(indices, dtype=np.int64).tobytes()]]
+
+    def images_used(self, full: int) -> int:
+        """Images behind all answers, where a full evaluation takes ``full``."""
+        return sum(count or full for count in self.images)
 
     @property
     def count(self) -> int:
-        return len(self._values)
+        return len(self._answers)
 
     @property
     def remaining(self) -> int:
@@ -176,7 +238,7 @@ class Evaluator:
             if key not in self._order and key not in seen:
                 seen.add(key)
                 rows.append(i)
-        return np.asarray(indices[rows], dtype=np.int64).reshape(-1, self._grid.length)
+        return np.asarray(indices[rows], dtype=np.int64).reshape(-1, self._lattice.length)
 
     def __call__(self, indices: Int64) -> Float:
         """(N, L) choice indices -> (N,) accuracies; at most ``remaining`` new vectors.
@@ -187,67 +249,82 @@ class Evaluator:
         new = self.fresh(indices)
         if len(new) > self.remaining:
             raise AssertionError(f"{len(new)} new vectors asked, {self.remaining} left")
-        size = self._batch_size or max(len(new), 1)
-        for start in range(0, len(new), size):
-            self._ask(new[start : start + size])
+        for part in self._parts(new):
+            for row, answer in zip(part, self._ask(part, self._first), strict=True):
+                self._order[row.tobytes()] = len(self._answers)
+                self._rows.append(row.copy())
+                self._answers.append((float(answer[0]), float(answer[1])))
+                self.images.append(self._first)
             if self._answered is not None:
                 self._answered(self.count)
-        return np.array([self._values[self._order[k]] for k in keys(indices)], dtype=np.float64)
+        return np.array([self._answers[self._order[k]][0] for k in keys(indices)], dtype=np.float64)
 
-    def _ask(self, indices: Int64) -> None:
-        widths = self._grid.widths(indices)
-        values = np.full(len(indices), np.nan)
+    def again(self, indices: Int64, images: int) -> None:
+        """Ask known (N, L) vectors again, on more images (0: on all); the new answers replace the old."""
+        for part in self._parts(indices):
+            for row, answer in zip(part, self._ask(part, images), strict=True):
+                at = self._order[row.tobytes()]
+                self._answers[at] = float(answer[0]), float(answer[1])
+                self.images[at] = images
+
+    def _parts(self, indices: Int64) -> list[Int64]:
+        size = self._batch_size or max(len(indices), 1)
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    def _ask(self, indices: Int64, images: int) -> Float:
+        """(N, 2) accuracies and noises, from the journal where it has them."""
+        widths = self._lattice.widths(indices)
+        answers = np.full((len(indices), 2), np.nan)
         missing = np.ones(len(indices), dtype=np.bool_)
         if self._journal is not None:
             for i, key in enumerate(keys(widths)):
-                if key in self._journal.known:
-                    values[i], missing[i] = self._journal.known[key], False
+                if (key, images) in self._journal.known:
+                    answers[i], missing[i] = self._journal.known[key, images], False
         if missing.any():
-            rows = np.flatnonzero(missing)
-            values[rows] = self._run(widths[rows])
-        for row, value in zip(indices, values, strict=True):
-            self._order[row.tobytes()] = len(self._values)
-            self._rows.append(row.copy())
-            self._values.append(float(value))
+            answers[missing] = self._run(widths[missing], images)
+        return answers
 
-    def _run(self, widths: Int64) -> Float:
+    def _run(self, widths: Int64, images: int) -> Float:
         try:
-            values = self._call(widths)
+            answers = self._call(widths, images)
         except EvaluationError:
             raise
         except Exception as error:
             if len(widths) == 1:
                 return self._failed(widths, error)
             # One by one: keeps what does work, and tells which vector does not.
-            return np.concatenate([self._run(row[None]) for row in widths])
-        bad = np.isnan(values) | (values == math.inf)
-        if bad.any():
-            good = ~bad
-            self._keep(widths[good], values[good])
-            for row, value in zip(widths[bad], values[bad], strict=True):
-                self._failed(row[None], ValueError(f"accuracy is {value}"))
-            values = np.where(bad, -math.inf, values)
-        else:
-            self._keep(widths, values)
-        return values
+            return np.concatenate([self._run(row[None], images) for row in widths])
+        bad = np.isnan(answers[:, 0]) | (answers[:, 0] == math.inf)
+        if self._journal is not None and not bad.all():
+            self._journal.add(widths[~bad], answers[~bad], images)
+        for i in np.flatnonzero(bad):
+            answers[i] = self._failed(widths[i][None], ValueError(f"accuracy is {answers[i, 0]}"))[0]
+        return answers
 
-    def _call(self, widths: Int64) -> Float:
-        values = rounded(self._accuracy(widths.copy()))
-        if values.shape != (len(widths),):
+    def _call(self, widths: Int64, images: int) -> Float:
+        more = (images,) if images else ()
+        values = self._accuracy.on(widths.copy(), images) if images else self._accuracy(widths.copy())
+        columns = [rounded(values)]
+        columns.append(
+            rounded(self._accuracy.noise(widths.copy(), *more)) if self.noisy else np.zeros(len(widths))
+        )
+        for what, column in zip(("accuracy callable", "accuracy callable's noise"), columns, strict=True):
+            if column.shape != (len(widths),):
+                raise EvaluationError(
+                    f"the {what} returned shape {column.shape} for {len(widths)} width vectors; "
+                    f"it must return one number a vector, shape ({len(widths)},)"
+                )
+        if not (np.isfinite(columns[1]) & (columns[1] >= 0)).all():
             raise EvaluationError(
-                f"the accuracy callable returned shape {values.shape} for {len(widths)} width vectors; "
-                f"it must return one number a vector, shape ({len(widths)},)"
+                f"the accuracy callable's noise is {columns[1].tolist()}; allowed: finite standard "
+                "deviations from 0, one a vector"
             )
         self.calls += len(widths)
-        return values
-
-    def _keep(self, widths: Int64, values: Float) -> None:
-        if self._journal is not None and len(widths):
-            self._journal.add(widths, values)
+        return np.stack(columns, axis=1)
 
     def _failed(self, widths: Int64, error: Exception) -> Float:
         vector = [int(w) for w in widths[0]]
         if self._on_error == "stop":
             raise NetworkFailedError(vector, named(error)) from error
         self.failures.append((vector, named(error)))
-        return np.array([-math.inf])
+        return np.array([[-math.inf, 0.0]])

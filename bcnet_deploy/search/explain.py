@@ -131,6 +131,7 @@ def explain(
         "format": FORMAT,
         **({"model": dict(model)} if model else {}),
         **found,
+        **({"posterior": result.belief.to_dict()} if result.belief else {}),
         "budgets": [
             {"cost": b.key, "limit": b.limit, "given": b.given, "confidence": b.confidence}
             for b in constraints.budgets

@@ -127,10 +127,15 @@ class _Run:
         if int(finite.sum()) < _MIN_FIT:
             pool = context.evaluator.fresh(np.concatenate([offspring, self._elsewhere(count)]))
             return pool[:count]
-        lattice, indices = context.lattice, context.evaluator.indices
-        self.surrogate.fit(lattice.scaled(indices[finite]), accuracy[finite])
+        indices = context.evaluator.indices[finite]
+        if context.posterior is not None:
+            context.posterior.fit_answers(context.evaluator)
+            accuracy = context.posterior.predict(indices)[0]
+        else:
+            accuracy = accuracy[finite]
+            self.surrogate.fit(context.lattice.scaled(indices), accuracy)
         free = offspring[: int(round(_UNSCREENED * count))]
-        candidates = self._candidates(offspring, indices[finite], accuracy[finite])
+        candidates = self._candidates(offspring, indices, accuracy)
         if not len(candidates):
             return self._elsewhere(count)
         screened = self._screen(candidates, count)
@@ -185,7 +190,10 @@ class _Run:
     def _screen(self, candidates: Int64, count: int) -> Int64:
         """The most promising candidates: highest mean plus one standard deviation."""
         context = self.context
-        mean, deviation = self.surrogate.predict(context.lattice.scaled(candidates))
+        if context.posterior is not None:
+            mean, deviation = context.posterior.predict(candidates)
+        else:
+            mean, deviation = self.surrogate.predict(context.lattice.scaled(candidates))
         # Rounded, so that the last bits of a BLAS do not decide.
         promise = np.round(mean + deviation, 9)
         order = np.argsort(-promise, kind="stable")

@@ -12,15 +12,19 @@ any network, given t, are normal with mean r*t and variance r*(1 - r) times the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 from bcnet_deploy.search.lattice import Float, Int64, Lattice
 from bcnet_deploy.search.regression import GroupedRegression, fenced, joined, pairs_of
+
+if TYPE_CHECKING:
+    from bcnet_deploy.search.evaluation import Evaluator
 
 INTERVAL = 0.95
 """Two-sided probability of the intervals."""
@@ -85,7 +89,6 @@ class Posterior:
         self._regression = GroupedRegression()
         self.form = self.FORMS[0]
         self._kinds = 0
-        self._known: dict[bytes, tuple[float, float]] = {}
 
     def fit(self, indices: Int64, scores: Float, noise: Float) -> None:
         """Fit (N, L) choice indices to (N,) finite scores with (N,) stated standard deviations, N >= 1."""
@@ -99,6 +102,15 @@ class Posterior:
             self._variance = spread + float(1 / weights.sum())
             return
         self._regression.fit(*self._terms(indices), values, noise)
+
+    def fit_answers(self, evaluator: Evaluator) -> None:
+        """Fit to all answers of a search that could be had. With none, nothing is fitted."""
+        rows = np.isfinite(evaluator.accuracy)
+        if rows.any():
+            noise = evaluator.noise[rows]
+            # A noise of 0 among others that have some would leave these without a say.
+            floor = 0.1 * float(np.median(noise[noise > 0])) if (noise > 0).any() else 1.0
+            self.fit(evaluator.indices[rows], evaluator.accuracy[rows], np.maximum(noise, floor))
 
     @property
     def noise_ratio(self) -> float:
@@ -151,6 +163,18 @@ class Posterior:
             return 0.5 + 0.5 * float(np.sign(np.round(mean[0], 9)))
         return NormalDist().cdf(float(mean[0]) / deviation)
 
+    def overlap(self, indices: Int64, best: Int64) -> Float:
+        """(N, L) -> (N,) probabilities to be better than ``best``, as far as more images could tell."""
+        if not self._kinds:
+            return np.full(len(indices), 0.5)
+        terms, labels = self._terms(np.concatenate([indices, best[None]]))
+        shared = (terms[:-1] - terms[-1]) * np.array(self._shares)[labels]
+        fitted = self._regression
+        deviation = np.sqrt(np.maximum(((shared @ fitted.covariance) * shared).sum(axis=1), 0.0))
+        mean = shared @ fitted.weights
+        ratio = np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
+        return np.asarray(ndtr(ratio))
+
     def _effect(self, terms: Float, labels: npt.NDArray[np.int64]) -> tuple[Float, Float]:
         """Centred terms (N, D) -> (N,) mean and variance of what holds for networks in general."""
         fitted = self._regression
@@ -162,22 +186,35 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A network's accuracy by all the scores together, in units of the scores.
+class Belief:
+    """What all scores together say about the network that was found, in units of the scores.
 
     Attributes:
-        mean: posterior mean.
+        mean: posterior mean of its accuracy.
         low, high: interval of probability :data:`INTERVAL`.
+        beats_uniform: probability that it is better than the uniformly scaled network it is compared with.
+        form: the terms that were fitted.
+        noise_ratio: scatter of the scores over their stated noise.
+        notes: what a reader must know.
     """
 
     mean: float
     low: float
     high: float
+    beats_uniform: float
+    form: str
+    noise_ratio: float
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, mean: float, deviation: float) -> Estimate:
+    def of(cls, posterior: Posterior, found: Int64, uniform: Int64) -> Belief:
+        """Of (L,) indices ``found``, against (L,) indices ``uniform``."""
+        mean, deviation = (float(v[0]) for v in posterior.predict(found[None]))
         reach = NormalDist().inv_cdf((1 + INTERVAL) / 2) * deviation
-        return cls(mean, mean - reach, mean + reach)
+        return cls(
+            mean, mean - reach, mean + reach, posterior.probability_better(found, uniform), posterior.form,
+            posterior.noise_ratio, tuple(posterior.notes()),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "low": self.low, "high": self.high, "probability": INTERVAL}
+        return {**asdict(self), "interval_probability": INTERVAL, "notes": list(self.notes)}

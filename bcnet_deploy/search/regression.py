@@ -86,6 +86,7 @@ class GroupedRegression:
         believed = _PSEUDO if noise is not None else 0.0
         rescale = len(values) >= _REFIT * self._scaled_for
         for _ in range(_ITERATIONS if rescale else 1):
+            used = alpha, beta
             covariance = _inverse(beta * gram + np.diag(alpha[labels]))
             weights = beta * (covariance @ moment)
             if not rescale:
@@ -105,12 +106,12 @@ class GroupedRegression:
         if rescale:
             self._scaled_for = len(values)
         self.weights, self.covariance = np.asarray(weights, dtype=np.float64), covariance
-        self.precision = np.asarray(alpha[labels], dtype=np.float64)
-        self.constant_variance = 1 / (beta * total_share)
+        self.precision = np.asarray(used[0][labels], dtype=np.float64)
+        self.constant_variance = 1 / (used[1] * total_share)
         self._scales = np.asarray(alpha * variance, dtype=np.float64)
         self._noise = beta * variance
         if noise is not None:
-            self.noise_ratio = float(1 / np.sqrt(beta * stated))
+            self.noise_ratio = float(1 / np.sqrt(used[1] * stated))
 
 
 class Surrogate:

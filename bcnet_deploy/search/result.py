@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bcnet_deploy.errors import ConstraintError, nearest
 from bcnet_deploy.search.constraints import Constraints
 from bcnet_deploy.search.lattice import Float, Int64
+from bcnet_deploy.search.posterior import Belief
 
 FORMAT = 1
 
@@ -190,6 +191,10 @@ class SearchResult:
         strategy, seed, stopped: how it was run and why it ended.
         failures: vectors whose evaluation failed and why (with on_error='skip').
         prior_costs: expected cost of the prior population by budget, where a prior was used.
+        belief: for accuracies with noise: posterior mean and interval of the found network, and the
+            probability that it beats uniform scaling. ``widths`` and ``front`` are then chosen by posterior
+            means, and ``front.accuracy`` holds these.
+        images: scored over all networks, where the accuracy is of images.
     """
 
     widths: Int64
@@ -206,6 +211,8 @@ class SearchResult:
     constraints: Constraints = field(repr=False)
     failures: tuple[tuple[list[int], str], ...] = ()
     prior_costs: dict[str, float] | None = None
+    belief: Belief | None = None
+    images: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -253,4 +260,6 @@ class SearchResult:
             ],
             "failures": [{"widths": widths, "reason": reason} for widths, reason in self.failures],
             "prior_costs": self.prior_costs,
+            "posterior": None if self.belief is None else self.belief.to_dict(),
+            "images": self.images,
         }
