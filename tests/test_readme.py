@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -36,6 +37,21 @@ def test_the_quick_start_is_short_and_runs(tmp_path: Path) -> None:
 
 def test_the_readme_is_two_screens() -> None:
     assert len(README.splitlines()) <= 100
+
+
+def test_the_model_of_the_page_on_ones_own_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "your-own.md").read_text("utf-8")
+    code = re.search(r"```python\n(# mynet.py\n.*?)```", page, re.S)
+    command = re.search(r"^\$ bcnet-deploy (inspect mynet:small .*)$", page, re.M)
+    assert code and command
+    (tmp_path / "mynet.py").write_text(code[1])
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(cli, [*command[1].split(), "--json"])
+    assert shown.exit_code == 0, shown.output
+    data = json.loads(shown.stdout)
+    assert [variable["channels"] for variable in data["variables"]] == [32, 64]
 
 
 def test_every_command_line_shown_uses_options_that_exist() -> None:
