@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.patching import TensorPlace, attribute_patches, patched, tensor_places
@@ -100,23 +103,15 @@ class Supernet(nn.Module):
     @contextmanager
     def sliced(self) -> Iterator[nn.Module]:
         """The wrapped model with the active slice in place; it is restored on exit, also on error."""
-        tensors: list[tuple[TensorPlace, torch.Tensor]] = []
-        joined: list[tuple[torch.Tensor, tuple[Ranges, ...], torch.Tensor]] = []
+        slices: list[_Slice] = []
         for places, ranges in self._plan:
             full = places[0].table[places[0].key]
             direct = self._in_place and full.requires_grad and torch.is_grad_enabled()
             part = take_leaf(full, ranges) if direct else take(full, ranges)
-            if not places[0].is_parameter and any(len(r) > 1 for r in ranges):
-                joined.append((full, ranges, part))
-            tensors.extend((place, part) for place in places)
-        try:
-            with patched(tensors, self._attributes):
-                yield self.model
-        finally:
-            # A joined buffer is a copy: what batch norm tracked in it belongs in the full one.
-            with torch.no_grad():
-                for full, ranges, part in joined:
-                    _write_back(full, ranges, part)
+            slices.append(_Slice(places, full, ranges, part))
+        attributes = self._attributes
+        with _put(slices, attributes), _again_in_backward(lambda: _put(slices, attributes)):
+            yield self.model
 
     @contextmanager
     def gradients_in_place(self) -> Iterator[None]:
@@ -142,10 +137,89 @@ class Supernet(nn.Module):
         return extract(self.space.plan, self.model, units, side, stored=self.stored_units)
 
 
-def _write_back(full: torch.Tensor, dims: tuple[Ranges, ...], part: torch.Tensor) -> None:
-    """Undo :func:`take` for a one-dimensional buffer."""
-    (ranges,) = dims
+@dataclass(frozen=True)
+class _Slice:
+    """A part of a tensor, for all places that refer to the tensor."""
+
+    places: list[TensorPlace]
+    full: torch.Tensor
+    ranges: tuple[Ranges, ...]
+    part: torch.Tensor
+
+    def write_back(self) -> None:
+        """What forward made of a buffer belongs in the full one: it may have assigned a new tensor."""
+        if self.places[0].is_parameter:
+            return
+        current = [place.table.get(place.key) for place in self.places]
+        changed = next((tensor for tensor in current if tensor is not self.part), self.part)
+        is_view = changed is self.part and all(len(ranges) == 1 for ranges in self.ranges)
+        if not is_view and isinstance(changed, torch.Tensor) and changed.shape == self.part.shape:
+            with torch.no_grad():
+                _assign(self.full, self.ranges, changed)
+
+
+@contextmanager
+def _put(slices: list[_Slice], attributes: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    tensors = [(place, item.part) for item in slices for place in item.places]
+    with patched(tensors, attributes):
+        try:
+            yield
+        finally:
+            for item in slices:
+                item.write_back()
+
+
+def _assign(full: torch.Tensor, dims: tuple[Ranges, ...], part: torch.Tensor, axis: int = 0) -> None:
+    """Undo :func:`take`."""
+    if axis == len(dims):
+        full.copy_(part)
+        return
     position = 0
-    for start, length in ranges:
-        full[start : start + length] = part[position : position + length]
+    for start, length in dims[axis]:
+        own = part.narrow(axis, position, length)
+        _assign(full.narrow(axis, start, length), dims, own, axis + 1)
         position += length
+
+
+@contextmanager
+def _again_in_backward(put: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within it, functions that are checkpointed run under ``put()`` also when backward runs them again.
+
+    PyTorch has no way to ask for that: the two functions are wrapped through which every call of
+    ``torch.utils.checkpoint`` goes, whoever imported it under whichever name.
+    """
+    if not torch.is_grad_enabled():
+        yield
+        return
+
+    def under_slice(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with put():
+                return function(*args, **kwargs)
+
+        return run
+
+    former = {name: getattr(checkpoint, name) for name in _CHECKPOINTS if hasattr(checkpoint, name)}
+    try:
+        for name, original in former.items():
+            if isinstance(original, type):
+                wrapped: Any = SimpleNamespace(
+                    apply=lambda function, *args, own=original: own.apply(under_slice(function), *args)
+                )
+            else:
+
+                def wrapped(function: Any, *args: Any, own: Any = original, **kwargs: Any) -> Any:
+                    return own(under_slice(function), *args, **kwargs)
+
+            setattr(checkpoint, name, wrapped)
+        yield
+    finally:
+        for name, original in former.items():
+            setattr(checkpoint, name, original)
+
+
+_CHECKPOINTS = (
+    "CheckpointFunction",
+    "_checkpoint_without_reentrant_generator_impl",
+    "_checkpoint_without_reentrant_generator",
+)

@@ -26,12 +26,12 @@ _TENDENCY = 4.0  # a share of the choices u becomes u^t with t from a quarter to
 def structured(space: WidthSpace) -> Int64:
     """(n, L) networks that bound and anchor the table.
 
-    The full network, one channel everywhere (the lower corner of every layer's range), the narrowest
+    The full network, the least widths (the lower corner of every layer's range), the narrowest
     choices, uniform widths, and two networks in which narrow and full variables alternate.
     """
-    steps = np.array([variable.step for variable in space.variables], dtype=np.int64)
-    rows = [space.full, steps, space.narrowest, *(space.uniform(ratio) for ratio in (0.25, 0.5, 0.75))]
-    odd = np.arange(len(steps)) % 2 == 1
+    least = np.array([variable.lowest for variable in space.variables], dtype=np.int64)
+    rows = [space.full, least, space.narrowest, *(space.uniform(ratio) for ratio in (0.25, 0.5, 0.75))]
+    odd = np.arange(len(least)) % 2 == 1
     rows += [np.where(odd, space.full, space.narrowest), np.where(odd, space.narrowest, space.full)]
     return np.unique(np.stack(rows), axis=0)
 
@@ -104,7 +104,9 @@ def next_network(
     """(L,) the most promising of a pool of random networks; none of ``taken`` unless all are."""
     if rng.random() < _ANY_WIDTH:
         # Predictions are for all widths; choices may all be multiples of what a runtime likes.
-        pool = np.stack([v.step * rng.integers(1, v.units + 1, _POOL) for v in space.variables], axis=1)
+        pool = np.stack(
+            [v.step * rng.integers(v.lowest // v.step, v.units + 1, _POOL) for v in space.variables], axis=1
+        )
     else:
         pool = of_all_sizes(space, _POOL, rng)
     fresh = np.array([tuple(row) not in taken for row in pool.tolist()])

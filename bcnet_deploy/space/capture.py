@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_iter
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
 from bcnet_deploy.space.patching import ModuleState, TensorPlace, patched, tensor_places
+from bcnet_deploy.space.questions import Comparison, Questions
 
 TRACE_BATCH = 2
 """Batch size of the trace: not 1, which many operators treat apart."""
@@ -59,6 +60,13 @@ class Call:
     inputs: list[Value]
     module: str
     in_place: bool = False
+    given: tuple[int, ...] = ()
+    """Integers that the code gave to the PyTorch function behind the call; see :class:`Size`."""
+
+    def argument(self, name: str) -> Any:
+        """An argument by the name it has in the operator's schema; None where there is no such."""
+        names = [argument.name for argument in self.func._schema.arguments]
+        return self.args[names.index(name)] if name in names else None
 
 
 @dataclass
@@ -69,6 +77,10 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    """What the code asked about sizes, if the trace was made to note it."""
+    result: Any = None
+    """What forward returned, its tensors replaced by :class:`Value`."""
 
     @cached_property
     def activations(self) -> set[Value]:
@@ -98,6 +110,7 @@ class _Recorder(TorchDispatchMode):
         self.values: dict[int, Value] = {}
         self.alive: list[torch.Tensor] = []
         self.failing: Call | None = None
+        self.questions = Questions(lambda tensor: self.values.get(id(tensor)))
 
     def value(self, tensor: torch.Tensor, **facts: Any) -> Value:
         known = self.values.get(id(tensor))
@@ -123,6 +136,7 @@ class _Recorder(TorchDispatchMode):
             inputs=inputs,
             module=self.stack[-1] if self.stack else "",
             in_place=schema.is_mutable and name.endswith("_"),
+            given=tuple(self.questions.given),
         )
         self.failing = call
         if "batch_norm" in name:
@@ -224,6 +238,7 @@ def run_trace(
     training: bool = False,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     attributes: list[tuple[nn.Module, str, Any]] | None = None,
+    asking: bool = False,
 ) -> Trace:
     """The calls of one forward pass on a batch of :data:`TRACE_BATCH` inputs.
 
@@ -233,6 +248,7 @@ def run_trace(
         training: trace with the training flag set (batch statistics, auxiliary heads).
         shapes: other shapes for some parameters and buffers, by name.
         attributes: integer attributes to replace during the trace.
+        asking: note what the code asks about sizes, and from which attributes it takes them.
 
     Raises:
         CallError: the forward pass failed; nothing in ``model`` has changed.
@@ -262,11 +278,12 @@ def run_trace(
         with (
             _module_stack(model, stack),
             _mode(model, training),
-            patched(replaced, attributes or ()),
+            patched(replaced, recorder.questions.attributes(model) if asking else attributes or ()),
             _silent(),
             torch.no_grad(),
             fake_mode,
             recorder,
+            recorder.questions if asking else nullcontext(),
         ):
             result = model(image)
     except Exception as error:
@@ -275,6 +292,8 @@ def run_trace(
         torch.backends.mha.set_fastpath_enabled(fast_path)
         state.restore()
     trace.outputs = [recorder.value(t) for t in _tensors(result)]
+    trace.result = _replace(result, recorder.value)
+    trace.comparisons = list(recorder.questions.noted)
     return trace
 
 
@@ -293,6 +312,10 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
         UnsupportedModelError: control flow depends on data, or forward does not take one tensor.
         InputSizeError: the model rejects inputs of ``input_size``.
     """
+    try:
+        return run_trace(model, input_size, training=training, asking=True)
+    except CallError:
+        pass  # maybe for the integers that ask; an error of the model's own comes again
     try:
         return run_trace(model, input_size, training=training)
     except CallError as failure:

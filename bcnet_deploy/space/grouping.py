@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -24,12 +24,13 @@ _EXPECTED = ("the image", "model output", "kernel size")
 
 @dataclass(frozen=True)
 class RawVariable:
-    """A width variable before levels are chosen: ``units`` steps of ``step`` channels."""
+    """A width variable before levels are chosen: ``lowest`` to ``units`` steps of ``step`` channels."""
 
     name: str
     units: int
     step: int
     layers: tuple[str, ...]
+    lowest: int = 1
 
 
 @dataclass
@@ -60,19 +61,24 @@ class Grouper:
         self.model = model
         self.input_size = input_size
         self.notes: list[str] = []
-        types = {path: type(module) for path, module in model.named_modules()}
-        self._parameter_names = frozenset(
-            name for name, places in tensor_places(model).items() if places[0].is_parameter
-        )
-        self.layouts = Layouts(lambda path: types.get(path, object))
+        self.layouts = Layouts(dict(model.named_modules()))
+        self.lowest: dict[Axis, int] = {}
+        """Least units of axes at which the code runs, where that is more than one."""
         self.trace = capture(model, input_size)
         self.training_trace = self._training_trace()
         for trace in filter(None, (self.trace, self.training_trace)):
             self.layouts.activations |= trace.activations
             for call in trace.calls:
-                rule_for(call)(self.layouts, call)
+                self._apply(call)
             for value in trace.outputs:
                 self._freeze(value, "model output")
+
+    def _apply(self, call: Call) -> None:
+        try:
+            rule_for(call)(self.layouts, call)
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            # A signature of the operator that its rule was not written for.
+            unknown(self.layouts, call)
 
     def _training_trace(self) -> Trace | None:
         """Auxiliary heads exist in training mode only, and must fit the widths as well."""
@@ -87,22 +93,17 @@ class Grouper:
             if layout is not None:
                 freeze(layout, reason)
 
-    def freeze_inputs(self, call: Call, reason: str) -> bool:
-        """Freeze what still varies in the inputs of a call; False if nothing does."""
-        varying = [
-            layout
+    def inputs_of(self, call: Call) -> set[Axis]:
+        """The axes that still vary in the activations that flow into a call."""
+        return {
+            leaf.axis
             for value in call.inputs
             if value.parameter is None
             for layout in self.layouts.of(value)
-            if layout is not None and any(axis_is_free(leaf.axis) for leaf in resolve(layout))
-        ]
-        for layout in varying:
-            freeze(layout, reason)
-        return bool(varying)
-
-    def freeze_axis_of(self, axis: Axis, reason: str) -> None:
-        if axis.reason is None:
-            axis.reason = reason
+            if layout is not None
+            for leaf in resolve(layout)
+            if axis_is_free(leaf.axis)
+        }
 
     # -- variables -----------------------------------------------------------------------------
 
@@ -112,10 +113,7 @@ class Grouper:
         steps = tuple(variable.step for variable in raw)
         self._index, self._steps = index, steps
         self.axes = list(index)
-        variables = [
-            RawVariable(v.name, v.units, v.step, tuple(dict.fromkeys(axes_layers[i])))
-            for i, v in enumerate(raw)
-        ]
+        variables = [replace(v, layers=tuple(dict.fromkeys(axes_layers[i]))) for i, v in enumerate(raw)]
         operators = Operators(self.trace, self.layouts, self.extent)
         return Grouping(
             variables=variables,
@@ -136,7 +134,9 @@ class Grouper:
                     for key, item in self.layouts.attributes.items()
                 },
             ),
-            parameter_names=self._parameter_names,
+            parameter_names=frozenset(
+                name for name, places in tensor_places(self.model).items() if places[0].is_parameter
+            ),
             ops=operators.ops,
             tensors=operators.tensors,
             frozen=frozen,
@@ -168,7 +168,7 @@ class Grouper:
                         own += "'"
                     names.add(own)
                     index[axis] = len(raw)
-                    raw.append(RawVariable(own, axis.size, block.repeat, ()))
+                    raw.append(RawVariable(own, axis.size, block.repeat, (), self.lowest.get(axis, 1)))
                     layers.append([])
                 layers[index[axis]].append(name)
         if self.training_trace is not None:
@@ -276,6 +276,21 @@ _OWN_NAME = {"conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "gr
 """Kinds that are named after the module alone."""
 
 
+def multiply_accumulates(trace: Trace, shape_of: Callable[[Value], tuple[int, ...]]) -> int:
+    """Of all convolutions and matrix products of a trace, where its values have these shapes."""
+    total = 0
+    for call in trace.calls:
+        if call.op == "convolution":
+            # Every position of the output, or of the input where transposed, meets a filter.
+            x = shape_of(call.args[0] if call.args[6] else call.outputs[0])
+            weight = shape_of(call.args[1])
+            total += math.prod(x) * math.prod(weight[1:])
+        elif call.op in MATMULS or call.op == "linear":
+            left = shape_of(call.args[MATMULS.get(call.op, 0)])
+            total += math.prod(shape_of(call.outputs[0])) * left[-1]
+    return total
+
+
 class Operators:
     """The operators of a trace that work on activations.
 
@@ -347,11 +362,11 @@ class Operators:
             weight = right
             facts, coefficient, factors = self._product(call)
         elif "pool2d" in call.op:
-            kernel = call.args[1]
+            kernel = call.argument("kernel_size") or call.argument("output_size")
             attrs["kernel"] = tuple(kernel)
-            if call.op != "_adaptive_avg_pool2d" and not call.op.startswith("adaptive"):
-                attrs["stride"] = tuple(call.args[2] or kernel)
-                attrs["padding"] = tuple(call.args[3])
+            if call.argument("padding") is not None:
+                attrs["stride"] = tuple(call.argument("stride") or kernel)
+                attrs["padding"] = tuple(call.argument("padding"))
         elif rule_for(call) is attention:
             kind = "attention"
             # Every query meets every key, then weighs every value; all of them are frozen.

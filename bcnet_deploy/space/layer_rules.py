@@ -219,6 +219,21 @@ def spatial(layouts: Layouts, call: Call) -> None:
         layouts.set(output, kept)
 
 
+def fractional_pool(layouts: Layouts, call: Call) -> None:
+    """Its random numbers are drawn for each channel."""
+    samples = layouts.of(call.argument("random_samples"))
+    meet(layouts, layouts.of(call.args[0])[-3], samples[-2], where(call))
+    spatial(layouts, call)
+
+
+def unpool(layouts: Layouts, call: Call) -> None:
+    """The inverse of max pooling, with the indices that pooling gave."""
+    x, indices = layouts.of(call.args[0]), layouts.of(call.args[1])
+    for layout, own in zip(x[:-2], indices[:-2], strict=True):
+        meet(layouts, layout, own, where(call))
+    spatial(layouts, call)
+
+
 def constant_pad(layouts: Layouts, call: Call) -> None:
     x, pads = call.args[0], call.args[1]
     dims = list(layouts.of(x))

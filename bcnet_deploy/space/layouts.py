@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+
+from torch import nn
 
 from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, unify
 from bcnet_deploy.space.capture import Call, Value
+from bcnet_deploy.space.questions import Size
 
 Dims = list[Layout | None]
 """One entry a dimension; None where it can never depend on widths (batch, height, width)."""
@@ -14,12 +17,12 @@ Dims = list[Layout | None]
 class Layouts:
     """The layout of every dimension of every value of a trace."""
 
-    def __init__(self, module_type: Callable[[str], type]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.activations: set[Value] = set()
         """Values that depend on the image, of all traces."""
         self._of: dict[int, Dims] = {}
         self._parameters: dict[str, Dims] = {}
-        self._module_type = module_type
+        self._modules = modules
         self.attributes: dict[tuple[str, str], Layout | list[Layout]] = {}
         """Integer attributes of modules that follow widths: (module path, name) -> layout.
 
@@ -42,11 +45,27 @@ class Layouts:
 
     def is_a(self, call: Call, kind: type) -> bool:
         """Whether the innermost module that makes this call is a ``kind``."""
-        return issubclass(self._module_type(call.module), kind)
+        return isinstance(self._modules.get(call.module), kind)
 
     def attribute(self, call: Call, name: str, layout: Layout | None) -> None:
         if layout is not None:
             self.attributes[call.module, name] = layout
+
+    def follow(self, given: int, layout: Layout | None) -> None:
+        """The attribute that the code gave an operator, if it was one, follows ``layout`` from now on."""
+        if layout is None or not isinstance(given, Size) or given.formula[0] != "attribute":
+            return
+        _, path, name, *position = given.formula
+        known = self.attributes.get((path, name))
+        if position and known is None:
+            numbers = vars(self._modules[path])[name]
+            known = self.attributes[path, name] = [fixed(n, f"{name} of {path}") for n in numbers]
+        if position and isinstance(known, list):
+            known[position[0]] = layout
+        elif known is None:
+            self.attributes[path, name] = layout
+        elif isinstance(known, tuple):
+            unify(known, layout, f"{name} of {path} is used for both")
 
 
 def where(call: Call) -> str:

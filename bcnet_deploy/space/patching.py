@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -52,26 +56,70 @@ def attribute_patches(
     return patches
 
 
+def reachable(model: nn.Module) -> list[Any]:
+    """Everything that a forward pass may leave something in: what the modules hold besides tensors.
+
+    Found are lists, dictionaries, sets and objects of the user's own, also those that hooks or wrapped
+    forward functions hold on to.
+    """
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [vars(module) for module in model.modules()]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in found:
+            continue
+        if isinstance(item, dict):
+            found[id(item)] = item
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple, set, deque)):
+            found[id(item)] = item
+            waiting.extend(item)
+        elif isinstance(item, FunctionType):
+            found[id(item)] = item
+            waiting.extend(cell.cell_contents for cell in item.__closure__ or () if _filled(cell))
+        elif isinstance(item, MethodType):
+            waiting.append(item.__self__)
+        elif isinstance(item, partial):
+            waiting.extend((item.func, item.args, item.keywords))
+        elif not isinstance(item, (nn.Module, type, ModuleType)) and hasattr(item, "__dict__"):
+            found[id(item)] = item
+            if not isinstance(item, torch.Tensor):
+                waiting.append(vars(item))
+    return list(found.values())
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
 class ModuleState:
     """What the modules of a model hold, to undo what their forward pass leaves on them.
 
-    Forward passes keep feature maps, counters or computed weights as attributes; a trace must not leave
-    its fake tensors there. Objects changed in place (a list that grows) are not undone.
+    Forward passes keep feature maps, counters or computed weights as attributes, in lists or dictionaries; a
+    trace must not leave its fake tensors there.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._former = [
-            (table, dict(table))
-            for module in model.modules()
-            for table in (module.__dict__, module._parameters, module._buffers, module._modules)
+        self._former: list[tuple[Any, Any]] = [
+            (item, copy.copy(item)) for item in reachable(model) if isinstance(item, (dict, list, set, deque))
         ]
 
     def restore(self) -> None:
-        for table, former in self._former:
-            # Only where something changed: most modules leave nothing.
-            if table.keys() != former.keys() or any(table[key] is not former[key] for key in former):
-                table.clear()
-                table.update(former)
+        for container, former in self._former:
+            if isinstance(container, dict):
+                # Only where something changed: most modules leave nothing.
+                if container.keys() != former.keys() or any(container[k] is not former[k] for k in former):
+                    container.clear()
+                    container.update(former)
+            elif len(container) != len(former) or any(
+                a is not b for a, b in zip(container, former, strict=True)
+            ):
+                container.clear()
+                (container.update if isinstance(container, set) else container.extend)(former)
 
 
 @contextmanager

@@ -47,7 +47,9 @@ _NAMES: dict[Rule, str] = {
         max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d
         upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
         _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d max_pool2d
-        adaptive_avg_pool2d fractional_max_pool2d""",
+        adaptive_avg_pool2d""",
+    layer.fractional_pool: "fractional_max_pool2d",
+    layer.unpool: "max_unpool2d",
     layer.constant_pad: "constant_pad_nd",
     layer.pixel_shuffle: "pixel_shuffle",
     layer.pixel_unshuffle: "pixel_unshuffle",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError, WidthError
 from bcnet_deploy.space.extent import Segments, SlicePlan
-from bcnet_deploy.space.patching import attribute_patches, tensor_places
+from bcnet_deploy.space.patching import attribute_patches, reachable, tensor_places
 
 Side = Literal["left", "right"]
 Ranges = tuple[tuple[int, int], ...]
@@ -156,7 +156,7 @@ def extract(
         ranges = [kept_ranges(segments, units, stored, side) for segments in plan.tensors[name]]
         return take(tensor.detach(), ranges).clone(memory_format=torch.contiguous_format)
 
-    return _rebuilt(plan, model, units, sliced)
+    return rebuilt(plan, model, units, sliced)
 
 
 def resized(plan: SlicePlan, model: nn.Module, units: Sequence[int], generator: torch.Generator) -> nn.Module:
@@ -179,20 +179,25 @@ def resized(plan: SlicePlan, model: nn.Module, units: Sequence[int], generator: 
         result[region] = tensor.detach()[region]
         return result
 
-    return _rebuilt(plan, model, units, grown)
+    return rebuilt(plan, model, units, grown)
 
 
-def _rebuilt(plan: SlicePlan, model: nn.Module, units: Sequence[int], new_tensor: Any) -> nn.Module:
+def rebuilt(
+    plan: SlicePlan,
+    model: nn.Module,
+    units: Sequence[int],
+    new_tensor: Callable[[str, torch.Tensor], torch.Tensor],
+) -> nn.Module:
+    """A copy of ``model`` with these units, its tensors made by ``new_tensor`` from name and former one."""
     # Parameters are shared with the copy until they are replaced: deepcopy would copy full weights.
     memo: dict[int, Any] = {}
     for places in tensor_places(model).values():
         tensor = places[0].table[places[0].key]
         memo[id(tensor)] = tensor
-    for module in model.modules():
-        for value in vars(module).values():
-            # What a forward pass left on the module; PyTorch copies no tensor that has a history.
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach()
+    for item in reachable(model):
+        # What a forward pass left behind; PyTorch copies no tensor that has a history.
+        if isinstance(item, torch.Tensor) and not item.is_leaf:
+            memo[id(item)] = item.detach()
     clone: nn.Module = copy.deepcopy(model, memo)
     for name, copies in tensor_places(clone).items():
         tensor = copies[0].table[copies[0].key]

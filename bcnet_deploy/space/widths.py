@@ -43,6 +43,7 @@ class WidthVariable:
         step: widths are multiples of it (channels per group of a grouped convolution; else 1).
         index: position in a width vector.
         layers: all layers whose output channels follow this variable.
+        lowest: the least width at which the model's code runs; 0 stands for ``step``.
     """
 
     name: str
@@ -51,6 +52,10 @@ class WidthVariable:
     step: int = 1
     index: int = 0
     layers: tuple[str, ...] = ()
+    lowest: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lowest", max(self.lowest, self.step))
 
     @property
     def units(self) -> int:
@@ -64,19 +69,21 @@ class WidthVariable:
             raise WidthError(f"choices are one or more whole numbers of channels; {given}")
         if (np.diff(array) <= 0).any():
             raise WidthError(f"choices ascend and none comes twice; {given}")
-        if array[0] < self.step or array[-1] > self.channels or (array % self.step).any():
+        if array[0] < self.lowest or array[-1] > self.channels or (array % self.step).any():
             grid = f" in steps of {self.step}" if self.step > 1 else ""
-            raise WidthError(f"choices are within {self.step}..{self.channels}{grid}; {given}")
+            raise WidthError(f"choices are within {self.lowest}..{self.channels}{grid}; {given}")
         return tuple(sorted({*array.tolist(), self.channels}))
 
 
-def level_choices(units: int, step: int, levels: int, min_level: int) -> tuple[int, ...]:
+def level_choices(units: int, step: int, levels: int, min_level: int, lowest: int = 0) -> tuple[int, ...]:
     """Widths of levels ``max(1, min_level)..levels``: level j keeps ceil(j * units / levels) units.
 
+    Widths under ``lowest`` are raised to it.
     Source: BCNet (CVPR 2021), section 3.1; the smallest level: BCNetV2, section 3.
     """
-    lowest = max(1, min_level)
-    return tuple(sorted({step * math.ceil(j * units / levels) for j in range(lowest, levels + 1)}))
+    first = max(1, min_level)
+    widths = {step * math.ceil(j * units / levels) for j in range(first, levels + 1)}
+    return tuple(sorted({max(width, lowest) for width in widths}))
 
 
 @dataclass(frozen=True)
@@ -147,10 +154,11 @@ class WidthSpace:
                 WidthVariable(
                     name=raw.name,
                     channels=raw.units * raw.step,
-                    choices=level_choices(raw.units, raw.step, levels, min_level),
+                    choices=level_choices(raw.units, raw.step, levels, min_level, raw.lowest * raw.step),
                     step=raw.step,
                     index=index,
                     layers=raw.layers,
+                    lowest=raw.lowest * raw.step,
                 )
                 for index, raw in enumerate(grouping.variables)
             ),
@@ -247,14 +255,15 @@ class WidthSpace:
         )
         if not whole:
             raise WidthError(f"widths are whole numbers of channels; given: {array.dtype} {array[:1]}")
-        bad = (array < 1) | (array > self.full) | (array % self._steps != 0)
+        lowest = np.array([variable.lowest for variable in self.variables], dtype=np.int64)
+        bad = (array < lowest) | (array > self.full) | (array % self._steps != 0)
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             variable = self.variables[column]
             grid = f" in steps of {variable.step}" if variable.step > 1 else ""
             raise WidthError(
                 f"width {array[row, column].item()} of variable {column} ({variable.name}) is out of range; "
-                f"allowed: {variable.step}..{variable.channels}{grid}"
+                f"allowed: {variable.lowest}..{variable.channels}{grid}"
             )
         return array.astype(np.int64)
 
@@ -392,6 +401,7 @@ class WidthSpace:
                     "choices": list(v.choices),
                     "step": v.step,
                     "layers": list(v.layers),
+                    **({} if v.lowest == v.step else {"lowest": v.lowest}),
                 }
                 for v in self.variables
             ],
@@ -427,13 +437,15 @@ class WidthSpace:
             for index, v in enumerate(data["variables"]):
                 # Format 1 had no choices but those of the levels.
                 units, step = v["channels"] // v["step"], v["step"]
+                lowest = int(v.get("lowest", step))
                 variable = WidthVariable(
                     v["name"],
                     v["channels"],
-                    level_choices(units, step, levels, min_level),
+                    level_choices(units, step, levels, min_level, lowest),
                     step,
                     index,
                     tuple(v["layers"]),
+                    lowest,
                 )
                 if "choices" in v:
                     variable = replace(variable, choices=variable.checked_choices(v["choices"]))

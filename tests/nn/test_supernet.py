@@ -7,9 +7,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bcnet_deploy as bd
 from bcnet_deploy.nn import recalibrate
@@ -225,3 +227,146 @@ def test_extraction_from_a_widened_supernet() -> None:
         widths = space.random(1, np.random.default_rng(5))[0]
         supernet.set_active(widths, side)
         torch.testing.assert_close(supernet(x), supernet.extract(widths, side)(x), rtol=0, atol=1e-10)
+
+
+class OwnNorm(nn.Module):
+    """A batch norm of one's own that assigns its buffers anew."""
+
+    def __init__(self, channels: int, keep: float = 0.9) -> None:
+        super().__init__()
+        self.keep = keep
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self.mean, self.var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+            self.mean = self.keep * self.mean + (1 - self.keep) * mean.detach()
+            self.var.mul_(self.keep).add_(var.detach(), alpha=1 - self.keep)
+            self.seen = self.seen + 1
+        return (x - mean[:, None, None]) * (var[:, None, None] + 1e-5).rsqrt()
+
+
+def own_norms() -> nn.Module:
+    """Behind a convolution, and behind a concatenation, of which a slice keeps two ranges."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Conv2d(3, 12, 3), nn.Conv2d(3, 8, 3), OwnNorm(20)
+            self.c, self.last, self.head = nn.Conv2d(20, 6, 1), OwnNorm(6, 0.5), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1)).relu())
+            return self.head(self.last(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Joined().double()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_buffers_that_forward_assigns_are_written_back(side: str) -> None:
+    model = own_norms()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert not space.notes and [v.channels for v in space.variables] == [12, 8, 6]
+    widths = [5, 3, 4]
+    plain = space.extract(model, widths, side).train()
+    supernet = bd.Supernet(model, space).train()
+    supernet.set_active(widths, side)
+    for seed in range(3):
+        x = torch.randn(4, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(supernet(x), plain(x), rtol=0, atol=1e-12)
+    again = space.extract(model, widths, side)
+    for (name, ours), theirs in zip(again.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12, msg=name)
+    # Outside of the slice nothing has changed.
+    dropped = slice(5, 12) if side == "left" else slice(0, 7)
+    assert not model.norm.mean[dropped].any() and model.norm.mean.abs().sum() > 0  # type: ignore[union-attr,index,operator]
+
+
+@pytest.mark.parametrize("supernet", [False, True])
+def test_recalibration_finds_running_averages_of_any_module(supernet: bool) -> None:
+    """By hand: the plain average of the batches' means and variances, whatever the module's momentum."""
+    model = own_norms()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    network: nn.Module = space.extract(model, [5, 3, 4])
+    carrier = network
+    if supernet:
+        network = bd.Supernet(model, space)
+        network.set_active([5, 3, 4])
+    batches = [torch.randn(4, *SIZE, dtype=torch.float64) + i for i in range(3)]
+    network.train()
+    recalibrate(network, batches)
+    assert network.training
+    if supernet:
+        carrier = space.extract(model, [5, 3, 4])
+    with torch.no_grad():
+        joined = [torch.cat([carrier.a(x), carrier.b(x)], 1) for x in batches]  # type: ignore[operator]
+    means = torch.stack([y.mean((0, 2, 3)) for y in joined]).mean(0)
+    variances = torch.stack([y.var((0, 2, 3)) for y in joined]).mean(0)
+    torch.testing.assert_close(carrier.norm.mean, means, rtol=0, atol=1e-5)  # type: ignore[union-attr]
+    torch.testing.assert_close(carrier.norm.var, variances, rtol=0, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_recalibration_says_what_it_cannot_do() -> None:
+    class Largest(OwnNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.mean = torch.maximum(self.mean, x.amax((0, 2, 3)))
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Largest(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.warns(UserWarning, match=r"1\.mean changes in training and is no running average"):
+        recalibrate(model, [torch.randn(4, *SIZE)])
+    assert not model[1].mean.any()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_checkpointed_parts_run_again_on_the_same_slice(reentrant: bool, in_place: bool) -> None:
+    """Two passes of other widths before one backward: each is run again on its own slice."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, active: bool) -> None:
+            super().__init__()
+            self.active = active
+            self.a, self.b, self.h = nn.Conv2d(3, 12, 3), cases.conv(12, 16), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            y = checkpoint(self.part, y, use_reentrant=reentrant) if self.active else self.part(y)
+            return self.h(y.mean((2, 3)))
+
+        def part(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(x) * self.h.weight.mean()
+
+    gradients = []
+    x = torch.randn(4, *SIZE, dtype=torch.float64)
+    for active in (False, True):
+        torch.manual_seed(0)
+        model = Checkpointed(active).double()
+        space = bd.WidthSpace.from_model(model, SIZE)
+        supernet = bd.Supernet(model, space).train()
+        total = torch.zeros((), dtype=torch.float64)
+        with supernet.gradients_in_place() if in_place else nullcontext():
+            for widths, side in (([5, 7], "left"), ([9, 3], "right")):
+                supernet.set_active(widths, side)
+                total = total + supernet(x).square().sum()
+            total.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        assert model.b[0].weight.shape == (16, 12, 3, 3)
+    for ordinary, ours in zip(*gradients, strict=True):
+        assert ordinary is not None and ours is not None and ordinary.any()
+        torch.testing.assert_close(ours, ordinary, rtol=0, atol=1e-12 * float(ordinary.abs().max()))
+
+
+def test_memory_efficient_densenet_trains_at_narrow_widths() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.DenseNet(8, (2, 2), 16, memory_efficient=True, num_classes=5)
+    space = bd.WidthSpace.from_model(model, (3, 32, 32))
+    supernet = bd.Supernet(model, space).train()
+    supernet.set_active(space.uniform(0.5))
+    supernet(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -202,9 +202,9 @@ def test_attention_is_frozen_and_counted() -> None:
 
     model = Attention().eval()
     space = bd.WidthSpace.from_model(model, SIZE)
-    assert [v.name for v in space.variables] == ["a.0"]
-    assert {part.name for part in space.frozen} == {"b.0", "qkv"} and not space.notes
-    assert space.macs([5])[0] == zoo.counted_macs(space.extract(model, [5]), SIZE)
+    assert [v.name for v in space.variables] == ["a.0", "b.0"]
+    assert {part.name for part in space.frozen} == {"qkv"} and not space.notes
+    assert space.macs([5, 3])[0] == zoo.counted_macs(space.extract(model, [5, 3]), SIZE)
 
 
 def test_models_without_shapes_or_code_are_refused() -> None:
@@ -244,14 +244,21 @@ def test_what_a_forward_pass_leaves_on_modules_is_undone_and_does_not_hinder_ext
     assert model.body.features.grad_fn is not None  # type: ignore[union-attr]
 
 
-def test_what_fails_at_one_channel_is_noted_not_frozen() -> None:
+def test_widths_at_which_the_code_fails_are_left_out() -> None:
     class Squeezing(cases.DataDependent):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(nn.functional.adaptive_avg_pool2d(self.a(x), 1).squeeze())
 
-    space = bd.WidthSpace.from_model(Squeezing(), SIZE)
-    assert [v.channels for v in space.variables] == [8] and not space.frozen
-    assert len(space.notes) == 1 and "squeeze()" in space.notes[0]
+    model = Squeezing()
+    space = bd.WidthSpace.from_model(model, SIZE, levels=8)
+    assert [v.channels for v in space.variables] == [8] and not space.frozen and not space.notes
+    assert space.variables[0].choices == (2, 3, 4, 5, 6, 7, 8) and space.narrowest.tolist() == [2]
+    with pytest.raises(bd.WidthError, match=r"allowed: 2\.\.8"):
+        space.extract(model, [1])
+    with pytest.raises(bd.WidthError, match=r"within 2\.\.8"):
+        space.with_choices({0: [1, 4]})
+    assert space.extract(model, [2])(torch.randn(2, *SIZE)).shape == (2, 5)
+    assert bd.WidthSpace.from_dict(space.to_dict()) == space
 
 
 def test_not_a_cnn() -> None:

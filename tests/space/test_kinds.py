@@ -1,0 +1,303 @@
+"""Kinds of code that users of other tools report trouble with: the right result, or a refusal by type."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import bcnet_deploy as bd
+
+SIZE = (3, 16, 16)
+
+
+def counted(network: nn.Module, size: tuple[int, int, int] = SIZE) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, *size))
+    return counter.get_total_flops() // 2
+
+
+def runs_as_said(model: nn.Module, space: bd.WidthSpace, widths: object, size: tuple[int, int, int]) -> None:
+    """An extracted network runs, costs what the space says, and equals the supernet's slice."""
+    subnet = space.extract(model, widths).eval()  # type: ignore[arg-type]
+    assert counted(subnet, size) == space.macs(widths)[0]  # type: ignore[arg-type]
+    assert sum(p.numel() for p in subnet.parameters()) == space.params(widths)[0]  # type: ignore[arg-type]
+    supernet = bd.Supernet(model, space).eval()
+    supernet.set_active(widths)  # type: ignore[arg-type]
+    x = torch.randn(2, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(supernet(x), subnet(x), rtol=0, atol=1e-5)
+
+
+# -- sizes fixed in the code, and decisions by widths ------------------------------------------
+
+
+class Alex(nn.Module):
+    """Two groups, and a size that the code knows by heart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.g = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1, groups=2)
+        self.pre, self.h = nn.Conv2d(3, 3, 1), nn.Linear(16 * 64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.g(self.c(self.pre(x)).relu()).relu()
+        return self.h(x.view(x.size(0), 16 * 64))
+
+
+def test_a_fixed_size_behind_few_groups_is_found() -> None:
+    model = Alex()
+    space = bd.WidthSpace.from_model(model, (3, 32, 32))
+    assert "g" in {part.name for part in space.frozen}
+    assert any("view(x.size(0), 16 * 64)" in part.reason for part in space.frozen)
+    for widths in space.random(6, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, (3, 32, 32))
+
+
+class Decides(nn.Module):
+    def __init__(self, decide: Callable[[int, int], bool]) -> None:
+        super().__init__()
+        self.decide = decide
+        self.stem, self.a = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 18, 3, padding=1)
+        self.proj, self.h = nn.Conv2d(12, 18, 1), nn.Linear(18, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.a(x)
+        if self.decide(x.shape[1], y.shape[1]):
+            x = self.proj(x)
+            return self.h((x + y).mean((2, 3)))
+        return self.h(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda stem, a: stem != a,
+        lambda stem, a: stem not in (a, 40),
+        lambda stem, a: stem + 3 < a + 2,
+        lambda stem, a: a % stem != 11,
+        lambda stem, a: a * 2 != 34,
+        lambda stem, a: (a // 2) not in (3, 4),
+        lambda stem, a: max(stem, a) == a,
+    ],
+)
+def test_a_branch_that_depends_on_widths_is_never_taken_unawares(decide: Callable[[int, int], bool]) -> None:
+    model = Decides(decide)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=18)
+    assert space.frozen and space.variables
+    (variable,) = space.variables  # one of two stays, at which the answer is always the same
+    for width in variable.choices:
+        runs_as_said(model, space, [width], SIZE)
+
+
+def test_attributes_that_follow_widths_are_compared_as_well() -> None:
+    class ByAttribute(Decides):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            y = self.a(x)
+            if self.stem.out_channels != self.a.out_channels:
+                x = self.proj(x)
+                return self.h((x + y).mean((2, 3)))
+            return self.h(y.mean((2, 3)))
+
+    model = ByAttribute(lambda stem, a: True)
+    space = bd.WidthSpace.from_model(model, SIZE, levels=18)
+    (variable,) = space.variables
+    for width in variable.choices:
+        runs_as_said(model, space, [width], SIZE)
+
+
+def test_comparisons_that_change_nothing_freeze_nothing() -> None:
+    class Asserting(Decides):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            y = self.a(x)
+            assert y.shape[1] == self.a.out_channels and x.shape[1] > 0
+            if y.shape[1] == 7:
+                y = y + 0.0 * y.mean() if False else y
+            return self.h(y.mean((2, 3)))
+
+    space = bd.WidthSpace.from_model(Asserting(lambda stem, a: True), SIZE)
+    assert [v.channels for v in space.variables] == [12, 18] and not space.frozen
+
+
+# -- copies ------------------------------------------------------------------------------------
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+
+
+def test_a_forward_that_closes_over_the_module_is_refused() -> None:
+    model = plain()
+    run = model.forward
+    model.forward = lambda x: run(x)  # type: ignore[method-assign]
+    with pytest.raises(bd.UnsupportedModelError, match="forward of Sequential is a function that holds on"):
+        bd.WidthSpace.from_model(model, SIZE)
+    model = plain()
+    inner = model[2].forward
+    model[2].forward = lambda x: inner(x)  # type: ignore[method-assign]
+    with pytest.raises(bd.UnsupportedModelError, match="convolution in 2.*forward of 2"):
+        bd.WidthSpace.from_model(model, SIZE)
+
+
+def test_a_forward_that_a_copy_carries_is_taken() -> None:
+    model, reference = plain(), plain()
+    expected = bd.WidthSpace.from_model(reference, SIZE).extract(reference, [2, 2])
+    model[2].forward = functools.partial(lambda run, x: run(x), model[2].forward)  # type: ignore[method-assign]
+    space = bd.WidthSpace.from_model(model, SIZE)
+    x = torch.randn(2, *SIZE)
+    torch.testing.assert_close(space.extract(model, [2, 2])(x), expected(x), rtol=0, atol=0)
+
+
+def test_parts_in_closures_of_hooks_and_in_plain_lists() -> None:
+    class Hidden(nn.Module):
+        """The layers are in a list that PyTorch does not know of: nothing of them can be sliced."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.layers = nn.Conv2d(3, 12, 3), [nn.Conv2d(12, 8, 3)]
+            self.h = nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.h(self.layers[0](self.a(x)).mean((2, 3)))
+
+    with pytest.raises(bd.UnsupportedModelError, match="no convolution whose width can change"):
+        bd.WidthSpace.from_model(Hidden(), SIZE)
+    model = plain()
+    extra = nn.Conv2d(12, 12, 1)
+    model[0].register_forward_hook(lambda module, args, output: extra(output))
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["2"] and "0" in {part.name for part in space.frozen}
+    assert space.extract(model, [3])(torch.randn(2, *SIZE)).shape == (2, 5)
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    model = plain()
+    model.lock = __import__("threading").Lock()  # type: ignore[assignment]
+    with pytest.raises(bd.UnsupportedModelError, match="cannot be copied .*lock"):
+        bd.WidthSpace.from_model(model, SIZE)
+
+
+class Keeps(nn.Module):
+    """Features in a dictionary, a list and an object, by forward and by a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Linear(20, 5)
+        self.features: dict[str, torch.Tensor] = {}
+        self.history: list[torch.Tensor] = []
+        self.holder = Holder()
+        self.b.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: object, output: torch.Tensor) -> None:
+        self.features["b"] = output
+        self.holder.last = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features["a"] = self.a(x)
+        self.b(self.features["a"].relu())
+        self.history.append(self.features["b"])
+        both = [self.features[key].mean((2, 3)) for key in ("a", "b")]
+        return self.h(torch.cat(both, 1))
+
+
+class Holder:
+    last: torch.Tensor | None = None
+
+
+def test_features_kept_by_forward_hinder_nothing() -> None:
+    model = Keeps()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert not model.features and not model.history and model.holder.last is None
+    assert [v.channels for v in space.variables] == [12, 8] and not space.frozen
+    model(torch.randn(2, *SIZE)).sum().backward()  # leaves tensors with a history behind
+    kept = model.features["a"]
+    runs_as_said(model, space, [5, 3], SIZE)
+    subnet = space.extract(model, [5, 3])
+    assert subnet.features is not model.features  # type: ignore[union-attr]
+    subnet(torch.randn(2, *SIZE))
+    assert subnet.features["a"].shape[1] == 5 and kept.shape[1] == 12  # type: ignore[union-attr,index]
+
+
+def test_training_flags_of_parts_are_carried_over() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 3), nn.Flatten(2)).train()
+    model[1].eval()
+    model.append(nn.Linear(144, 5))
+    space = bd.WidthSpace.from_model(model, SIZE)
+    flags = [module.training for module in model.modules()]
+    assert [m.training for m in space.extract(model, space.narrowest).modules()] == flags
+    assert flags.count(False) == 1
+
+
+# -- what has no plain Python, or no single precision ------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_parts_that_are_no_plain_python_are_named() -> None:
+    model = plain()
+    model[1] = torch.jit.script(nn.SiLU())
+    with pytest.raises(bd.UnsupportedModelError, match="1 of Sequential is TorchScript"):
+        bd.WidthSpace.from_model(model, SIZE)
+    with pytest.raises(bd.UnsupportedModelError, match="is compiled"):
+        bd.WidthSpace.from_model(torch.compile(plain()), SIZE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    model = plain()
+    model[2].to(dtype)
+    with pytest.raises(bd.UnsupportedModelError, match=r"2.weight of Sequential is .*float16.*model\.float"):
+        bd.WidthSpace.from_model(model, SIZE)
+
+
+# -- operators with other signatures -----------------------------------------------------------
+
+
+class Pools(nn.Module):
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.h = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 1), nn.Linear(8, 5)
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.h(self.b(self.pool(self.a(x))).flatten(2).mean(2))
+
+
+def _unpooled(x: torch.Tensor) -> torch.Tensor:
+    y, indices = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y, indices, 2)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        _unpooled,
+        functools.partial(F.max_pool2d, kernel_size=3, stride=2, padding=1, ceil_mode=True),
+        functools.partial(F.avg_pool2d, kernel_size=(2, 3)),
+        functools.partial(F.lp_pool2d, norm_type=2, kernel_size=2),
+        functools.partial(F.adaptive_max_pool2d, output_size=2),
+        functools.partial(F.fractional_max_pool2d, kernel_size=2, output_size=5),
+        functools.partial(F.interpolate, scale_factor=2),
+        nn.AvgPool2d(2),
+        nn.MaxPool2d(2, dilation=2),
+    ],
+)
+def test_pooling_of_any_signature(pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = Pools(pool)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.channels for v in space.variables] == [12, 8]
+    subnet = space.extract(model, [5, 3])
+    assert subnet(torch.randn(2, *SIZE)).shape == (2, 5)
+    assert counted(subnet) == space.macs([5, 3])[0]
