@@ -100,7 +100,12 @@ class LayerMap:
 
     def _places(self, nodes: Sequence[NodeTime]) -> list[int]:
         """The layer of each node."""
-        found = [self.find(node.name) for node in nodes]
+        found = [
+            next(
+                (index for name in (node.name, *node.origins) if (index := self.find(name)) is not None), None
+            )
+            for node in nodes
+        ]
         places = []
         for position, node in enumerate(nodes):
             index = found[position]

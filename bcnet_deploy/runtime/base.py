@@ -363,6 +363,10 @@ class Runtime(ABC):
         """
         raise EngineError(f"{self.title} has no engine files; choose --engine onnx")
 
+    def engine_files(self, path: Path) -> tuple[Path, ...]:
+        """Every file of the engine at ``path``, its sidecar included."""
+        return path, Path(f"{path}.json")
+
     def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:
         """An inactive runner of an engine that :meth:`build_engine` wrote. Raises :class:`EngineError`."""
         raise EngineError(f"{self.title} has no engine files; run the ONNX file")

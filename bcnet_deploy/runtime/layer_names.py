@@ -21,7 +21,7 @@ Kind = Literal["layer", "reformat", "unknown"]
 _SEPARATORS = re.compile(r"\s\+\s|\s\|\|\s|[\s\[\](){},\x1e\x1f]+")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FOREIGN = re.compile(r"ForeignNode\[(.+?)\.\.\.(.+?)\]")
-_SUFFIX = re.compile(r"(?:_output_\d+|_(?:nchwc|fused|token_\d+|quant)|:\d+|_clone_\d+)$")
+_SUFFIX = re.compile(r"(?:_output_\d+|/WithoutBiases|_(?:nchwc|fused|token_\d+|quant)|:\d+|_clone_\d+)$")
 _REFORMAT = re.compile(r"^(?:Reformatting CopyNode|Reformat)\b|^__mye?l?_?Reformat|^Reorder(?:In|Out)put")
 
 

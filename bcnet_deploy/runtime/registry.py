@@ -8,11 +8,12 @@ from bcnet_deploy import references
 from bcnet_deploy.errors import BCNetError, DeviceError
 from bcnet_deploy.registry import Registry
 from bcnet_deploy.runtime.base import Runtime
+from bcnet_deploy.runtime.openvino import OpenVino
 from bcnet_deploy.runtime.ort import OnnxRuntime
 from bcnet_deploy.runtime.trt import TensorRT
 
 RUNTIMES: Registry[Runtime] = Registry("runtime", "bcnet_deploy.runtimes")
-for _runtime in (OnnxRuntime(), TensorRT()):
+for _runtime in (OnnxRuntime(), TensorRT(), OpenVino()):
     RUNTIMES.register(_runtime.name)(_runtime)
 
 
