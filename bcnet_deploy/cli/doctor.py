@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "bcnet-deploy", "torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript",
-    "tensorrt-rtx", "tensorrt", "pymoo", "scipy",
+    "tensorrt-rtx", "tensorrt", "openvino", "pymoo", "scipy",
 )  # fmt: skip
 
 

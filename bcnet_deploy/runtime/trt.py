@@ -350,8 +350,6 @@ class TensorRT(Runtime):
     def lacking(self, kind: str, precision: str | None = None) -> str:
         if not installed_flavours():
             return "TensorRT is not installed (pip install tensorrt, or tensorrt-rtx)"
-        if kind == "gpu" and gpu() is None:
-            return "no CUDA GPU on this machine"
         return super().lacking(kind, precision)
 
     def place(self, kind: str) -> str:
