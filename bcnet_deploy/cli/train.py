@@ -47,7 +47,7 @@ def open_run(
         if model is None:
             run_dir.load()  # raises, naming the commands that begin a run
             raise MissingStepError(f"{run_dir.path} holds no run yet; name a model with --model")
-        from bcnet_deploy.flow.checks import classes_of
+        from bcnet_deploy.data import classes_of
         from bcnet_deploy.models.registry import default_input_size
 
         size = size or default_input_size(model)

@@ -1,8 +1,9 @@
-"""Data sets by reference: ``digits``, a folder or tar archive of images, ``module:function``."""
+"""Data sets: ``digits``, a folder or tar archive of images, ``module:function``, or objects."""
 
 from bcnet_deploy.data.augment import Augmentation
-from bcnet_deploy.data.load import load_data
+from bcnet_deploy.data.load import classes_of, load_data
 from bcnet_deploy.data.loader import BatchLoader
+from bcnet_deploy.data.pictures import Preprocessing, View
 from bcnet_deploy.data.plain import PlainBatches
 from bcnet_deploy.data.splits import DataSplits, ImageSet, MemoryImages
 
@@ -13,5 +14,8 @@ __all__ = [
     "ImageSet",
     "MemoryImages",
     "PlainBatches",
+    "Preprocessing",
+    "View",
+    "classes_of",
     "load_data",
 ]

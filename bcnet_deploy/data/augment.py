@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,8 +23,8 @@ class Augmentation:
 
     Attributes:
         kind: ``none``; ``crop`` and ``crop-flip``: a crop out of the image padded by an eighth of its
-            size (4 pixels of 32), flipped or not; ``resized-crop-flip``: a crop of 8-100% of the area,
-            resized back.
+            size (4 pixels of 32), flipped or not; ``resized-crop-flip``: :func:`crop_boxes`, resized back
+            (of files, the crop is taken from the whole picture while it is decoded).
         mean, std: of each channel, images taken as 0..1.
     """
 
@@ -36,9 +37,10 @@ class Augmentation:
             raise ConfigError(f"unknown augmentation {self.kind!r}; allowed: {', '.join(AUGMENTATIONS)}")
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) uint8 -> float32 of zero mean and unit deviation."""
+        """(N, C, H, W) uint8, or float 0..1 -> float32 of zero mean and unit deviation."""
         # One fused multiply-add; the constants are made on the device without a copy that waits.
-        scale = torch.tensor([1 / (255 * s) for s in self.std]).view(1, -1, 1, 1)
+        largest = 255 if images.dtype == torch.uint8 else 1
+        scale = torch.tensor([1 / (largest * s) for s in self.std]).view(1, -1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, -1, 1, 1)
         scale = scale.to(images.device, non_blocking=True)
         return torch.addcmul(shift.to(images.device, non_blocking=True), images.float(), scale)
@@ -49,7 +51,7 @@ class Augmentation:
         """Augment and normalise a batch.
 
         Args:
-            images: (N, C, H, W) uint8, on any device.
+            images: (N, C, H, W) uint8, or float 0..1, on any device.
             generator: on the CPU, so that every device draws alike and none has to wait.
             cropped: the crop has been made while decoding.
         """
@@ -77,18 +79,39 @@ class Augmentation:
         return torch.where(flips[:, None, None, None], out.flip(3), out)
 
 
+_TRIES = 10
+_NARROWEST = 3 / 4
+
+
+def crop_boxes(aspects: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(N,) widths / heights of images -> (N, 4) boxes: left, top, right, bottom as shares of width, height.
+
+    Each box has 8-100% of the area and an aspect ratio of 3/4-4/3, the usual ImageNet crop (Szegedy et al.,
+    "Going deeper with convolutions", section 6). What does not fit is drawn again. After ten draws it is the
+    largest box in the middle.
+    """
+    count = len(aspects)
+    area = torch.empty(_TRIES, count).uniform_(0.08, 1.0, generator=generator)
+    ratio = torch.empty(_TRIES, count).uniform_(-1, 1, generator=generator).mul(-math.log(_NARROWEST)).exp()
+    widths, heights = (area * ratio / aspects).sqrt(), (area / ratio * aspects).sqrt()
+    fits = (widths <= 1) & (heights <= 1)
+    first = fits.to(torch.uint8).argmax(0, keepdim=True)
+    allowed = aspects.clamp(_NARROWEST, 1 / _NARROWEST)
+    found = fits.any(0)
+    width = torch.where(found, widths.gather(0, first)[0], (allowed / aspects).clamp(max=1))
+    height = torch.where(found, heights.gather(0, first)[0], (aspects / allowed).clamp(max=1))
+    place = torch.rand(2, count, generator=generator)
+    left, top = torch.where(found, place, 0.5) * (1 - torch.stack([width, height]))
+    return torch.stack([left, top, left + width, top + height], dim=1)
+
+
 def _resized_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image's own box of 8-100% of the area and aspect 3/4-4/3, resampled bilinearly; uint8."""
-    count = len(images)
-    area = torch.empty(count).uniform_(0.08, 1.0, generator=generator)
-    ratio = torch.empty(count).uniform_(-0.2877, 0.2877, generator=generator).exp()
-    height = (area / ratio).sqrt().clamp(max=1.0)
-    width = (area * ratio).sqrt().clamp(max=1.0)
-    place = torch.rand(2, count, generator=generator) * 2 - 1
+    """Each image's own :func:`crop_boxes`, resampled bilinearly to the image's size; of the images' dtype."""
+    count, _, rows, columns = images.shape
+    boxes = crop_boxes(torch.full((count,), columns / rows), generator) * 2 - 1
     theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width, place[0] * (1 - width)
-    theta[:, 1, 1], theta[:, 1, 2] = height, place[1] * (1 - height)
+    theta[:, 0, 0], theta[:, 0, 2] = (boxes[:, 2] - boxes[:, 0]) / 2, (boxes[:, 2] + boxes[:, 0]) / 2
+    theta[:, 1, 1], theta[:, 1, 2] = (boxes[:, 3] - boxes[:, 1]) / 2, (boxes[:, 3] + boxes[:, 1]) / 2
     grid = F.affine_grid(theta.to(images.device, non_blocking=True), [*images.shape], align_corners=False)
-    return F.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    ).round().to(torch.uint8)  # fmt: skip
+    out = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return out.round().to(torch.uint8) if images.dtype == torch.uint8 else out

@@ -6,12 +6,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bcnet_deploy.data.splits import DataSplits, ImageSet, MemoryImages, channel_statistics, stratified_split
+from bcnet_deploy.data.splits import (
+    DataSplits,
+    ImageSet,
+    MemoryImages,
+    channel_statistics,
+    held_out_share,
+    stratified_split,
+)
 
 TEST_FRACTION = 0.25
 
 
-def load_digits(input_size: tuple[int, int, int], val_fraction: float) -> DataSplits:
+def load_digits(input_size: tuple[int, int, int], val_fraction: float | None = None) -> DataSplits:
     """Digits as (C, H, W) images: grey repeated to C channels, 8x8 resized bilinearly where H, W differ.
 
     A fixed quarter, the same share of each class, is the test split; ``val_fraction`` of the rest is
@@ -23,7 +30,8 @@ def load_digits(input_size: tuple[int, int, int], val_fraction: float) -> DataSp
     labels = bunch.target.astype(np.int64)
     grey = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)
     rest, test = stratified_split(labels, TEST_FRACTION)
-    kept, held = stratified_split(labels[rest], val_fraction)
+    fraction = held_out_share(len(rest)) if val_fraction is None else val_fraction
+    kept, held = stratified_split(labels[rest], fraction)
 
     def images(indices: npt.NDArray[np.int64]) -> MemoryImages:
         return MemoryImages(
@@ -37,7 +45,7 @@ def load_digits(input_size: tuple[int, int, int], val_fraction: float) -> DataSp
     mean, std = channel_statistics(train.images)
     return DataSplits(
         name="digits", train=train, val=images(rest[held]), classes=tuple(map(str, range(10))),
-        input_size=input_size, mean=mean, std=std, open_test=open_test,
+        input_size=input_size, mean=mean, std=std, open_test=open_test, fingerprint="digits",
     )  # fmt: skip
 
 

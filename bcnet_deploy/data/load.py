@@ -1,68 +1,133 @@
-"""From a data reference to splits."""
+"""From what the user names or gives to splits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from bcnet_deploy import references
+from bcnet_deploy.data.pictures import Interpolation, View
 from bcnet_deploy.data.splits import DataSplits
 from bcnet_deploy.errors import DataError, nearest
 
-VAL_FRACTION = 0.1
-DIGITS_VAL_FRACTION = 0.3
-"""A tenth of the digits would be 135 images, on which networks that differ by a point look alike."""
+FEW = 200
+"""With fewer held-out images, what one of them is worth is said."""
+
+FORMS = (
+    "'digits', a folder with train/<class>/ and test/<class>/, a tar archive of one, 'module:function', "
+    "'file.py:function'"
+)
 
 
 def load_data(
-    reference: str,
+    reference: Any,
     input_size: tuple[int, int, int],
     *,
     num_classes: int | None = None,
     val_fraction: float | None = None,
     memory_bytes: int | None = None,
+    interpolation: Interpolation = "bilinear",
+    crop: float | None = None,
+    name: str | None = None,
 ) -> DataSplits:
-    """The data set that ``reference`` names.
+    """The data set that ``reference`` names or is.
 
     Args:
         reference: ``digits``; a folder with ``train/<class>/`` and ``test/<class>/``, or a tar archive of
-            one (also ``folder:PATH``); or ``package.module:function``.
+            one (also ``folder:PATH``); ``package.module:function`` or ``file.py:function``; or an object:
+            (images, labels), a torch data set, a mapping of several
+            (:data:`bcnet_deploy.data.given.CONTRACT`), or splits made before.
         input_size: (C, H, W) of the model; images are brought to it.
         num_classes: of the model, checked against the data.
         val_fraction: share of the training images held out for validation, in (0, 0.5];
-            by default 0.1, of the few digits 0.3.
+            by default a tenth, more of few images (:func:`bcnet_deploy.data.splits.held_out_share`).
         memory_bytes: limit for decoded images in memory.
+        interpolation, crop: of image files, see :class:`bcnet_deploy.data.pictures.View`.
+        name: what messages and the run directory call an object.
 
     Raises:
-        DataError: the reference names nothing, or its data is damaged or does not fit the model.
+        DataError: nothing is named, the reference names nothing, or its data is damaged or does not fit the
+            model.
     """
-    if val_fraction is None:
-        val_fraction = DIGITS_VAL_FRACTION if reference == "digits" else VAL_FRACTION
-    if not 0 < val_fraction <= 0.5:
+    if reference is None:
+        raise DataError(f"no data is named; name it with --data (from Python data=...): {FORMS}")
+    if val_fraction is not None and not 0 < val_fraction <= 0.5:
         raise DataError(f"the validation share is {val_fraction}; allowed: above 0, up to 0.5")
     size = (int(input_size[0]), int(input_size[1]), int(input_size[2]))
-    path = Path(reference.removeprefix("folder:")).expanduser()
-    if reference == "digits":
-        from bcnet_deploy.data.digits import load_digits
-
-        splits = load_digits(size, val_fraction)
-    elif path.exists():
-        from bcnet_deploy.data.folders import load_folder
-
-        splits = load_folder(path, size, val_fraction, memory_bytes=memory_bytes, name=reference)
-    elif ":" in reference and not reference.startswith("folder:"):
-        from bcnet_deploy.data.user import load_user
-
-        splits = load_user(reference, size, val_fraction)
+    view = View(input_size=size, interpolation=interpolation, crop=crop) if size[0] in (1, 3) else None
+    if isinstance(reference, Path):
+        reference = str(reference)
+    if isinstance(reference, str):
+        splits = _named(reference, size, view, val_fraction, memory_bytes)
+    elif isinstance(reference, DataSplits):
+        splits = reference
+        if splits.input_size != size:
+            raise DataError(f"the data is of size {splits.input_size}, the model takes {size}")
     else:
-        raise DataError(
-            f"no data {reference!r}: there is no such file or folder{nearest(reference, ['digits'])}; "
-            "allowed: 'digits', a folder with train/<class>/ and test/<class>/, a tar archive of one, "
-            "'module:function'; name it with --data FOLDER_OR_TAR"
-        )
+        from bcnet_deploy.data.given import load_given
+
+        splits = load_given(reference, name, view, size, val_fraction, memory_bytes)
     if num_classes is not None and splits.num_classes != num_classes:
         count = splits.num_classes
         raise DataError(
-            f"{reference} has {count} classes, labels 0..{count - 1}; the model tells {num_classes} apart; "
+            f"{splits.name} has {count} classes, labels 0..{count - 1}; the model tells {num_classes} apart; "
             f"build it with num_classes={count} (--num-classes {count}); a run directory keeps its number, "
             "for another one give another --run-dir"
         )
+    if len(splits.val) < FEW and splits is not reference:
+        note = (
+            f"{len(splits.val)} held-out images: one image is {splits.resolution:.1f} points of accuracy, "
+            "and networks that differ by less look alike"
+        )
+        splits = replace(splits, notes=(*splits.notes, note))
     return splits
+
+
+def classes_of(reference: Any, input_size: tuple[int, int, int]) -> int:
+    """How many classes the data has; of image folders only the folders' names are read.
+
+    Raises:
+        DataError: the reference names nothing, or what it names is no data.
+    """
+    path = _path(reference) if isinstance(reference, str | Path) else None
+    if path is None:
+        return load_data(reference, input_size).num_classes
+    from bcnet_deploy.data.archives import unpack
+    from bcnet_deploy.data.folders import class_names
+
+    return len(class_names((unpack(path) if path.is_file() else path) / "train"))
+
+
+def _path(reference: str | Path) -> Path | None:
+    """Of the folder or archive, where the reference names one."""
+    path = Path(str(reference).removeprefix("folder:")).expanduser()
+    return path if path.exists() and str(reference) != "digits" else None
+
+
+def _named(
+    reference: str, size: tuple[int, int, int], view: View | None, val_fraction: float | None,
+    memory_bytes: int | None,
+) -> DataSplits:  # fmt: skip
+    if reference == "digits":
+        from bcnet_deploy.data.digits import load_digits
+
+        return load_digits(size, val_fraction)
+    if reference.endswith(".py"):
+        raise DataError(f"{reference} is a Python file; name the function in it: {reference}:FUNCTION")
+    if (path := _path(reference)) is not None:
+        from bcnet_deploy.data.folders import load_folder
+
+        return load_folder(
+            path, view or View(input_size=size), val_fraction, memory_bytes=memory_bytes, name=reference
+        )
+    if references.is_reference(reference) and not reference.startswith("folder:"):
+        from bcnet_deploy.data.given import load_given
+
+        function = references.find(reference, "data", DataError)
+        data = references.call(function, f"loading the data {reference!r}: {reference}", DataError)
+        return load_given(data, reference, view, size, val_fraction, memory_bytes)
+    raise DataError(
+        f"no data {reference!r}: there is no such file or folder{nearest(reference, ['digits'])}; "
+        f"allowed: {FORMS}; name it with --data FOLDER_OR_TAR"
+    )

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bcnet_deploy.data.pictures import Preprocessing, View
 from bcnet_deploy.errors import DataError
 
+SMALLEST_SHARE, LARGEST_SHARE, ENOUGH_HELD_OUT = 0.1, 0.3, 500
 SPLIT_SEED = 20210521
 """The validation split is the same in every run, whatever the run's own seed: scores stay comparable."""
 
@@ -26,13 +28,13 @@ class ImageSet(Protocol):
 
     @property
     def memory(self) -> torch.Tensor | None:
-        """(N, C, H, W) uint8 where all images are in memory, else None."""
+        """(N, C, H, W) uint8, or float32 of 0..1, where all images are in memory, else None."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
-        """(C, H, W) uint8: image ``index``, randomly cropped by ``augment_seed`` where it is given."""
+        """(C, H, W) of image ``index``, randomly cropped by ``augment_seed`` where it is given."""
         ...
 
     def subset(self, indices: npt.NDArray[np.int64]) -> ImageSet:
@@ -42,7 +44,7 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class MemoryImages:
-    """Decoded images in memory: ``images`` (N, C, H, W) uint8, ``labels`` (N,) int64."""
+    """Decoded images in memory: ``images`` (N, C, H, W) uint8, or float32 of 0..1; ``labels`` (N,) int64."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -67,13 +69,15 @@ class DataSplits:
     """A data set, ready for training.
 
     Attributes:
-        name: the reference it was loaded from.
+        name: the reference it was loaded from; of objects a name with a digest of their content.
         train: training images without the validation ones.
         val: held out of the training data; widths are ranked on it.
         classes: class names, by label.
         input_size: (C, H, W) of every image.
         mean, std: of each channel of ``train``, images taken as 0..1.
         notes: what was skipped or converted, for people.
+        view: how image files are brought to ``input_size``; None for arrays.
+        fingerprint: digest of the content (of folders: of names and sizes), the same on every machine.
     """
 
     name: str
@@ -85,10 +89,22 @@ class DataSplits:
     std: tuple[float, ...]
     open_test: Callable[[], ImageSet | None]
     notes: tuple[str, ...] = ()
+    view: View | None = None
+    fingerprint: str = ""
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the network's input is made, for whoever runs the exported network."""
+        return Preprocessing(self.input_size, self.mean, self.std, self.view)
+
+    @property
+    def resolution(self) -> float:
+        """What one held-out image is worth, in points of accuracy."""
+        return 100 / len(self.val)
 
     def load_test(self) -> ImageSet:
         """The test images, read now and not before: only a final figure may use them.
@@ -100,6 +116,14 @@ class DataSplits:
         if test is None:
             raise DataError(f"{self.name} has no test images; add a test split to get a final accuracy")
         return test
+
+
+def held_out_share(count: int) -> float:
+    """Which share of ``count`` training images to hold out: a tenth, more of few, at most three tenths.
+
+    On few held-out images networks that differ by a point look alike.
+    """
+    return min(LARGEST_SHARE, max(SMALLEST_SHARE, ENOUGH_HELD_OUT / count))
 
 
 def check_labels(labels: npt.NDArray[np.int64], num_classes: int, what: str) -> None:
@@ -118,16 +142,28 @@ def stratified_split(
     seed: int = SPLIT_SEED,
     *,
     classes: Sequence[str] | None = None,
+    copies: Sequence[Sequence[int]] = (),
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices (kept, held out), each ascending; ``fraction`` of every class is held out, at least one image.
 
-    ``classes`` are the names by label, for the error.
+    Args:
+        labels: (N,) of the images.
+        fraction: share to hold out.
+        seed: of the draw.
+        classes: names by label, for the error.
+        copies: groups of indices of equal images. Those of one class stay on one side, unless the whole
+            class is one image.
 
     Raises:
         DataError: a class has fewer than two images.
     """
     rng = np.random.default_rng(seed)
-    held: list[npt.NDArray[np.int64]] = []
+    origin = np.arange(len(labels))
+    for group in copies:
+        for label in np.unique(labels[list(group)]):
+            alike = [index for index in group if labels[index] == label]
+            origin[alike] = min(alike)
+    held: list[int] = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
@@ -135,23 +171,36 @@ def stratified_split(
             raise DataError(
                 f"class {name} has {len(members)} image; a held-out split needs at least two of each class"
             )
+        own = origin[members] if len(np.unique(origin[members])) > 1 else members
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held.append(rng.permutation(members)[:count])
-    held_out = np.sort(np.concatenate(held))
+        groups: list[list[int]] = [
+            members[own == first].tolist() for first in rng.permutation(np.unique(own))
+        ]
+        smallest = min(groups, key=len)
+        chosen: list[int] = []
+        for same in groups:
+            if len(chosen) + len(same) <= count:
+                chosen += same
+        held += chosen if chosen else smallest
+    held_out = np.sort(np.array(held, dtype=np.int64))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, C, H, W) uint8 images, as 0..1.
+    """Mean and standard deviation of each channel of (N, C, H, W) images, as 0..1.
 
-    From a histogram of the 256 values: exact, and no float copy of the data.
+    Of uint8 from a histogram of the 256 values: exact, and no float copy of the data.
     """
     values = np.arange(256) / 255.0
     means, deviations = [], []
     for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].reshape(-1).to(torch.int32), minlength=256).numpy()
-        mean = float((counts * values).sum() / counts.sum())
+        plane = images[:, channel].reshape(-1)
+        if images.dtype == torch.uint8:
+            counts = torch.bincount(plane.to(torch.int32), minlength=256).numpy()
+            mean = float((counts * values).sum() / counts.sum())
+            variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        else:
+            mean, variance = float(plane.double().mean()), float(plane.double().var(correction=0))
         means.append(mean)
-        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
         deviations.append(max(variance**0.5, 1e-3))
     return tuple(means), tuple(deviations)

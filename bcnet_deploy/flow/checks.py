@@ -18,28 +18,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("bcnet_deploy")
 
 
-def classes_of(reference: str, input_size: tuple[int, int, int]) -> int:
-    """How many classes the data has; of image folders only the folders' names are read.
-
-    Raises:
-        DataError: the reference names nothing, or what it names is no data.
-    """
-    from bcnet_deploy.data import load_data
-    from bcnet_deploy.data.folders import class_names, unpack
-
-    path = Path(reference.removeprefix("folder:")).expanduser()
-    if reference == "digits" or not path.exists():
-        return load_data(reference, input_size).num_classes
-    root = unpack(path) if path.is_file() else path
-    if not (root / "train").is_dir():
-        raise DataError(
-            f"{root} has no folder 'train'; the layout is train/<class>/<image> and test/<class>/<image>"
-        )
-    return len(class_names(root / "train"))
-
-
 def check_classes(reference: str, num_classes: int, input_size: tuple[int, int, int]) -> None:
     """Raise :class:`DataError` where the data has another number of classes than the model tells apart."""
+    from bcnet_deploy.data import classes_of
+
     count = classes_of(reference, input_size)
     if count != num_classes:
         raise DataError(

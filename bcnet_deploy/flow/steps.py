@@ -15,7 +15,6 @@ from bcnet_deploy.flow.checks import (
     check_classes,
     check_export,
     check_table,
-    classes_of,
     known_settings,
 )
 from bcnet_deploy.flow.config import FlowConfig
@@ -35,6 +34,7 @@ FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "flow")
 
 def model_reference(config: FlowConfig) -> ModelRef:
     """How the run's model is built. Raises :class:`UnknownModelError`, :class:`DataError`."""
+    from bcnet_deploy.data import classes_of
     from bcnet_deploy.models import default_input_size, default_num_classes
 
     size = config.input_size or default_input_size(config.model)

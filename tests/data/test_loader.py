@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages, PlainBatches
+from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages, PlainBatches, View
 from bcnet_deploy.data.folders import load_folder
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError
 from tests.train.helpers import splits
@@ -114,7 +114,7 @@ def test_files_are_read_ahead_by_workers_in_the_same_order(tmp_path: Path) -> No
         for index in range(12):
             pixels = np.full((12, 12, 3), 10 * index, dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "train" / name / f"{index}.png")
-    data = load_folder(tmp_path, (3, 8, 8), 0.2, memory_bytes=10)
+    data = load_folder(tmp_path, View(input_size=(3, 8, 8)), 0.2, memory_bytes=10)
     augmentation = Augmentation("resized-crop-flip", data.mean, data.std)
     runs = []
     for workers, start in ((0, 0), (2, 0), (0, 2)):
@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_read_is_one_line(workers: int, tmp_path: Path) 
         (tmp_path / "train" / name).mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / f"{index}.png")
-    data = load_folder(tmp_path, (3, 8, 8), 0.3, memory_bytes=10)
+    data = load_folder(tmp_path, View(input_size=(3, 8, 8)), 0.3, memory_bytes=10)
     for path in data.train.paths:  # type: ignore[attr-defined]
         path.write_bytes(b"gone")
     source = BatchLoader(data.train, 4, Augmentation("none", data.mean, data.std), CPU, workers=workers)

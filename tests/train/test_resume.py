@@ -183,10 +183,11 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from bcnet_deploy.data import View
 from bcnet_deploy.data.folders import load_folder
 from bcnet_deploy.train import train_supernet
 from tests.train.helpers import make_supernet, settings
-data = load_folder(Path(sys.argv[1]), (1, 8, 8), 0.2, memory_bytes=10)
+data = load_folder(Path(sys.argv[1]), View(input_size=(1, 8, 8)), 0.2, memory_bytes=10)
 config = settings(epochs=3000, batch_size=8, workers=2, log_every=5, checkpoint_every=10**6)
 train_supernet(make_supernet(), data, config, Path(sys.argv[2]), device=torch.device("cpu"))
 """

@@ -1,0 +1,365 @@
+"""Data that the user gives as objects: arrays, tensors, torch data sets, or a function that returns them."""
+
+from __future__ import annotations
+
+import hashlib
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bcnet_deploy.data.pictures import View, upright
+from bcnet_deploy.data.splits import (
+    DataSplits,
+    ImageSet,
+    MemoryImages,
+    channel_statistics,
+    check_labels,
+    held_out_share,
+    stratified_split,
+)
+from bcnet_deploy.errors import DataError
+
+CONTRACT = (
+    "(images, labels), a torch data set of such pairs, or a mapping with 'train': one of them, optionally "
+    "'val' and 'test' alike (or functions without arguments that return one) and 'classes': names; images "
+    "are (N, C, H, W), uint8 or floats of 0..1, labels (N,) integers"
+)
+Labels = npt.NDArray[np.int64]
+
+
+def load_given(
+    data: Any, name: str | None, view: View | None, input_size: tuple[int, int, int],
+    val_fraction: float | None = None, memory_bytes: int | None = None,
+) -> DataSplits:  # fmt: skip
+    """Splits of data of the form :data:`CONTRACT`.
+
+    Without 'val', a share of each class is held out of the training data. Labels without 'classes' may be any
+    integers: they are numbered in ascending order, and are the names of the classes.
+
+    Args:
+        data: see :data:`CONTRACT`.
+        name: for messages and the run directory; default: ``arrays`` and a digest of the content.
+        view: for data sets whose images are Pillow's.
+        input_size: (C, H, W) of the model.
+        val_fraction: see :func:`bcnet_deploy.data.load_data`.
+        memory_bytes: data sets up to this size are kept in memory, larger ones read image by image.
+
+    Raises:
+        DataError: the data is of another form or size, or its labels do not fit.
+    """
+    label = name or "the data"
+    parts = data if isinstance(data, Mapping) else {"train": data}
+    if unknown := [key for key in parts if key not in ("train", "val", "test", "classes")]:
+        raise DataError(f"{label} has the key {unknown[0]!r}; needed: {CONTRACT}")
+    if "train" not in parts:
+        raise DataError(f"{label} has no 'train'; needed: {CONTRACT}")
+    reader = _Reader(label, input_size, view, memory_bytes)
+    train, raw = reader.read(parts["train"], "train")
+    names = parts.get("classes", getattr(parts["train"], "classes", None))
+    numbering = _Numbering.of(raw, names, label)
+    train = train.labelled(numbering.of_labels(raw, f"{label} 'train'"))
+    notes = numbering.notes()
+    val: ImageSet
+    if parts.get("val") is not None:
+        given, val_labels = reader.read(parts["val"], "val")
+        val = given.labelled(numbering.of_labels(val_labels, f"{label} 'val'"))
+        if count := _shared(train, val):
+            notes.append(
+                f"{count} of {len(val)} images of 'val' are in 'train' too: accuracy on them says nothing"
+            )
+        kept: ImageSet = train
+    else:
+        copies = _copies(train)
+        if copies:
+            notes.append(
+                f"{sum(map(len, copies)) - len(copies)} images of 'train' are copies of others; copies "
+                "in one class stay on one side of the held-out split"
+            )
+        fraction = held_out_share(len(train)) if val_fraction is None else val_fraction
+        indices, held = stratified_split(
+            train.labels.numpy(), fraction, classes=numbering.names, copies=copies
+        )
+        kept, val = train.subset(indices), train.subset(held)
+
+    def open_test() -> ImageSet | None:
+        if parts.get("test") is None:
+            return None
+        test, test_labels = reader.read(parts["test"], "test")
+        return test.labelled(numbering.of_labels(test_labels, f"{label} 'test'"))
+
+    if parts.get("test") is None:
+        notes.append("there are no test images, so there will be no accuracy on images that no step has used")
+    seen = kept.memory if kept.memory is not None else torch.stack([kept.read(i, None) for i in _some(kept)])
+    mean, std = channel_statistics(seen)
+    fingerprint = _fingerprint(train, val)
+    return DataSplits(
+        name=name or f"arrays-{fingerprint[:12]}", train=kept, val=val, classes=numbering.names,
+        input_size=input_size, mean=mean, std=std, open_test=open_test, notes=tuple(notes),
+        view=view if reader.saw_pictures else None, fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    """From the user's labels to 0..classes-1; ``values`` are the labels of the classes, ascending."""
+
+    values: Labels
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, labels: Labels, names: Any, what: str) -> _Numbering:
+        if names is None:
+            values = np.unique(labels)
+            return cls(values, tuple(map(str, values.tolist())))
+        if not isinstance(names, list | tuple) or not names:
+            raise DataError(f"{what} has classes {reprlib.repr(names)}; needed: a list of names")
+        return cls(np.arange(len(names)), tuple(map(str, names)))
+
+    @property
+    def plain(self) -> bool:
+        return bool((self.values == np.arange(len(self.values))).all())
+
+    def of_labels(self, labels: Labels, what: str) -> torch.Tensor:
+        """(N,) class numbers. Raises :class:`DataError` naming the first label that is no class."""
+        if self.plain:
+            check_labels(labels, len(self.values), what)
+            return torch.from_numpy(labels)
+        places = np.searchsorted(self.values, labels).clip(max=len(self.values) - 1)
+        if (strange := self.values[places] != labels).any():
+            raise DataError(
+                f"{what}: label {int(labels[strange][0])} of image {int(np.flatnonzero(strange)[0])} is none "
+                f"of training's: {', '.join(self.names[:10])}{', ...' * (len(self.names) > 10)}"
+            )
+        return torch.from_numpy(places.astype(np.int64))
+
+    def notes(self) -> list[str]:
+        if self.plain:
+            return []
+        return [
+            f"the labels are {len(self.values)} numbers of {int(self.values[0])}..{int(self.values[-1])}; "
+            "output i stands for the i-th of them, ascending"
+        ]
+
+
+def _labels(raw: Any, count: int, what: str) -> Labels:
+    labels = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != count or not count:
+        raise DataError(
+            f"{what}: labels are {labels.dtype} of shape {labels.shape} for {count} images; "
+            "needed: one integer for each image, and at least one image"
+        )
+    return labels.astype(np.int64)
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Arrays(MemoryImages):
+    def labelled(self, labels: torch.Tensor) -> _Arrays:
+        return _Arrays(self.images, labels)
+
+
+@dataclass(frozen=True)
+class DatasetImages:
+    """A torch data set, read image by image.
+
+    Attributes:
+        dataset: of (image, label) pairs.
+        chosen: (N,) indices into it.
+        labels: (N,) of them.
+        reader: brings an image to the model's input.
+    """
+
+    dataset: Any
+    chosen: Labels
+    labels: torch.Tensor
+    reader: _Reader
+
+    @property
+    def memory(self) -> torch.Tensor | None:
+        return None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        return self.reader.item(self.dataset, int(self.chosen[index]), augment_seed)[0]
+
+    def subset(self, indices: Labels) -> DatasetImages:
+        return DatasetImages(
+            self.dataset, self.chosen[indices], self.labels[torch.from_numpy(indices)], self.reader
+        )
+
+    def labelled(self, labels: torch.Tensor) -> DatasetImages:
+        return DatasetImages(self.dataset, self.chosen, labels, self.reader)
+
+
+@dataclass
+class _Reader:
+    """Brings what the user gave as one split to images of the model's size."""
+
+    label: str
+    input_size: tuple[int, int, int]
+    view: View | None
+    memory_bytes: int | None
+    saw_pictures: bool = False
+
+    def read(self, given: Any, split: str) -> tuple[_Arrays | DatasetImages, Labels]:
+        """Images without labels yet, and the user's labels."""
+        what = f"{self.label} {split!r}"
+        if callable(given) and not hasattr(given, "__getitem__"):
+            given = given()
+        if isinstance(given, tuple | list) and len(given) == 2 and hasattr(given[0], "shape"):
+            images = self.images(given[0], what)
+            return _Arrays(images, torch.empty(0)), _labels(given[1], len(images), what)
+        if isinstance(given, str | bytes | Mapping | np.ndarray | torch.Tensor) or not (
+            hasattr(given, "__getitem__") and hasattr(given, "__len__")
+        ):
+            raise DataError(f"{what} is {type(given).__name__}; needed: {CONTRACT}")
+        return self._dataset(given, what)
+
+    def images(self, raw: Any, what: str) -> torch.Tensor:
+        """(N, C, H, W) uint8 or float32 of arrays. Raises :class:`DataError`."""
+        try:
+            images = torch.as_tensor(raw).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{what}: images are {type(raw).__name__}: {error}; needed: {CONTRACT}"
+            ) from error
+        channels, height, width = self.input_size
+        if images.ndim == 3 and channels == 1:
+            images = images[:, None]
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1:] != self.input_size:
+            hint = ""
+            if shape[1:] == (height, width, channels):
+                hint = "; channels stand last: images.transpose(0, 3, 1, 2) brings them to the front"
+            elif len(shape) == 4 and shape[1] == channels:
+                hint = "; resize them, or give this input size to the model"
+            raise DataError(
+                f"{what}: images are {images.dtype} of shape {shape}; needed: uint8, or floats of 0..1, of "
+                f"shape (N, {', '.join(map(str, self.input_size))}){hint}"
+            )
+        if images.dtype == torch.uint8:
+            return images
+        if not images.is_floating_point():
+            raise DataError(
+                f"{what}: images are {images.dtype}; needed: uint8 or floats of 0..1; convert them"
+            )
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):  # also where one is NaN
+            hint = (
+                "divide them by 255" if low >= 0 and high <= 255
+                else "give them as before normalisation: mean and deviation are measured and exported"
+            )  # fmt: skip
+            raise DataError(
+                f"{what}: images are floats of {low:g}..{high:g}; needed: uint8 or floats of 0..1; {hint}"
+            )
+        return images.float()
+
+    def item(self, dataset: Any, index: int, augment_seed: int | None = None) -> tuple[torch.Tensor, Any]:
+        """(image (C, H, W), label) of one pair. Raises :class:`DataError`."""
+        what = f"{self.label}: item {index} of the data set"
+        try:
+            pair = dataset[index]
+        except Exception as error:
+            raise DataError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DataError(f"{what} is {type(pair).__name__}; needed: a pair (image, label)")
+        image, label = pair
+        if hasattr(image, "getexif"):  # Pillow's
+            if self.view is None:
+                raise DataError(f"{what} is a picture; a model of {self.input_size[0]} channels needs arrays")
+            self.saw_pictures = True
+            return self.view.apply(upright(image, self.view.mode), augment_seed), label
+        return self.images(torch.as_tensor(image)[None], what)[0], label
+
+    def _dataset(self, dataset: Any, what: str) -> tuple[_Arrays | DatasetImages, Labels]:
+        count = len(dataset)
+        if not count:
+            raise DataError(f"{what} is empty")
+        first, again = self.item(dataset, 0)[0], self.item(dataset, 0)[0]
+        if not torch.equal(first, again):
+            raise DataError(
+                f"{what} gives another image each time: leave random transforms out of it; training has its "
+                "own (the setting augment)"
+            )
+        if count * first.numel() * first.element_size() > self._limit():
+            return DatasetImages(dataset, np.arange(count), torch.empty(0), self), self._targets(
+                dataset, what
+            )
+        images = torch.empty((count, *first.shape), dtype=first.dtype)
+        labels = []
+        for index in range(count):
+            image, label = self.item(dataset, index)
+            if image.dtype != first.dtype:
+                raise DataError(f"{what}: item {index} is {image.dtype}, item 0 is {first.dtype}")
+            images[index] = image
+            labels.append(label)
+        return _Arrays(images, torch.empty(0)), _labels(_scalars(labels), count, what)
+
+    def _limit(self) -> int:
+        from bcnet_deploy.data.folders import MEMORY_SHARE, free_memory
+
+        return self.memory_bytes if self.memory_bytes is not None else int(MEMORY_SHARE * free_memory())
+
+    def _targets(self, dataset: Any, what: str) -> Labels:
+        """All labels, without reading the images where the data set keeps them apart (torchvision's do)."""
+        for key in ("targets", "labels"):
+            found = getattr(dataset, key, None)
+            if found is not None and len(found) == len(dataset):
+                return _labels(_scalars(found), len(dataset), what)
+        return _labels(
+            _scalars([self.item(dataset, index)[1] for index in range(len(dataset))]), len(dataset), what
+        )
+
+
+def _scalars(labels: Any) -> Any:
+    return [label.item() if hasattr(label, "item") else label for label in labels]
+
+
+# -- content --------------------------------------------------------------------------------------
+
+
+def _digests(images: ImageSet) -> list[bytes]:
+    memory = images.memory
+    if memory is None:
+        return []
+    return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in memory]
+
+
+def _copies(images: ImageSet) -> list[list[int]]:
+    """Groups of indices of equal images, of those in memory."""
+    groups: dict[bytes, list[int]] = {}
+    for index, digest in enumerate(_digests(images)):
+        groups.setdefault(digest, []).append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _shared(one: ImageSet, other: ImageSet) -> int:
+    known = set(_digests(one))
+    return sum(digest in known for digest in _digests(other))
+
+
+def _fingerprint(*parts: ImageSet) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.labels.numpy().tobytes())
+        for image in _digests(part):
+            digest.update(image)
+    return digest.hexdigest()[:16]
+
+
+def _some(images: ImageSet) -> npt.NDArray[np.int64]:
+    """Images enough for mean and deviation of a set that does not fit into memory."""
+    count = len(images)
+    return np.random.default_rng(0).permutation(count)[: min(count, 1000)]
