@@ -48,7 +48,11 @@ def test_every_shipped_file_is_in_the_wheel(wheel: Path) -> None:
     ]
     assert files
     assert {f"bcnet_deploy/_data/{file}" for file in files if (ROOT / file).exists()} <= names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+    inside = subprocess.run(
+        ["git", "ls-files", "bcnet_deploy"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    assert {file for file in inside if (ROOT / file).exists()} <= names, "page, style sheet and script too"
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/", "examples/"))]
 
 
 def test_an_installed_wheel_finds_them(wheel: Path, tmp_path: Path) -> None:
