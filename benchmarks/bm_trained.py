@@ -236,8 +236,9 @@ def largest(
     """
     steps = np.array([variable.step for variable in job.space.variables])
     best, most, edge = None, 0, 0.0
-    for shares in (np.linspace(0.1, 0.95, 86), np.linspace(-0.02, 0.03, 26)):
-        for share in shares + (edge if shares[0] < 0 else 0.0):  # then finely around the largest share that fits
+    for fine in (False, True):  # then finely around the largest share that fits
+        shares = np.linspace(edge - 0.02, edge + 0.03, 26) if fine else np.linspace(0.1, 0.95, 86)
+        for share in shares:
             network = make(float(share))
             row = np.array(stored_units(job.space.plan, network)) * steps
             macs = int(job.space.macs(row)[0])
