@@ -120,6 +120,10 @@ class DataError(BCNetError):
     """A data set is missing, damaged or does not fit the model."""
 
 
+class TaskError(BCNetError):
+    """A task does not fit the network or the data: outputs, targets, loss or metric."""
+
+
 class TrainingError(BCNetError):
     """Training cannot go on (for example the loss is not finite)."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -155,4 +154,4 @@ def command(
             f"{result.params:,} parameters, {result.seconds:.0f} s. Next: bcnet-deploy export"
         )
 
-    emit({**asdict(result), "folder": str(run_dir.retrained(network))}, as_json=as_json, show=show)
+    emit({**result.to_dict(), "folder": str(run_dir.retrained(network))}, as_json=as_json, show=show)

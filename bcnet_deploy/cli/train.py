@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -187,4 +186,4 @@ def command(
             f"Held-out top-1 of its slices: {top1}. Next: bcnet-deploy search --latency 5ms"
         )
 
-    emit({**asdict(result), "folder": str(run_dir.train)}, as_json=as_json, show=show)
+    emit({**result.to_dict(), "folder": str(run_dir.train)}, as_json=as_json, show=show)

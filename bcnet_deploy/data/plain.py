@@ -23,6 +23,20 @@ def drawing_order(count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).permutation(count)
 
 
+def in_memory_order(images: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
+    """(N, C, H, W) images in channels_last or plain order.
+
+    Images of one channel are both at once to PyTorch, which then may choose channels_last kernels. Plain
+    order is made certain: a model whose ``view`` cannot take the other depends on it.
+    """
+    if channels_last:
+        return images.contiguous(memory_format=torch.channels_last)
+    plain = torch.empty(images.shape, device="meta").stride()
+    if images.stride() == plain:
+        return images
+    return torch.empty(images.shape, dtype=images.dtype, device=images.device).copy_(images)
+
+
 class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
     """Unaugmented, normalised batches on a device, for recalibration and evaluation.
 
@@ -47,7 +61,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         self._images, self._device, self._batch_size = images, device, batch_size
         self._normalise = Augmentation("none", splits.mean, splits.std).normalise
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._channels_last = channels_last
         self._chosen = np.arange(len(images))
         if limit is not None and limit < len(images):
             self._chosen = drawing_order(len(images))[:limit]
@@ -87,5 +101,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         else:
             with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
                 raw = torch.stack(list(pool.map(lambda i: self._images.read(int(i), None), part)))
-        batch = self._normalise(raw.to(self._device)).contiguous(memory_format=self._layout)
-        return batch, self._images.labels[part].to(self._device)
+        batch = self._normalise(raw.to(self._device))
+        return in_memory_order(batch, channels_last=self._channels_last), self._images.labels[part].to(
+            self._device
+        )

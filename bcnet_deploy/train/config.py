@@ -27,6 +27,8 @@ class TrainConfig(Checked):
     """Everything that decides what training does; the defaults suit a small supernet.
 
     Attributes:
+        task: what is trained for: ``classification``, ``segmentation``, another registered name, or
+            ``module:function`` (:mod:`bcnet_deploy.tasks`).
         rule, complementary, distillation, random_paths: see :mod:`bcnet_deploy.train.samplers`; a plain
             network has one path and ignores them. Distillation is the default because, at equal cost, it
             ranked width vectors best (docs/ranking.md).
@@ -50,6 +52,7 @@ class TrainConfig(Checked):
 
     noun: ClassVar[str] = "the training settings"
 
+    task: str = "classification"
     rule: str = "bilateral"
     complementary: bool = True
     distillation: bool = True

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import EvaluationError
 from bcnet_deploy.nn import Supernet, recalibrate
+from bcnet_deploy.tasks import Classification, Task, as_float, checked_score
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.samplers import SIDES
+from bcnet_deploy.train.trial import runs_in_channels_last
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Floats = npt.NDArray[np.float64]
@@ -34,40 +35,47 @@ def _images_of(batch: torch.Tensor | Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def count_correct(
-    network: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[Any] | None = None
+def totals_of(
+    network: nn.Module,
+    batches: Sequence[Batch],
+    task: Task,
+    context: AbstractContextManager[Any] | None = None,
 ) -> torch.Tensor:
-    """(2,) on the device: number of right answers and summed cross-entropy; nothing waits for the device."""
-    total = torch.zeros(2, dtype=torch.float64, device=batches[0][0].device)
-    for images, labels in batches:  # a sequence that is read lazily is read once
+    """(K + 1,) on the device: the task's K figures and its loss, summed; nothing waits for the device."""
+    totals = torch.zeros(1, dtype=torch.float64, device=batches[0][0].device)
+    for images, targets in batches:  # a sequence that is read lazily is read once
         with context or nullcontext():
-            logits = network(images)
-        logits = logits.float()
-        total[0] += (logits.argmax(dim=1) == labels).sum()
-        total[1] += F.cross_entropy(logits, labels, reduction="sum")
-    return total
+            outputs = network(images)
+        outputs = as_float(outputs)
+        figures = task.measure(outputs, targets).double(), task.loss_sum(outputs, targets).double().view(1)
+        totals = totals + torch.cat(figures)
+    return totals
 
 
-def evaluate_network(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
-    """(top-1 in percent, mean cross-entropy) of a network, in evaluation mode.
+def evaluate_network(
+    network: nn.Module, batches: Sequence[Batch], task: Task | None = None
+) -> tuple[float, float]:
+    """(metric, mean loss) of a network, in evaluation mode; by default top-1 in percent and cross-entropy.
 
     Raises:
         EvaluationError: there are no batches.
+        TaskError: the metric is no finite number.
     """
+    task = task or Classification()
     count = image_count(batches)
     if not count:
         raise EvaluationError("evaluation needs at least one image; given: none")
     training = network.training
     network.eval()
     try:
-        right, loss = count_correct(network, batches).tolist()
+        totals = totals_of(network, batches, task).cpu()
     finally:
         network.train(training)
-    return 100.0 * right / count, loss / count
+    return checked_score(task, totals[:-1], count), float(totals[-1]) / count
 
 
 class SupernetEvaluator:
-    """Top-1 accuracy of width vectors in percent: the mean of left and right, each side recalibrated.
+    """The metric of width vectors (top-1 in percent): the mean of left and right, each side recalibrated.
 
     Every vector is run once: later calls answer from memory. With several ranks each takes a share of
     the new vectors, so all of them must call with the same ones. The supernet's weights, statistics
@@ -77,6 +85,7 @@ class SupernetEvaluator:
         supernet: trained; on the batches' device.
         train_batches: images (B, C, H, W) for batch-norm statistics, about 20 batches, or (images, labels).
         val_batches: (images, labels), held out of the training data.
+        task: its metric and loss; default: classification.
         sides: sides to average; ``("left",)`` for a supernet trained on left slices alone.
         amp: ``off`` or ``bf16``.
         progress: called with (vectors done, vectors of this call).
@@ -91,6 +100,7 @@ class SupernetEvaluator:
         train_batches: Sequence[torch.Tensor | Batch],
         val_batches: Sequence[Batch],
         *,
+        task: Task | None = None,
         sides: Sequence[str] = SIDES,
         amp: str = "off",
         ranks: Ranks | None = None,
@@ -102,6 +112,7 @@ class SupernetEvaluator:
                 f"given: {len(train_batches)} and {len(val_batches)}"
             )
         self.supernet = supernet
+        self.task = task or Classification()
         self.train_batches = train_batches
         self.val_batches = val_batches
         self.val_count = image_count(val_batches)
@@ -117,39 +128,37 @@ class SupernetEvaluator:
         return len(self._known)
 
     def __call__(self, widths: npt.ArrayLike) -> Floats:
-        """(N, L) widths -> (N,) percent. Raises :class:`bcnet_deploy.errors.WidthError`."""
+        """(N, L) widths -> (N,) of the metric. Raises :class:`bcnet_deploy.errors.WidthError`."""
         return np.asarray(self.sides(widths).mean(axis=1))
 
     def sides(self, widths: npt.ArrayLike) -> Floats:
-        """(N, L) widths -> (N, number of sides) percent."""
+        """(N, L) widths -> (N, number of sides) of the metric."""
         return self._results(widths)[:, 0]
 
     def losses(self, widths: npt.ArrayLike) -> Floats:
-        """(N, L) widths -> (N, number of sides) mean cross-entropy on the held-out batches."""
+        """(N, L) widths -> (N, number of sides) mean loss on the held-out batches."""
         return self._results(widths)[:, 1]
 
-    def remember(self, widths: npt.ArrayLike, results: Floats) -> None:
-        """Take over (N, 2, sides) results of an interrupted evaluation, as :meth:`results` gave them."""
-        for row, result in zip(self.supernet.space.check(widths), results, strict=True):
-            self._known[tuple(row.tolist())] = np.asarray(result, dtype=np.float64)
-
     def _results(self, widths: npt.ArrayLike) -> Floats:
-        """(N, 2, sides): accuracy and loss."""
+        """(N, 2, sides): metric and loss."""
         rows = [tuple(row.tolist()) for row in self.supernet.space.check(widths)]
         new = [row for row in dict.fromkeys(rows) if row not in self._known]
         if new:
             mine = list(range(self.ranks.rank, len(new), self.ranks.world))
-            device = self.val_batches[0][0].device
-            found = torch.zeros(len(new), 2, len(self.side_names), dtype=torch.float64, device=device)
+            totals = []
             with _Untouched(self.supernet):
                 for done, index in enumerate(mine):
-                    for column, side in enumerate(self.side_names):
-                        found[index, :, column] = self._run(new[index], side)
+                    totals += [self._run(new[index], side) for side in self.side_names]
                     if self._progress is not None:
                         self._progress(done + 1, len(mine))
-            found = self.ranks.total(found).cpu()
-            found[:, 0] *= 100.0
-            for row, result in zip(new, (found / self.val_count).numpy(), strict=True):
+            found = torch.zeros(len(new), 2, len(self.side_names), dtype=torch.float64)
+            for place, total in enumerate(totals):
+                index, side = divmod(place, len(self.side_names))
+                total = total.cpu()
+                found[mine[index], 0, side] = checked_score(self.task, total[:-1], self.val_count)
+                found[mine[index], 1, side] = total[-1] / self.val_count
+            found = self.ranks.total(found.to(self.val_batches[0][0].device)).cpu()
+            for row, result in zip(new, found.numpy(), strict=True):
                 self._known[row] = result
         return np.stack([self._known[row] for row in rows])
 
@@ -158,7 +167,7 @@ class SupernetEvaluator:
         with self._context():
             recalibrate(self.supernet, map(_images_of, self.train_batches))
         self.supernet.eval()
-        return count_correct(self.supernet, self.val_batches, self._context())
+        return totals_of(self.supernet, self.val_batches, self.task, self._context())
 
     def _context(self) -> AbstractContextManager[Any]:
         if self._amp == "off":
@@ -171,7 +180,10 @@ def calibrated_teacher(
 ) -> nn.Module:
     """The supernet's full width as a plain network with statistics of its own, in evaluation mode."""
     network = supernet.extract(supernet.space.full).to(device)
-    batches = PlainBatches(splits.train, splits, batch_size, device, limit=20 * batch_size)
+    batches = PlainBatches(
+        splits.train, splits, batch_size, device, limit=20 * batch_size,
+        channels_last=runs_in_channels_last(network, splits.input_size, device),
+    )  # fmt: skip
     recalibrate(network, map(_images_of, batches))
     return network.eval()
 

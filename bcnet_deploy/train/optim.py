@@ -1,4 +1,4 @@
-"""Learning-rate schedules, optimisers, losses and weight averaging."""
+"""Learning-rate schedules, optimisers and weight averaging."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from bcnet_deploy.train.config import TrainConfig
 
@@ -68,13 +67,6 @@ def _without_gaps(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() or (
         tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     )
-
-
-def soft_cross_entropy(logits: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Cross-entropy of (N, classes) ``logits`` to the teacher's softened distribution, times T squared."""
-    target = F.softmax(teacher.float() / temperature, dim=1)
-    loss = -(target * F.log_softmax(logits.float() / temperature, dim=1)).sum(dim=1).mean()
-    return loss * temperature**2
 
 
 class WeightAverage:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from bcnet_deploy.nn import Supernet
+from bcnet_deploy.tasks import Task, as_float, detached
 from bcnet_deploy.train.config import TrainConfig
-from bcnet_deploy.train.optim import soft_cross_entropy
 from bcnet_deploy.train.samplers import Slice, Step
 
 
@@ -25,6 +24,7 @@ class PathRunner:
         config: accumulation, smoothing, temperature and precision.
         device: of network and images.
         scaler: of fp16 losses; disabled otherwise.
+        task: its loss and distillation.
         teacher: network in evaluation mode, whose outputs half of each loss follows; a step's pupils follow
             it alone, in place of the step's widest path.
     """
@@ -36,17 +36,19 @@ class PathRunner:
         config: TrainConfig,
         device: torch.device,
         scaler: torch.amp.GradScaler,
+        task: Task,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.runs, self.supernet, self.teacher = runs, supernet, teacher
+        self.runs, self.supernet, self.task, self.teacher = runs, supernet, task, teacher
         self.config, self.device, self.scaler = config, device, scaler
 
     def __call__(self, drawn: Step | None, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Backward of every path and part of the batch; returns each path's label loss, on the device."""
-        image_parts = images.chunk(self.config.accumulation)
-        label_parts = labels.chunk(self.config.accumulation)
+        """Backward of every path and part of the batch; returns each path's loss on the targets."""
+        # As equal as can be: a part of one image is more than batch norm can take.
+        count = min(self.config.accumulation, len(images))
+        image_parts, label_parts = images.tensor_split(count), labels.tensor_split(count)
         paths: tuple[Slice | None, ...] = drawn if drawn is not None else (None,)
-        taught: dict[int, list[torch.Tensor]] = {}
+        taught: dict[int, list[Any]] = {}
         guides = [self._guide(x) for x in image_parts]
         losses = []
         temperature = self.config.temperature
@@ -59,30 +61,30 @@ class PathRunner:
                 share = len(x) / len(images)
                 with self._gradients(last):
                     with self._autocast():
-                        logits = self.runs(x)
-                    logits = logits.float()
-                    smoothed = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+                        outputs = self.runs(x)
+                    outputs = as_float(outputs)
+                    smoothed = self.task.loss(outputs, y, self.config.label_smoothing)
                     loss = smoothed
                     if path is not None and path.role == "teacher":
-                        taught.setdefault(index, []).append(logits.detach())
+                        taught.setdefault(index, []).append(detached(outputs))
                     guide = guides[part]
                     if path is not None and path.role == "pupil":
                         to = taught[path.teacher_index][part] if guide is None else guide
-                        loss = soft_cross_entropy(logits, to, 1.0 if guide is None else temperature)
+                        loss = self.task.distillation(outputs, to, 1.0 if guide is None else temperature)
                     elif guide is not None:
-                        loss = 0.5 * smoothed + 0.5 * soft_cross_entropy(logits, guide, temperature)
+                        loss = 0.5 * smoothed + 0.5 * self.task.distillation(outputs, guide, temperature)
                     weight = share * (path.weight if path is not None else 1.0)
                     self.scaler.scale(loss * weight).backward()
                 parts.append(smoothed.detach() * share)
             losses.append(torch.stack(parts).sum())
         return torch.stack(losses)
 
-    def _guide(self, images: torch.Tensor) -> torch.Tensor | None:
+    def _guide(self, images: torch.Tensor) -> Any:
         """What the teacher network says: once for all the paths of a step."""
         if self.teacher is None:
             return None
         with torch.no_grad(), self._autocast():
-            return self.teacher(images).float()
+            return as_float(self.teacher(images))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.amp == "off":

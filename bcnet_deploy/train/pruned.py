@@ -11,9 +11,11 @@ from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.importance import Importance, permute_by_importance
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.tasks import Task
 from bcnet_deploy.train.distributed import pick_device
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit
+from bcnet_deploy.train.trial import runs_in_channels_last
 
 IMPORTANCE_IMAGES = 1024
 """Training images of scores that need gradients."""
@@ -43,8 +45,11 @@ def permuted_on(
     """
     check_fit(splits, space)
     device = device or pick_device()
-    batches = PlainBatches(splits.train, splits, batch_size, device, limit=IMPORTANCE_IMAGES)
-    return permute_by_importance(model.to(device), space, importance, batches=batches, both_ends=both_ends)
+    last = runs_in_channels_last(model.to(device), splits.input_size, device)
+    batches = PlainBatches(
+        splits.train, splits, batch_size, device, limit=IMPORTANCE_IMAGES, channels_last=last
+    )
+    return permute_by_importance(model, space, importance, batches=batches, both_ends=both_ends)
 
 
 def open_pruned_evaluator(
@@ -53,6 +58,7 @@ def open_pruned_evaluator(
     splits: DataSplits,
     *,
     importance: str | Importance | None = "l2",
+    task: Task | None = None,
     limit: int | None = None,
     batch_size: int = 64,
     amp: str = "off",
@@ -69,6 +75,7 @@ def open_pruned_evaluator(
         model: a trained model of ``space``; not changed, but moved to the device.
         splits: training images for statistics, held-out images for scores; test images are not touched.
         importance: orders the channels, see :func:`permute_by_importance`; None: the model is in order.
+        task: its metric is the score; default: classification.
         limit: held-out images of a score; default: all.
         batch_size: images of a batch; statistics are averaged over 20 of them.
         amp: ``off`` or ``bf16``.
@@ -82,8 +89,10 @@ def open_pruned_evaluator(
     device = device or pick_device()
     if importance is not None:
         model = permuted_on(model, space, splits, importance, batch_size=batch_size, device=device)
-    train = PlainBatches(splits.train, splits, batch_size, device, limit=RECALIBRATION_BATCHES * batch_size)
-    val = PlainBatches(splits.val, splits, 2 * batch_size, device, limit=limit)
-    return SupernetEvaluator(
-        Supernet(model, space).to(device), train, val, sides=("left",), amp=amp, progress=progress
+    supernet = Supernet(model, space).to(device)
+    last = runs_in_channels_last(supernet, splits.input_size, device)
+    train = PlainBatches(
+        splits.train, splits, batch_size, device, limit=RECALIBRATION_BATCHES * batch_size, channels_last=last
     )
+    val = PlainBatches(splits.val, splits, 2 * batch_size, device, limit=limit, channels_last=last)
+    return SupernetEvaluator(supernet, train, val, task=task, sides=("left",), amp=amp, progress=progress)

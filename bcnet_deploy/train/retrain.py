@@ -20,11 +20,13 @@ from bcnet_deploy.nn import Supernet, recalibrate, save_subnet
 from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import extract, stored_units
+from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import OnProgress, Trainer
+from bcnet_deploy.train.trial import try_step
 
 RESULT = "result.json"
 
@@ -35,23 +37,42 @@ class RetrainResult:
 
     Attributes:
         widths: (L,) by variable.
-        test_top1, test_loss: percent and cross-entropy on the test images, looked at once; None where the
-            data has no test split.
-        val_top1: percent on the held-out images.
+        val_metric: on the held-out images.
+        test_metric, test_loss: on the test images, looked at once; None where the data has no test split.
         inherited: whether training started from trained weights.
+        metric_name, unit: of the metric: ``top-1`` in ``%``.
+        notes: what was settled before training began, for people.
     """
 
     widths: tuple[int, ...]
     macs: int
     params: int
-    val_top1: float
-    test_top1: float | None
+    val_metric: float
+    test_metric: float | None
     test_loss: float | None
     test_images: int
     steps: int
     seconds: float
     images_per_second: float
     inherited: bool
+    metric_name: str = "top-1"
+    unit: str = "%"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def val_top1(self) -> float:
+        """:attr:`val_metric` of a classification."""
+        return self.val_metric
+
+    @property
+    def test_top1(self) -> float | None:
+        """:attr:`test_metric` of a classification."""
+        return self.test_metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the metric also under ``val_top1`` and ``test_top1`` where it is that."""
+        named = {"val_top1": self.val_metric, "test_top1": self.test_metric}
+        return {**asdict(self), **(named if self.metric_name == "top-1" else {})}
 
 
 def retrain(
@@ -64,6 +85,7 @@ def retrain(
     *,
     model_ref: ModelRef | dict[str, Any],
     initial: nn.Module | None = None,
+    task: Task | None = None,
     teacher: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | None = None,
@@ -81,6 +103,7 @@ def retrain(
         model_ref: how to build the full model again, for ``subnet.yaml``.
         initial: start from the left slice of this network of the space: a trained one in order of
             importance, a supernet, or a network that is already narrower; default: newly drawn weights.
+        task: in place of ``config.task``.
         teacher: trained network whose outputs half of the loss follows (knowledge distillation).
         seed: of initial weights, order and crops.
         device: default: the GPU where there is one.
@@ -89,13 +112,16 @@ def retrain(
 
     Raises:
         WidthError: the widths are not in the space, or ``initial`` is narrower than they are.
-        TrainingError, CheckpointError, DataError: see :class:`Trainer`.
+        TrainingError, CheckpointError, DataError, ConfigError, TaskError: see :class:`Trainer` and
+            :func:`bcnet_deploy.train.trial.try_step`.
     """
     device = device or pick_device()
     check_fit(splits, space)
     row = space.check(widths)[0]
+    task = task or load_task(config.task)
     identity = {
-        "space": space.fingerprint, "widths": row.tolist(), "seed": seed, "data": splits.name,
+        "task": task.name, "space": space.fingerprint, "widths": row.tolist(), "seed": seed,
+        "data": splits.name,
         "initial": None if initial is None else weights_digest(initial),
         "teacher": None if teacher is None else weights_digest(teacher),
     }  # fmt: skip
@@ -109,16 +135,20 @@ def retrain(
         network = slice_of(initial, space, row)
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=config.channels_last)
-
-    def held_out(current: nn.Module) -> dict[str, float]:
-        top1, loss = evaluate_network(current, val)
-        return {"val_top1": top1, "val_loss": loss}
-
     with process_group(device) as ranks:
+        config, notes = try_step(network, splits, config, task, device, world=ranks.world)
+        val = PlainBatches(
+            splits.val, splits, 2 * config.batch_size, device, channels_last=config.channels_last
+        )
+
+        def held_out(current: nn.Module) -> dict[str, float]:
+            metric, loss = evaluate_network(current, val, task)
+            return {f"val_{task.key}": metric, "val_loss": loss}
+
         trainer = Trainer(
             network, make_loader(splits, config, device, seed, ranks), config, folder, identity=identity,
-            seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out, progress=progress, resume=not fresh,
+            task=task, seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out, progress=progress,
+            resume=not fresh,
         )  # fmt: skip
         if ranks.first:
             # Of other settings, or to be made anew: it must not be taken for this one's after a kill.
@@ -131,22 +161,23 @@ def retrain(
                     limit=RECALIBRATION_BATCHES * config.batch_size, channels_last=config.channels_last,
                 )  # fmt: skip
                 recalibrate(network, (images for images, _ in train))
-            val_top1, _ = evaluate_network(network, val)
-            test = _test(network, splits, config, device)
+            val_metric, _ = evaluate_network(network, val, task)
+            test = _test(network, splits, config, task, device)
             result = RetrainResult(
-                tuple(row.tolist()), int(space.macs(row)[0]), int(space.params(row)[0]), val_top1, *test,
+                tuple(row.tolist()), int(space.macs(row)[0]), int(space.params(row)[0]), val_metric, *test,
                 outcome.steps, round(outcome.seconds, 2), round(outcome.images_per_second, 1),
-                initial is not None,
+                initial is not None, task.metric_name, task.unit, notes,
             )  # fmt: skip
             if ranks.first:
                 extra = {
                     "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
-                    "data": splits.name, "test_top1": result.test_top1, "val_top1": val_top1, "seed": seed,
+                    "data": splits.name, "task": task.name, "metric_name": task.metric_name,
+                    f"test_{task.key}": result.test_metric, f"val_{task.key}": val_metric, "seed": seed,
                 }  # fmt: skip
                 clean = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                 save_subnet(folder, clean, row, space, model_ref, extra)
                 files.write_json(
-                    folder / RESULT, {**asdict(result), "digest": digest, "config": config.to_dict()}
+                    folder / RESULT, {**result.to_dict(), "digest": digest, "config": config.to_dict()}
                 )
         ranks.barrier()
     return result
@@ -201,7 +232,7 @@ def load_result(folder: Path) -> RetrainResult:
     data = files.read_json(folder / RESULT, CheckpointError, "retraining result")
     try:
         known = {key: data[key] for key in RetrainResult.__dataclass_fields__}
-        return RetrainResult(**{**known, "widths": tuple(known["widths"])})
+        return RetrainResult(**{**known, "widths": tuple(known["widths"]), "notes": tuple(known["notes"])})
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / RESULT} is damaged: {error!r}; run 'bcnet-deploy retrain' again"
@@ -209,14 +240,14 @@ def load_result(folder: Path) -> RetrainResult:
 
 
 def _test(
-    network: nn.Module, splits: DataSplits, config: TrainConfig, device: torch.device
+    network: nn.Module, splits: DataSplits, config: TrainConfig, task: Task, device: torch.device
 ) -> tuple[float | None, float | None, int]:
     images = splits.open_test()
     if images is None:
         return None, None, 0
     batches = PlainBatches(images, splits, 2 * config.batch_size, device, channels_last=config.channels_last)
-    top1, loss = evaluate_network(network, batches)
-    return top1, loss, batches.image_count
+    metric, loss = evaluate_network(network, batches, task)
+    return metric, loss, batches.image_count
 
 
 def _digest(identity: dict[str, Any], config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,13 @@ from bcnet_deploy.errors import CheckpointError, DataError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.rundir import SUPERNET, SUPERNET_FORMAT, RunDir
 from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 from bcnet_deploy.train.samplers import SAMPLERS, SIDES, SamplerSource, Side, WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import OnProgress, Trainer
+from bcnet_deploy.train.trial import try_step
 
 WEIGHTS = "supernet.safetensors"
 RECALIBRATION_BATCHES = 20
@@ -36,8 +39,10 @@ class SupernetResult:
 
     Attributes:
         steps, cost, seconds, loss: see :class:`bcnet_deploy.train.trainer.TrainOutcome`.
-        val_top1: percent on held-out data of the ``full``, ``half`` and ``narrowest`` widths.
+        val_metric: on held-out data of the ``full``, ``half`` and ``narrowest`` widths.
         sides: whose mean is a width vector's score.
+        metric_name, unit: of the metric: ``top-1`` in ``%``.
+        notes: what was settled before training began, for people.
     """
 
     steps: int
@@ -45,8 +50,21 @@ class SupernetResult:
     seconds: float
     loss: float
     images_per_second: float
-    val_top1: dict[str, float]
+    val_metric: dict[str, float]
     sides: tuple[Side, ...] = SIDES
+    metric_name: str = "top-1"
+    unit: str = "%"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def val_top1(self) -> dict[str, float]:
+        """:attr:`val_metric` of a classification."""
+        return self.val_metric
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the metric also under ``val_top1`` where it is that."""
+        named = {"val_top1": self.val_metric} if self.metric_name == "top-1" else {}
+        return {**asdict(self), **named}
 
 
 def train_supernet(
@@ -56,6 +74,7 @@ def train_supernet(
     folder: Path,
     *,
     sampler: SamplerSource | None = None,
+    task: Task | None = None,
     teacher: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | None = None,
@@ -70,6 +89,7 @@ def train_supernet(
         config: settings.
         folder: gets checkpoint, ``records.jsonl``, ``curves.jsonl``, and at the end the weights.
         sampler: a rule as an object, in place of ``config.rule``.
+        task: in place of ``config.task``.
         teacher: a trained network, frozen, whose outputs half of each path's loss follows, and all of a
             pupil's: the original that the supernet's weights come from.
         seed: of widths, order and crops.
@@ -78,20 +98,24 @@ def train_supernet(
         progress: told the share done and a note.
 
     Raises:
-        TrainingError, CheckpointError, DataError, ConfigError: see :class:`Trainer` and
-            :class:`bcnet_deploy.data.BatchLoader`.
+        TrainingError, CheckpointError, DataError, ConfigError, TaskError: see :class:`Trainer`,
+            :func:`bcnet_deploy.train.trial.try_step` and :class:`bcnet_deploy.data.BatchLoader`.
     """
     device = device or pick_device()
     space = supernet.space
     check_fit(splits, space)
+    task = task or load_task(config.task)
     with process_group(device) as ranks:
+        config, notes = try_step(supernet, splits, config, task, device, world=ranks.world)
         rng = np.random.default_rng([seed, 1])
         rule = make_sampler(sampler or config.rule, WidthGrid.of(supernet), rng, config)
-        held_out = _HeldOut(supernet, splits, config, device, ranks, rule.sides)
+        held_out = _HeldOut(supernet, splits, config, task, device, ranks, rule.sides)
         trainer = Trainer(
             supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=rule,
+            task=task,
             identity={
-                "space": space.fingerprint, "min_level": space.min_level, "levels": space.levels,
+                "task": task.name, "space": space.fingerprint, "min_level": space.min_level,
+                "levels": space.levels,
                 **({"teacher": weights_digest(teacher)} if teacher is not None else {}),
             },
             teacher=None if teacher is None else teacher.to(device).eval(),
@@ -102,11 +126,12 @@ def train_supernet(
             (folder / SUPERNET).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
-            if not held_out.top1:
+            if not held_out.metric:
                 held_out(supernet)  # a run that was killed between its last step and here
             result = SupernetResult(
                 outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
-                round(outcome.images_per_second, 1), held_out.top1, rule.sides,
+                round(outcome.images_per_second, 1), held_out.metric, rule.sides,
+                task.metric_name, task.unit, notes,
             )  # fmt: skip
             if ranks.first:
                 _save(supernet, splits, config, seed, folder, result)
@@ -115,30 +140,32 @@ def train_supernet(
 
 
 class _HeldOut:
-    """Held-out accuracy of three widths of a supernet in training; the last one is kept."""
+    """Held-out metric of three widths of a supernet in training; the last one is kept."""
 
     def __init__(
         self,
         supernet: Supernet,
         splits: DataSplits,
         config: TrainConfig,
+        task: Task,
         device: torch.device,
         ranks: Ranks,
         sides: tuple[Side, ...],
     ) -> None:
         self._open = partial(
-            make_evaluator, supernet, splits, config, device=device, sides=sides, ranks=ranks,
-            limit=CURVE_IMAGES,
+            make_evaluator, supernet, splits, config, task=task, device=device, sides=sides,
+            ranks=ranks, limit=CURVE_IMAGES,
         )  # fmt: skip
         space = supernet.space
         self._points = {"full": space.full, "half": space.uniform(0.5), "narrowest": space.narrowest}
-        self.top1: dict[str, float] = {}
+        self._key = task.key
+        self.metric: dict[str, float] = {}
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         # An evaluator remembers each vector: the weights have changed, so it takes a new one.
-        top1 = self._open()(np.stack(list(self._points.values()))).tolist()
-        self.top1 = dict(zip(self._points, top1, strict=True))
-        return {f"val_top1_{name}": value for name, value in self.top1.items()}
+        metric = self._open()(np.stack(list(self._points.values()))).tolist()
+        self.metric = dict(zip(self._points, metric, strict=True))
+        return {f"val_{self._key}_{name}": value for name, value in self.metric.items()}
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -175,6 +202,7 @@ def make_evaluator(
     config: TrainConfig,
     *,
     device: torch.device,
+    task: Task | None = None,
     sides: Sequence[str] | None = None,
     ranks: Ranks | None = None,
     limit: int | None = None,
@@ -183,14 +211,18 @@ def make_evaluator(
 ) -> SupernetEvaluator:
     """An evaluator on the held-out images, recalibrating on about 20 batches of training images.
 
-    ``sides`` are those of the sampler that trained the supernet; by default those of ``config.rule``.
+    ``task`` and ``sides`` are those that the supernet was trained with; by default ``config.task`` and the
+    sides of ``config.rule``.
     """
     batch = config.batch_size
-    train = PlainBatches(splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES)
-    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit)
+    last = config.channels_last
+    train = PlainBatches(
+        splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES, channels_last=last
+    )
+    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit, channels_last=last)
     return SupernetEvaluator(
-        supernet, train, val, sides=sides or SAMPLERS.get(config.rule).sides, amp=amp, ranks=ranks,
-        progress=progress,
+        supernet, train, val, task=task or load_task(config.task),
+        sides=sides or SAMPLERS.get(config.rule).sides, amp=amp, ranks=ranks, progress=progress,
     )  # fmt: skip
 
 
@@ -266,6 +298,6 @@ def _save(
         "levels": supernet.space.levels,
         "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
         "std": list(splits.std), "seed": seed, "config": config.to_dict(), "sides": list(result.sides),
-        "result": asdict(result),
+        "result": result.to_dict(),
     }  # fmt: skip
     files.write_json(folder / SUPERNET, description)

@@ -24,8 +24,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bcnet_deploy.data.loader import BatchLoader
+from bcnet_deploy.data.plain import in_memory_order
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
 from bcnet_deploy.nn import Supernet
+from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
@@ -33,6 +35,7 @@ from bcnet_deploy.train.journal import Journal, Now, OnProgress, Pending, check_
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.samplers import Step, WidthSampler
+from bcnet_deploy.train.trial import set_layout
 
 OPERATIONAL = ("checkpoint_every", "log_every", "workers", "tensorboard", "evaluate_every")
 """Settings that may change between a checkpoint and its resumption: the weights do not depend on them."""
@@ -74,11 +77,12 @@ class Trainer:
     """Trains ``network`` in ``folder``; made again with the same arguments, it goes on where it stopped.
 
     Args:
-        network: a :class:`Supernet`, or any classifier when ``sampler`` is None; moved to the device.
+        network: a :class:`Supernet`, or any network when ``sampler`` is None; moved to the device.
         loader: training batches on the device.
         config: settings.
         folder: gets ``checkpoint.safetensors``, ``curves.jsonl`` and, for a supernet, ``records.jsonl``.
         sampler: which slices to run.
+        task: in place of ``config.task``.
         identity: what a checkpoint must be of (space fingerprint, widths); JSON-able.
         seed: of dropout and the like; loader and sampler have their own.
         teacher: network in evaluation mode whose outputs half of the loss follows, see :class:`PathRunner`.
@@ -99,6 +103,7 @@ class Trainer:
         folder: Path,
         *,
         sampler: WidthSampler | None = None,
+        task: Task | None = None,
         identity: dict[str, Any] | None = None,
         seed: int = 0,
         ranks: Ranks | None = None,
@@ -114,15 +119,15 @@ class Trainer:
         self._evaluate, self._resume = evaluate, resume
         self.supernet = network if isinstance(network, Supernet) else None
         self._check()
-        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.network = network.to(self.device)
-        if self.supernet is None or self.device.type == "cuda":
-            # On a CPU the library packs a supernet's slices anew in each step, faster from the plain order.
-            self.network.to(memory_format=self._layout)
+        set_layout(self.network, config, self.device)
         self.optimizer = make_optimizer(self.network, config)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.run_paths = PathRunner(self._wrapped(), self.supernet, config, self.device, self.scaler, teacher)
+        self.run_paths = PathRunner(
+            self._wrapped(), self.supernet, config, self.device, self.scaler, task or load_task(config.task),
+            teacher,
+        )  # fmt: skip
         self.journal = Journal(folder, config.batch_size, self.ranks, progress)
         if self.supernet is not None:
             space = self.supernet.space
@@ -230,7 +235,7 @@ class Trainer:
         self.network.train()
         drawn = self.sampler.next_step() if self.sampler is not None else None
         images, labels = self.loader.next_batch()
-        images = images.to(memory_format=self._layout)
+        images = in_memory_order(images, channels_last=self.config.channels_last)
         factor = rate_factor(self.config, min(self.share_done, 1.0), self.config.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor

@@ -67,13 +67,6 @@ def test_each_vector_runs_once_and_the_supernet_is_left_alone(tmp_path) -> None:
     assert supernet.training and supernet.active[0].tolist() == [4, 6] and supernet.active[1] == "right"
 
 
-def test_results_can_be_taken_over(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    train, val = batches()
-    evaluator = SupernetEvaluator(make_supernet(), train, val, sides=("left",))
-    evaluator.remember([[2, 3]], np.array([[[61.0], [0.7]]]))
-    assert evaluator([[2, 3]]).tolist() == [61.0] and evaluator.losses([[2, 3]]).tolist() == [[0.7]]
-
-
 def test_bad_input_is_refused() -> None:
     train, val = batches()
     with pytest.raises(EvaluationError, match="given: 0 and 3"):

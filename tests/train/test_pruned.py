@@ -15,6 +15,7 @@ from bcnet_deploy.importance import permute_by_importance
 from bcnet_deploy.nn import Supernet, load_subnet, recalibrate
 from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
+from bcnet_deploy.tasks import Classification
 from bcnet_deploy.train import evaluate_network, open_pruned_evaluator, retrain, train_supernet
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.pruned import permuted_on
@@ -149,7 +150,8 @@ def test_every_path_of_a_step_follows_the_teacher() -> None:
     supernet = Supernet(model, space)
     scaler = _Seen()
     config = settings(temperature=temperature, accumulation=2)
-    PathRunner(supernet, supernet, config, CPU, scaler, teacher)(step, images, labels)  # type: ignore[arg-type]
+    task = Classification()
+    PathRunner(supernet, supernet, config, CPU, scaler, task, teacher)(step, images, labels)  # type: ignore[arg-type]
     assert float(scaler.total) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
 from bcnet_deploy.files import read_rows
+from bcnet_deploy.tasks import soft_cross_entropy
 from bcnet_deploy.train import Trainer
 from bcnet_deploy.train.checkpoint import load_checkpoint, save_checkpoint
-from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor, soft_cross_entropy
+from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from tests.train.helpers import make_supernet, make_trainer, settings, tiny
 
 
