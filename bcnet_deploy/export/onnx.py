@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.graph import tidy
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.parity import Parity, compare, run_onnx, run_torch
-from bcnet_deploy.runtime.precision import PRECISIONS, Precision, Target, to_fp16, to_int8
+from bcnet_deploy.export.quantise import Quantised, Score, nodes_of, quantise
+from bcnet_deploy.runtime.precision import PRECISIONS, Calibration, Precision, Target, to_fp16, to_int8
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +62,7 @@ class ExportResult:
         parity: comparison with PyTorch; None when no inputs were given for it.
         exporter: ``torchscript`` or ``dynamo``.
         seconds: wall time of the export, checks included.
+        quantised: what INT8 loses; None for other precisions, or where no ``score`` was given.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class ExportResult:
     parity: Parity | None
     exporter: str
     seconds: float
+    quantised: Quantised | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; the path is the file's name alone, so that folders can move."""
@@ -81,6 +84,7 @@ class ExportResult:
             "sha256": self.sha256, "size_bytes": self.size_bytes, "operators": dict(self.operators),
             "parity": self.parity.to_dict() if self.parity else None,
             "exporter": self.exporter, "seconds": round(self.seconds, 3),
+            "quantised": self.quantised.to_dict() if self.quantised else None,
         }  # fmt: skip
 
 
@@ -95,6 +99,10 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     calibration_inputs: NDArray[np.float32] | torch.Tensor | None = None,
     target: Target = "ort",
+    score: Score | None = None,
+    methods: Sequence[Calibration] = ("minmax",),
+    keep_fp32: Collection[str] = (),
+    max_loss: float | None = None,
     metadata: ModelMetadata | None = None,
     tolerance: float | None = None,
     minimum_top1: float | None = None,
@@ -116,6 +124,9 @@ def export_onnx(
         opset: 17 to 20.
         calibration_inputs: for INT8; ``parity_inputs`` when None (better: other images).
         target: the runtime an INT8 file is for, see :func:`to_int8`.
+        score: accuracy of a network on held-out images, measured before and after INT8, see
+            :func:`bcnet_deploy.export.quantise.accuracy_on`.
+        methods, keep_fp32, max_loss: of INT8, see :func:`bcnet_deploy.export.quantise.quantise`.
         metadata: kept in the file; its precision is overwritten.
         tolerance: largest admissible relative error instead of the precision's.
         minimum_top1: smallest admissible top-1 agreement instead of the precision's.
@@ -143,11 +154,20 @@ def export_onnx(
             raise ExportError("INT8 needs calibration inputs; give images of the training data")
 
     model, exporter = trace(module, input_size, batch=batch, opset=opset)
+    quantised: Quantised | None = None
     if precision == "fp16":
         model = to_fp16(model)
     elif precision == "int8":
         assert calibration is not None
-        model = to_int8(model, calibration, target=target)
+        if score is not None:
+            quantised = quantise(
+                model, calibration, score, target=target, methods=methods, keep_fp32=keep_fp32,
+                max_loss=max_loss,
+            )  # fmt: skip
+            model = quantised.model
+        else:
+            nodes = nodes_of(model, keep_fp32)
+            model = to_int8(model, calibration, target=target, method=methods[0], keep_fp32=nodes)
     described = replace(metadata or ModelMetadata(), precision=precision)
     if precision == "int8":
         described = replace(described, extra={**described.extra, "int8_target": target})
@@ -175,6 +195,7 @@ def export_onnx(
         path=Path(path), precision=precision, batch=batch, opset=opset, sha256=meta.sha256(path),
         size_bytes=len(data), operators=dict(Counter(node.op_type for node in model.graph.node)),
         parity=parity, exporter=exporter, seconds=time.perf_counter() - start,
+        quantised=quantised,
     )  # fmt: skip
 
 

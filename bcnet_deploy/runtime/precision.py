@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Target = Literal["ort", "trt"]
+Calibration = Literal["minmax", "percentile", "entropy"]
+_METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 FLOAT16_MAX = 65504.0
 
@@ -53,9 +55,15 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_int8(
-    model: onnx.ModelProto, calibration: NDArray[np.float32], *, target: Target = "ort", batch: int = 8
+    model: onnx.ModelProto,
+    calibration: NDArray[np.float32],
+    *,
+    target: Target = "ort",
+    method: Calibration = "minmax",
+    keep_fp32: Collection[str] = (),
+    batch: int = 8,
 ) -> onnx.ModelProto:
-    """A copy of ``model`` with explicit Q/DQ pairs, ranges by the extremes seen on ``calibration``.
+    """A copy of ``model`` with explicit Q/DQ pairs, by ONNX Runtime's static quantisation.
 
     Weights are symmetric int8 per output channel. For ``"ort"`` activations are asymmetric uint8 and
     biases int32, which its CPU kernels run fastest. For ``"trt"`` activations are symmetric int8 and
@@ -65,13 +73,22 @@ def to_int8(
         model: FP32 network.
         calibration: real inputs (N, C, H, W), N >= 1.
         target: the runtime the file is for.
+        method: how ranges follow from the values seen on ``calibration``: their extremes, the extremes
+            without outliers, or the ranges of least divergence.
+        keep_fp32: names of nodes that are not quantised.
         batch: inputs a calibration step; a static batch of the model wins.
 
     Raises:
         ExportError: there is no calibration input, or the quantiser fails.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )  # fmt: skip
 
     if len(calibration) == 0 or not np.isfinite(calibration).all():
         raise ExportError(
@@ -94,6 +111,7 @@ def to_int8(
             return next(self.parts, None)
 
     symmetric = target == "trt"
+    operators = sorted({node.op_type for node in model.graph.node})
     with tempfile.TemporaryDirectory(prefix="bcnet-int8-") as folder, _quiet():
         source, result = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
@@ -101,10 +119,13 @@ def to_int8(
             quantize_static(
                 source, result, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8, nodes_to_exclude=list(keep_fp32),
+                calibrate_method=getattr(CalibrationMethod, _METHODS[method]),
                 extra_options={
                     "ActivationSymmetric": symmetric, "WeightSymmetric": True,
                     "QuantizeBias": not symmetric, "AddQDQPairToWeight": symmetric,
+                    # Else the layer before one that is kept hands it eight bits all the same.
+                    "OpTypesToExcludeOutputQuantization": operators if keep_fp32 else [],
                 },
             )  # fmt: skip
         except Exception as error:  # the quantiser raises whatever its helpers raise

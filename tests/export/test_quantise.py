@@ -1,0 +1,139 @@
+"""INT8: what is lost is measured, the layer that loses it is found, and kept in FP32 it loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from bcnet_deploy.errors import ExportError
+from bcnet_deploy.export import export_onnx
+from bcnet_deploy.export.onnx import trace
+from bcnet_deploy.export.quantise import accuracy_on, layer_errors, quantise
+from bcnet_deploy.runtime.precision import to_int8
+from tests.export.nets import pictures, small
+
+SIZE = (3, 12, 12)
+
+
+class Uneven(nn.Module):
+    """Between two layers one channel is a thousand times as large as the others; the layer behind undoes it.
+
+    In exact arithmetic that changes nothing. Eight bits for all channels together leave none for the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.large = nn.Conv2d(8, 8, 1)
+        self.undone = nn.Conv2d(8, 8, 1)
+        self.last = nn.Linear(8, 4)
+        with torch.no_grad():
+            self.large.weight[0] *= 1000
+            self.large.bias[0] *= 1000  # type: ignore[index]
+            self.undone.weight[:, 0] /= 1000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.undone(torch.relu(self.large(x))))
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def uneven() -> onnx.ModelProto:
+    return trace(Uneven().eval(), SIZE, batch=1)[0]
+
+
+@pytest.fixture(scope="module")
+def labelled(uneven: onnx.ModelProto) -> tuple[np.ndarray, np.ndarray]:
+    """Images with the class that the FP32 network itself gives them."""
+    images = pictures(64)
+    with torch.inference_mode():
+        return images, Uneven().eval()(torch.from_numpy(images)).argmax(1).numpy()
+
+
+def test_the_layer_behind_the_uneven_channels_loses_most(uneven: onnx.ModelProto) -> None:
+    images = pictures(16)
+    errors = layer_errors(uneven, to_int8(uneven, images), images)
+    assert set(errors) == {"first", "large", "undone", "last"}
+    assert max(errors, key=errors.__getitem__) == "undone"
+    others = [value for name, value in errors.items() if name != "undone"]
+    assert errors["undone"] > 5 * max(others)
+    assert all(0 < value < 0.05 for value in others)  # about 1/256 of the range
+
+
+def test_errors_of_single_layers_are_those_of_quantising_them_alone(uneven: onnx.ModelProto) -> None:
+    """Against ONNX Runtime's own quantisation of one layer: all other nodes excluded."""
+    from bcnet_deploy.export.parity import run_onnx
+
+    images = pictures(16)
+    errors = layer_errors(uneven, to_int8(uneven, images), images)
+    exact = run_onnx(uneven.SerializeToString(), images)
+    for layer in ("undone", "first"):
+        others = [node.name for node in uneven.graph.node if layer not in node.name]
+        alone = run_onnx(to_int8(uneven, images, keep_fp32=others).SerializeToString(), images)
+        error = np.sqrt(np.mean((alone - exact) ** 2) / np.mean(exact**2))
+        assert errors[layer] == pytest.approx(error, rel=0.35, abs=0.008)  # its output is quantised, too
+
+
+def test_the_layer_that_loses_is_kept_until_the_loss_is_small(
+    uneven: onnx.ModelProto, labelled: tuple[np.ndarray, np.ndarray]
+) -> None:
+    score = accuracy_on(*labelled)
+    lossy = quantise(uneven, labelled[0], score)
+    assert lossy.fp32_score == 1.0
+    assert lossy.loss > 0.1
+    assert lossy.weakest[0][0] == "undone"
+    held = quantise(uneven, labelled[0], score, max_loss=0.05)
+    assert held.kept_fp32 == ("undone",)
+    assert held.loss <= 0.05
+    assert held.score == score(held.model.SerializeToString())
+    by_hand = quantise(uneven, labelled[0], score, keep_fp32=("undone",))
+    assert by_hand.score == held.score
+    assert "undone" not in dict(by_hand.weakest)
+
+
+def test_a_loss_that_cannot_be_held_names_the_layers(
+    uneven: onnx.ModelProto, labelled: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(ExportError, match=r"INT8 loses .*allowed is -100.00%.*lose most: undone"):
+        quantise(uneven, labelled[0], accuracy_on(*labelled), max_loss=-1.0)
+
+
+def test_unknown_layers_and_labels_are_refused(uneven: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError, match="no layer 'undon'; did you mean 'undone'"):
+        quantise(uneven, pictures(4), lambda network: 1.0, keep_fp32=("undon",))
+    with pytest.raises(ExportError, match="one label an image; given 4 and 3"):
+        accuracy_on(pictures(4), np.zeros(3, np.int64))
+
+
+def test_the_best_of_several_calibrations_is_taken(uneven: onnx.ModelProto) -> None:
+    seen = []
+
+    def score(network: bytes) -> float:
+        seen.append(network)
+        return {2: 0.5, 3: 0.75}.get(len(seen), 0.9)
+
+    assert quantise(uneven, pictures(8), score, methods=("minmax", "percentile")).method == "percentile"
+
+
+@pytest.mark.parametrize("target", ["ort", "trt"])
+def test_the_export_says_what_int8_loses(tmp_path: Path, target: str) -> None:
+    net, images = small(), pictures(32)
+    with torch.inference_mode():
+        labels = net(torch.from_numpy(images)).argmax(1).numpy()
+    result = export_onnx(
+        net, tmp_path / "net.onnx", SIZE, parity_inputs=images, precision="int8", target=target,  # type: ignore[arg-type]
+        minimum_top1=0.5, score=accuracy_on(images, labels, target=target),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert result.quantised is not None
+    assert result.quantised.fp32_score == 1.0
+    assert result.parity is not None
+    # Labels are the network's own classes: accuracy is agreement.
+    assert result.quantised.score == pytest.approx(result.parity.top1_agreement)
+    assert result.to_dict()["quantised"]["weakest"]
