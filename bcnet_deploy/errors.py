@@ -8,7 +8,8 @@ is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MESSAGE_LENGTH = 2000
 """Longer messages lose their middle: what was given may be of any size."""
@@ -48,7 +49,7 @@ class UsageError(BCNetError):
     exit_code = 2
 
 
-class UnitError(BCNetError, ValueError):
+class UnitError(UsageError, ValueError):
     """A quantity such as ``5ms`` or ``300M`` could not be read, or is out of range."""
 
 
@@ -138,6 +139,16 @@ class RunDirError(BCNetError):
 
 class MissingStepError(RunDirError):
     """An earlier step of the flow has not been run in this run directory."""
+
+
+@contextmanager
+def wrong_option() -> Iterator[None]:
+    """Within it, what is refused is a wrong value of an option: it exits as :class:`UsageError` does."""
+    try:
+        yield
+    except BCNetError as error:
+        error.exit_code = UsageError.exit_code
+        raise
 
 
 def nearest(given: str, known: Iterable[str], count: int = 3) -> str:

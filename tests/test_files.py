@@ -145,7 +145,7 @@ def test_every_error_is_one_of_ours_and_carries_an_exit_code() -> None:
         value = getattr(bd, name)
         if isinstance(value, type) and issubclass(value, Exception):
             assert issubclass(value, bd.BCNetError)
-            assert value.exit_code == (2 if value is bd.errors.UsageError else 1)
+            assert value.exit_code == (2 if issubclass(value, bd.errors.UsageError) else 1)
             assert value.__doc__
 
 

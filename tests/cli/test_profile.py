@@ -120,9 +120,9 @@ def test_several_devices(tmp_path: Path) -> None:
         (("--device", "rtx4090"), 1, "did you mean 'rtx-4090'"),
         (("--device", "absent.yaml"), 1, "no device profile at absent.yaml"),
         (("--device", "cpu", "--devices", "cpu,t4"), 2, "either --device or --devices"),
-        (("--budget", "soon"), 1, "cannot read 'soon'"),
-        (("--budget", "-5s"), 1, "-5s"),
-        (("--input-size", "big"), 1, "input size 'big'"),
+        (("--budget", "soon"), 2, "cannot read 'soon'"),
+        (("--budget", "-5s"), 2, "-5s"),
+        (("--input-size", "big"), 2, "input size 'big'"),
         (("--device", "t4", "--estimate", "--model", "mobilenetv2"), 1, "did you mean 'mobilenet_v2'"),
     ],
 )
