@@ -47,6 +47,8 @@ def _parse(text: str, units: dict[str, float], allowed: Range, accepted: str) ->
         raise UnitError(f"cannot read {reprlib.repr(text)}; accepted forms: {accepted}")
     value = float(match.group(1)) * units[unit]
     least, largest, show = SHARES if unit in _SHARES else allowed
+    if value <= 0:
+        raise UnitError(f"{text!r} is not a positive quantity; accepted forms: {accepted}")
     if not least <= value <= largest:
         raise UnitError(
             f"{text!r} is out of range; allowed: {show(least)} to {show(largest)}; accepted forms: {accepted}"
