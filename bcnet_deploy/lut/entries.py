@@ -108,6 +108,11 @@ class Entries:
             raise TableError(
                 f"{where}: dims, count, median_us and spread_us must have one row each, and some"
             )
+        if len(np.unique(dims, axis=0)) != len(dims):
+            raise TableError(f"{where}.dims has a row twice; merge its measurements, or remove one")
+        for name, largest, values in (("dims", 2**24, dims), ("median_us", 1e10, median)):
+            if values.max() > largest:
+                raise TableError(f"{where}.{name} holds {values.max():g}; allowed: up to {largest:g}")
         return cls(dims, count, median, spread)
 
 

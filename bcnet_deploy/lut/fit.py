@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy.errors import TableError
+from bcnet_deploy.lut.entries import finite
+
 Int64 = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -95,6 +98,32 @@ class Fit:
 
     def _kernel(self, dims: Int64) -> Floats:
         return kernel(self.granularity, dims, self.cells, self.amplitude, self.length)
+
+    def check(self, where: str) -> None:
+        """What a fit computes with must be finite and fit together, or every prediction would be NaN.
+
+        Raises :class:`TableError` naming ``where`` and the key.
+        """
+        if self.cells.ndim != 2 or self.weights.shape != (len(self.cells),) or not self.cells.size:
+            raise TableError(f"{where}: cells and weights must have one row each, and some")
+        if "" not in self.bases:
+            raise TableError(f"{where}.bases lacks the key ''; it was edited by hand or is damaged")
+        width = self.granularity.basis(self.cells[:1]).shape[1]
+        flags = 2 * self.cells.shape[1]
+        for regime, values in self.bases.items():
+            if len(values) != width or (regime and len(regime) != flags) or set(regime) - set("01"):
+                raise TableError(
+                    f"{where}.bases[{regime!r}] must be {flags} flags and have {width} coefficients"
+                )
+        for name, numbers in (
+            ("bases", np.concatenate(list(self.bases.values()))),
+            ("weights", self.weights),
+        ):
+            finite(numbers.tolist(), f"{where}.{name}")
+        for name in ("amplitude", "length", "noise"):
+            value = getattr(self, name)
+            if not 0 < value < np.inf:
+                raise TableError(f"{where}.{name} must be a positive number; given {value}")
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy import files
+from bcnet_deploy.devices import check_name
 from bcnet_deploy.errors import MissingEntryError, TableError
 from bcnet_deploy.lut.compiled import CompiledSum, Term
-from bcnet_deploy.lut.entries import Entries
+from bcnet_deploy.lut.entries import Entries, require_keys
 from bcnet_deploy.lut.fit import Fit, Granularity
 from bcnet_deploy.lut.network import Network, dims_text, layer_dims
-from bcnet_deploy.lut.reading import FORMAT, KIND, one_line, read_fields
 from bcnet_deploy.lut.roofline import Roofline
 from bcnet_deploy.runtime.machine import describe_machine, differences, package_version
 
@@ -30,6 +31,12 @@ Floats = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Source = Literal["measured", "estimated"]
 
+FORMAT = 1
+KIND = "bcnet-deploy latency table"
+_KEYS = (
+    "device", "source", "complete", "precision", "batch", "granularity", "provenance", "networks",
+    "entries", "models",
+)  # fmt: skip
 _log = logging.getLogger("bcnet_deploy")
 
 
@@ -236,7 +243,7 @@ class LatencyTable:
     def save(self, path: str | Path) -> None:
         """Write atomically. Raises :class:`RunDirError`; the former file then stays."""
         data = self.to_dict()
-        lines = [f"{json.dumps(key)}: {one_line(value)}" for key, value in data.items()]
+        lines = [f"{json.dumps(key)}: {_one_line(value)}" for key, value in data.items()]
         files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
@@ -279,8 +286,67 @@ class LatencyTable:
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "latency table") -> Self:
-        """Raises :class:`TableError` naming ``where`` and the key at fault."""
-        return cls(**read_fields(data, where))
+        """From parsed JSON, every number checked.
+
+        Raises:
+            TableError: something is absent, damaged or out of range; ``where`` and the key are named.
+        """
+        require_keys(data, ("format", "kind"), where)
+        if data["kind"] != KIND:
+            raise TableError(f"{where} is no latency table: its kind is {data['kind']!r}")
+        if data["format"] != FORMAT:
+            raise TableError(
+                f"{where} has format {data['format']!r}, this version reads {FORMAT}; "
+                "use the version of bcnet-deploy that wrote it, or make the table again"
+            )
+        require_keys(data, _KEYS, where)
+        if data["source"] not in ("measured", "estimated"):
+            raise TableError(f"{where}: source must be 'measured' or 'estimated'; given {data['source']!r}")
+        if not isinstance(data["complete"], bool):
+            raise TableError(f"{where}: complete must be true or false; given {data['complete']!r}")
+        for name in ("provenance", "entries", "models", "granularity"):
+            require_keys(data[name], ("block", "align") if name == "granularity" else (), f"{where}: {name}")
+        if not isinstance(data["networks"], list):
+            raise TableError(f"{where}: networks must be a list; given {type(data['networks']).__name__}")
+        sizes = (
+            _positive(data["granularity"][name], f"{where}: granularity.{name}")
+            for name in ("block", "align")
+        )
+        granularity = Granularity(*sizes)
+        entries = {
+            str(key): Entries.from_dict(value, f"{where}: entries[{key!r}]")
+            for key, value in data["entries"].items()
+        }
+        networks = tuple(
+            Network.from_dict(value, f"{where}: networks[{index}]")
+            for index, value in enumerate(data["networks"])
+        )
+        models = {
+            str(key): _model(value, granularity, f"{where}: models[{key!r}]")
+            for key, value in data["models"].items()
+        }
+        for network in networks:
+            for layer in network.layers:
+                if layer.key not in models or (data["source"] == "measured" and layer.key not in entries):
+                    raise TableError(f"{where} lacks the entry of layer {layer.name} ({layer.key!r})")
+                count = max(len(layer.dims), 1)
+                if _dimensions(models[layer.key], entries.get(layer.key)) - {count}:
+                    raise TableError(
+                        f"{where}: layer {layer.name} has {count} channel counts, and its entry or model "
+                        f"{layer.key!r} another number of them"
+                    )
+        return cls(
+            device=check_name(f"{where}: device", data["device"], TableError),
+            source=data["source"],
+            precision=str(data["precision"]),
+            batch=_positive(data["batch"], f"{where}: batch"),
+            granularity=granularity,
+            provenance=dict(data["provenance"]),
+            entries=entries,
+            models=models,
+            networks=networks,
+            complete=data["complete"],
+        )
 
     def merged(self, other: LatencyTable) -> LatencyTable:
         """This table with the entries and networks of ``other``; a network of both stays this one's.
@@ -317,3 +383,38 @@ class LatencyTable:
         known = {network.fingerprint for network in self.networks}
         networks = (*self.networks, *(n for n in other.networks if n.fingerprint not in known))
         return replace(self, entries=entries, models=models, networks=networks)
+
+
+def _one_line(value: Any) -> str:
+    """JSON with one line an entry: short enough to read, and to compare with diff."""
+    if isinstance(value, dict) and value:
+        lines = (f" {json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
+        return "{\n" + ",\n".join(lines) + "\n}"
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        return "[\n" + ",\n".join(f" {json.dumps(item, allow_nan=False)}" for item in value) + "\n]"
+    return json.dumps(value, allow_nan=False)
+
+
+def _dimensions(model: Fit | Roofline, entries: Entries | None) -> set[int]:
+    found = set() if entries is None else {entries.dims.shape[1]}
+    return found | {model.cells.shape[1]} if isinstance(model, Fit) else found
+
+
+def _model(data: Any, granularity: Granularity, where: str) -> Fit | Roofline:
+    require_keys(data, ("form",), where)
+    if data["form"] not in ("fit", "roofline"):
+        raise TableError(f"{where}: form must be 'fit' or 'roofline'; given {data['form']!r}")
+    try:
+        if data["form"] == "roofline":
+            return Roofline.from_dict(data)
+        model = Fit.from_dict(data, granularity)
+        model.check(where)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TableError(f"{where} is damaged ({error!r})") from error
+    return model
+
+
+def _positive(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TableError(f"{where} must be a whole number of 1 or more; given {value!r}")
+    return value

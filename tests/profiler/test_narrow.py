@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
 import bcnet_deploy as bd
 from bcnet_deploy.models import default_input_size
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.runtime.ort import OrtRunner
+from bcnet_deploy.runtime.registry import find_runtime
 from tests.lut.fakes import TinyNet
 
 
@@ -32,6 +35,29 @@ def test_cut_networks_compute_what_extracted_ones_do(name: str) -> None:
             result = next(iter(runner.infer({runner.inputs[0].name: image}).values()))
             expected = space.extract(model, widths)(torch.from_numpy(image)).numpy()
         np.testing.assert_allclose(result, expected, atol=2e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("name", ["tiny", "channel_bench_macro_mobilenet"])
+def test_converted_networks_are_cut_as_they_are(name: str, precision: str) -> None:
+    """Converted once and then cut: the same types and nodes, and outputs within what the precision loses."""
+    model, space = build(name)
+    runtime = find_runtime("onnxruntime")
+    maker = NetworkMaker(model, space, prepare=lambda network: runtime.prepared(network, precision))
+    assert maker.fast, maker.reason
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
+    for widths in [space.full, np.array([v.step for v in space.variables]), *space.random(2, rng)]:
+        graph = onnx.load_from_string(maker(widths)).graph
+        kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
+        wanted = TensorProto.INT8 if precision == "int8" else TensorProto.FLOAT16
+        assert kinds == {wanted}
+        with OrtRunner(maker(widths)) as runner, torch.inference_mode():
+            result = next(iter(runner.infer({runner.inputs[0].name: image}).values()))
+            expected = space.extract(model, widths)(torch.from_numpy(image)).numpy()
+        assert result.shape == expected.shape
+        if precision == "fp16":
+            np.testing.assert_allclose(result, expected, atol=2e-2 * max(1, np.abs(expected).max()))
 
 
 def test_what_cannot_be_cut_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
