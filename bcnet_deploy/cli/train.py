@@ -178,6 +178,8 @@ def command(
         )
     if os.environ.get("RANK", "0") != "0":
         return
+    for note in result.notes:
+        messages.print(f"Note: {note}")
 
     def show() -> None:
         top1 = ", ".join(f"{name} {value:.1f}%" for name, value in result.val_top1.items())
