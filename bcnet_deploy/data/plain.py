@@ -48,6 +48,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         device: where the batches end up.
         limit: take this many images, drawn once over the whole set (which may be sorted by class).
         channels_last: memory order of the images.
+        mixed: all of them in the order of a draw too, so that the first ones are a fair sample.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         *,
         limit: int | None = None,
         channels_last: bool = True,
+        mixed: bool = False,
     ) -> None:
         self._images, self._device, self._batch_size = images, device, batch_size
         self._normalise = Augmentation("none", splits.mean, splits.std).normalise
         self._channels_last = channels_last
         self._chosen = np.arange(len(images))
-        if limit is not None and limit < len(images):
+        if mixed or (limit is not None and limit < len(images)):
             self._chosen = drawing_order(len(images))[:limit]
         count = len(self._chosen) * int(np.prod(splits.input_size)) * 4
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None

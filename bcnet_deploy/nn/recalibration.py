@@ -63,6 +63,11 @@ def recalibrate(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
             own.finish()
 
 
+def keeps_other_statistics(model: nn.Module) -> bool:
+    """Whether modules other than batch norms hold buffers that might be running averages."""
+    return bool(_owners_of_buffers(model, [m for m in model.modules() if isinstance(m, _BatchNorm)]))
+
+
 def _set_momenta(momenta: list[tuple[_BatchNorm, float | None]]) -> None:
     for layer, momentum in momenta:
         layer.momentum = momentum

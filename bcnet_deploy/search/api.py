@@ -16,7 +16,7 @@ from bcnet_deploy.search.evaluation import Accuracy, AnswerJournal, Evaluator, O
 from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, Space
-from bcnet_deploy.search.posterior import Belief, Posterior
+from bcnet_deploy.search.posterior import BETWEEN_SUPERNETS, Belief, Posterior, Transfer
 from bcnet_deploy.search.prior import prior_population
 from bcnet_deploy.search.proposals import Feasible
 from bcnet_deploy.search.race import first_images, race, settle
@@ -123,7 +123,8 @@ def search(
         accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
         answered=answered, images=first_images(accuracy) if racing else 0,
     )  # fmt: skip
-    posterior = Posterior(lattice, getattr(accuracy, "transfer", None)) if evaluator.noisy else None
+    transfer = BETWEEN_SUPERNETS if getattr(accuracy, "shares_weights", False) else Transfer()
+    posterior = Posterior(lattice, transfer) if evaluator.noisy else None
     log: list[Generation] = []
 
     def record(proposed_feasible: float | None) -> None:

@@ -26,8 +26,8 @@ Accuracy = Callable[[Any], Any]
 """Widths (N, L) -> (N,) accuracies.
 
 One with a method ``noise``, widths (N, L) -> (N,) standard deviations of what it returned, is chosen by the
-posterior means of all its scores: see :mod:`bcnet_deploy.search.posterior`. Its attribute ``transfer``, where
-it has one, says how far its effects hold for networks in general.
+posterior means of all its scores: see :mod:`bcnet_deploy.search.posterior`. An attribute ``shares_weights``
+that is true says that they are of one supernet, whose effects hold for networks in general in part.
 """
 OnError = Literal["stop", "skip"]
 _DECIMALS = 9

@@ -8,6 +8,9 @@ each kind of effect other supernets share is a measured constant, the :class:`Tr
 Terms, x = log width: the sum of all x (one slope common to all layers), each layer's deviation from it, x^2,
 and products of two. Let t be the effects of one kind in this supernet and r their share. Then the effects in
 any network, given t, are normal with mean r*t and variance r*(1 - r) times the prior variance of t.
+
+What residuals have beyond the stated noise is the network's own. It counts where the score is of the network
+itself, and not where it is one supernet's: there residuals of two supernets are uncorrelated (0.00).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from bcnet_deploy.search.lattice import Float, Int64, Lattice
+from bcnet_deploy.search.lattice import Float, Int64, Lattice, keys
 from bcnet_deploy.search.regression import GroupedRegression, fenced, joined, pairs_of
 
 if TYPE_CHECKING:
@@ -41,15 +44,17 @@ class Transfer:
         layers: of each layer's deviation from it.
         squares: of curvature.
         products: of what two widths do together.
+        own: of what no term explains and images do not either.
     """
 
     common: float = 1.0
     layers: float = 1.0
     squares: float = 1.0
     products: float = 1.0
+    own: float = 1.0
 
 
-BETWEEN_SUPERNETS = Transfer(1.0, 0.35, 0.19, 0.72)
+BETWEEN_SUPERNETS = Transfer(1.0, 0.35, 0.19, 0.72, 0.0)
 """Shares that supernets of two training rules have in common, by their scores alone.
 
 Channel-Bench-Macro's MobileNet, three seeds a rule; ``benchmarks/bm_posterior.py`` computes them.
@@ -89,11 +94,16 @@ class Posterior:
         self._regression = GroupedRegression()
         self.form = self.FORMS[0]
         self._kinds = 0
+        self._own_share = transfer.own
+        self._own_variance = 0.0
+        self._own: dict[bytes, tuple[float, float]] = {}
 
     def fit(self, indices: Int64, scores: Float, noise: Float) -> None:
         """Fit (N, L) choice indices to (N,) finite scores with (N,) stated standard deviations, N >= 1."""
         self._kinds = self._affordable(len(scores))
         self.form = self.FORMS[self._kinds]
+        self._own.clear()
+        self._own_variance = 0.0
         values = fenced(scores)
         if not self._kinds:
             weights = 1 / noise**2
@@ -101,7 +111,25 @@ class Posterior:
             spread = float(values.var()) if len(values) > 1 else float(noise[0] ** 2)
             self._variance = spread + float(1 / weights.sum())
             return
-        self._regression.fit(*self._terms(indices), values, noise)
+        terms, labels = self._terms(indices)
+        self._regression.fit(terms, labels, values, noise)
+        usual = 1 / float(np.mean(1 / noise**2))
+        self._own_variance = self._own_share * usual * max(self.noise_ratio**2 - 1, 0.0)
+        if self._own_variance:
+            fitted = self._regression
+            residual = scores - fitted.constant - (terms - fitted.centre) @ fitted.weights
+            gain = self._own_variance / (self._own_variance + noise**2)
+            for key, own, left in zip(
+                keys(indices), gain * residual, self._own_variance * (1 - gain), strict=True
+            ):
+                self._own[key] = float(own), float(left)
+
+    def _own_effects(self, indices: Int64) -> tuple[Float, Float]:
+        """(N, L) -> (N,) mean and variance of what is each network's own."""
+        if not self._own_variance:
+            return np.zeros(len(indices)), np.zeros(len(indices))
+        found = np.array([self._own.get(key, (0.0, self._own_variance)) for key in keys(indices)])
+        return found[:, 0], found[:, 1]
 
     def fit_answers(self, evaluator: Evaluator) -> None:
         """Fit to all answers of a search that could be had. With none, nothing is fitted."""
@@ -123,8 +151,8 @@ class Posterior:
             found.append(f"too few networks were scored for all terms: fitted {self.form} alone")
         if self.noise_ratio > _LYING:
             found.append(
-                f"scores scatter {self.noise_ratio:.1f} times as much as their stated noise: "
-                "the scatter seen is used"
+                f"scores scatter {self.noise_ratio:.1f} times as much as their stated noise: networks differ "
+                "in what these terms do not explain, or the noise is not what was stated"
             )
         return found
 
@@ -150,7 +178,9 @@ class Posterior:
             return np.full(len(indices), self._constant), np.full(len(indices), np.sqrt(self._variance))
         terms, labels = self._terms(indices)
         mean, variance = self._effect(terms - self._regression.centre, labels)
-        return self._regression.constant + mean, np.sqrt(variance + self._regression.constant_variance)
+        own, left = self._own_effects(indices)
+        deviation = np.sqrt(variance + left + self._regression.constant_variance)
+        return self._regression.constant + mean + own, deviation
 
     def probability_better(self, first: Int64, second: Int64) -> float:
         """Probability that the network of (L,) indices ``first`` is better than ``second``."""
@@ -158,10 +188,12 @@ class Posterior:
             return 0.5
         terms, labels = self._terms(np.stack([first, second]))
         mean, variance = self._effect((terms[0] - terms[1])[None], labels)
-        deviation = float(np.sqrt(variance[0]))
+        own, left = self._own_effects(np.stack([first, second]))
+        difference = float(mean[0] + own[0] - own[1])
+        deviation = float(np.sqrt(variance[0] + left.sum()))
         if deviation <= 1e-12 * abs(self._regression.constant):
-            return 0.5 + 0.5 * float(np.sign(np.round(mean[0], 9)))
-        return NormalDist().cdf(float(mean[0]) / deviation)
+            return 0.5 + 0.5 * float(np.sign(np.round(difference, 9)))
+        return NormalDist().cdf(difference / deviation)
 
     def overlap(self, indices: Int64, best: Int64) -> Float:
         """(N, L) -> (N,) probabilities to be better than ``best``, as far as more images could tell."""
@@ -170,8 +202,10 @@ class Posterior:
         terms, labels = self._terms(np.concatenate([indices, best[None]]))
         shared = (terms[:-1] - terms[-1]) * np.array(self._shares)[labels]
         fitted = self._regression
-        deviation = np.sqrt(np.maximum(((shared @ fitted.covariance) * shared).sum(axis=1), 0.0))
-        mean = shared @ fitted.weights
+        own, left = self._own_effects(np.concatenate([indices, best[None]]))
+        variance = ((shared @ fitted.covariance) * shared).sum(axis=1) + left[:-1] + left[-1]
+        deviation = np.sqrt(np.maximum(variance, 0.0))
+        mean = shared @ fitted.weights + own[:-1] - own[-1]
         ratio = np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
         return np.asarray(ndtr(ratio))
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import EvaluationError
 from bcnet_deploy.nn import Supernet, recalibrate
+from bcnet_deploy.nn.recalibration import keeps_other_statistics
 from bcnet_deploy.tasks import Classification, Task, as_float, checked_score
+from bcnet_deploy.train.chain import Chain, Stage, Widths, batch_norms, stages_of
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.samplers import SIDES
 from bcnet_deploy.train.trial import runs_in_channels_last
@@ -46,10 +50,15 @@ def totals_of(
     for images, targets in batches:  # a sequence that is read lazily is read once
         with context or nullcontext():
             outputs = network(images)
-        outputs = as_float(outputs)
-        figures = task.measure(outputs, targets).double(), task.loss_sum(outputs, targets).double().view(1)
-        totals = totals + torch.cat(figures)
+        totals = totals + _figures(task, outputs, targets)
     return totals
+
+
+def _figures(task: Task, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    """(K + 1,): the task's K figures and its loss, summed over the batch."""
+    outputs = as_float(outputs)
+    figures = task.measure(outputs, targets).double(), task.loss_sum(outputs, targets).double().view(1)
+    return torch.cat(figures)
 
 
 def evaluate_network(
@@ -74,21 +83,43 @@ def evaluate_network(
     return checked_score(task, totals[:-1], count), float(totals[-1]) / count
 
 
+Statistics = list[tuple[torch.Tensor, torch.Tensor]]
+"""Mean and variance of each batch norm."""
+
+
+@dataclass
+class _Progress:
+    """What this process has of a vector and side: sums (K + 1,) by held-out batch, and statistics."""
+
+    by_batch: list[torch.Tensor] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+
 class SupernetEvaluator:
     """The metric of width vectors (top-1 in percent): the mean of left and right, each side recalibrated.
 
-    Every vector is run once: later calls answer from memory. With several ranks each takes a share of
-    the new vectors, so all of them must call with the same ones. The supernet's weights, statistics
+    Every vector is run once on every image: later calls answer from memory. Vectors of one call that begin
+    alike share what they begin with, so that a vector costs less among many. With several ranks each takes a
+    share of the new vectors, so all of them must call with the same ones. The supernet's weights, statistics
     and active slice are the same afterwards.
 
     Args:
         supernet: trained; on the batches' device.
         train_batches: images (B, C, H, W) for batch-norm statistics, about 20 batches, or (images, labels).
-        val_batches: (images, labels), held out of the training data.
+        val_batches: (images, labels), held out of the training data. To ask for a part of the images, their
+            order must have nothing to do with their class.
         task: its metric and loss; default: classification.
         sides: sides to average; ``("left",)`` for a supernet trained on left slices alone.
         amp: ``off`` or ``bf16``.
         progress: called with (vectors done, vectors of this call).
+        shares_weights: whether the weights were trained for all widths at once: a search then takes what it
+            sees for effects of this supernet, which hold for networks in general in part.
+
+    Attributes:
+        images: held out.
+        image_passes: images that went through the network in this process, on either side, for statistics or
+            scores. Those of shared stages count as if each vector had run them.
+        noise: see :meth:`binomial_noise`; absent for tasks other than classification.
 
     Raises:
         EvaluationError: there are no batches.
@@ -105,6 +136,7 @@ class SupernetEvaluator:
         amp: str = "off",
         ranks: Ranks | None = None,
         progress: Callable[[int, int], None] | None = None,
+        shares_weights: bool = True,
     ) -> None:
         if not len(train_batches) or not len(val_batches):
             raise EvaluationError(
@@ -115,12 +147,18 @@ class SupernetEvaluator:
         self.task = task or Classification()
         self.train_batches = train_batches
         self.val_batches = val_batches
-        self.val_count = image_count(val_batches)
+        self.val_count = self.images = image_count(val_batches)
+        self.image_passes = 0
+        self.shares_weights = shares_weights
         self.side_names = tuple(sides)
         self.ranks = ranks or Ranks()
+        if isinstance(self.task, Classification):
+            self.noise = self.binomial_noise
         self._amp = amp
         self._progress = progress
-        self._known: dict[tuple[int, ...], Floats] = {}
+        self._known: dict[Widths, dict[int, Floats]] = {}
+        self._begun: dict[tuple[Widths, str], _Progress] = {}
+        self._stages: tuple[Stage, ...] | None = None
 
     @property
     def evaluations(self) -> int:
@@ -131,6 +169,20 @@ class SupernetEvaluator:
         """(N, L) widths -> (N,) of the metric. Raises :class:`bcnet_deploy.errors.WidthError`."""
         return np.asarray(self.sides(widths).mean(axis=1))
 
+    def on(self, widths: npt.ArrayLike, images: int) -> Floats:
+        """(N, L) widths -> (N,) of the metric on the first held-out batches that hold ``images`` images."""
+        return np.asarray(self._results(widths, images)[:, 0].mean(axis=1))
+
+    def binomial_noise(self, widths: npt.ArrayLike, images: int | None = None) -> Floats:
+        """(N, L) widths -> (N,) standard deviations in points of what a call, or :meth:`on`, returns.
+
+        Binomial, of shares to which one right and one wrong answer are added, so that no number of images
+        makes a score exact. The sides count as independent readings.
+        """
+        count = self._batches_of(images)[1]
+        share = (self._results(widths, images)[:, 0] / 100 * count + 1) / (count + 2)
+        return np.asarray(100.0 * np.sqrt((share * (1 - share) / count).mean(axis=1) / len(self.side_names)))
+
     def sides(self, widths: npt.ArrayLike) -> Floats:
         """(N, L) widths -> (N, number of sides) of the metric."""
         return self._results(widths)[:, 0]
@@ -139,40 +191,176 @@ class SupernetEvaluator:
         """(N, L) widths -> (N, number of sides) mean loss on the held-out batches."""
         return self._results(widths)[:, 1]
 
-    def _results(self, widths: npt.ArrayLike) -> Floats:
-        """(N, 2, sides): metric and loss."""
+    def _results(self, widths: npt.ArrayLike, images: int | None = None) -> Floats:
+        """(N, 2, sides): metric and loss on the first held-out batches."""
         rows = [tuple(row.tolist()) for row in self.supernet.space.check(widths)]
-        new = [row for row in dict.fromkeys(rows) if row not in self._known]
+        batches, count = self._batches_of(images)
+        new = [row for row in dict.fromkeys(rows) if batches not in self._known.get(row, {})]
         if new:
-            mine = list(range(self.ranks.rank, len(new), self.ranks.world))
-            totals = []
-            with _Untouched(self.supernet):
-                for done, index in enumerate(mine):
-                    totals += [self._run(new[index], side) for side in self.side_names]
-                    if self._progress is not None:
-                        self._progress(done + 1, len(mine))
             found = torch.zeros(len(new), 2, len(self.side_names), dtype=torch.float64)
-            for place, total in enumerate(totals):
-                index, side = divmod(place, len(self.side_names))
-                total = total.cpu()
-                found[mine[index], 0, side] = checked_score(self.task, total[:-1], self.val_count)
-                found[mine[index], 1, side] = total[-1] / self.val_count
+            with _Untouched(self.supernet):
+                if self._stages is None:
+                    self._stages = self._find_stages()
+                chain = Chain(self.supernet, self._stages)
+                new = chain.order(new)
+                mine = np.array_split(np.arange(len(new)), self.ranks.world)[self.ranks.rank].tolist()
+                self._run([new[at] for at in mine], batches, chain)
+            for at in mine:
+                for column, side in enumerate(self.side_names):
+                    total = torch.stack(self._begun[new[at], side].by_batch[:batches]).sum(dim=0).cpu()
+                    found[at, 0, column] = checked_score(self.task, total[:-1], count)
+                    found[at, 1, column] = total[-1] / count
+                    if batches == len(self.val_batches):
+                        del self._begun[new[at], side]
             found = self.ranks.total(found.to(self.val_batches[0][0].device)).cpu()
             for row, result in zip(new, found.numpy(), strict=True):
-                self._known[row] = result
-        return np.stack([self._known[row] for row in rows])
+                self._known.setdefault(row, {})[batches] = result
+        return np.stack([self._known[row][batches] for row in rows])
 
-    def _run(self, widths: tuple[int, ...], side: str) -> torch.Tensor:
-        self.supernet.set_active(np.array(widths, dtype=np.int64), side)
+    def _batches_of(self, images: int | None) -> tuple[int, int]:
+        """Number of the first held-out batches that hold so many images, and how many these hold."""
+        count = 0
+        if images is not None and images < self.val_count:
+            for index in range(len(self.val_batches)):
+                count += len(self.val_batches[index][1])
+                if count >= images:
+                    return index + 1, count
+        return len(self.val_batches), self.val_count
+
+    def _find_stages(self) -> tuple[Stage, ...]:
+        if keeps_other_statistics(self.supernet.model):
+            return ()
         with self._context():
-            recalibrate(self.supernet, map(_images_of, self.train_batches))
+            return stages_of(self.supernet, _images_of(self.train_batches[0]))
+
+    def _run(self, rows: list[Widths], batches: int, chain: Chain) -> None:
+        """Bring vectors, in the chain's order, to so many held-out batches."""
+        for side in self.side_names:
+            for row in rows:
+                self._begun.setdefault((row, side), _Progress())
+        tell = _Teller(len(rows), self._work(rows, batches), self._progress)
+        for side in self.side_names:
+            if chain.stages:
+                self._calibrate(
+                    chain, [r for r in rows if self._begun[r, side].statistics is None], side, tell
+                )
+                self._score(chain, rows, side, batches, tell)
+                continue
+            for row in rows:
+                self.supernet.set_active(np.array(row, dtype=np.int64), side)
+                with self._context():
+                    recalibrate(self.supernet, map(_images_of, self.train_batches))
+                self.image_passes += sum(len(_images_of(batch)) for batch in self.train_batches)
+                tell.advance(len(self.train_batches))
+                self._score(chain, [row], side, batches, tell)
+
+    def _work(self, rows: list[Widths], batches: int) -> int:
+        """Batches that the network will run."""
+        begun = [self._begun[row, side] for row in rows for side in self.side_names]
+        statistics = sum(one.statistics is None for one in begun) * len(self.train_batches)
+        return statistics + sum(max(batches - len(one.by_batch), 0) for one in begun)
+
+    def _calibrate(self, chain: Chain, rows: list[Widths], side: str, tell: _Teller) -> None:
+        """Batch-norm statistics of each vector, averaged over the training batches from nothing.
+
+        As :func:`bcnet_deploy.nn.recalibrate` does, but all vectors see a batch, then the next one.
+        """
+        norms = batch_norms(self.supernet.model)
+        momenta = [norm.momentum for norm in norms]
+        averages: list[Statistics] = [[] for _ in rows]
         self.supernet.eval()
-        return totals_of(self.supernet, self.val_batches, self.task, self._context())
+        try:
+            for index, batch in enumerate(self.train_batches if rows else ()):
+                images = _images_of(batch)
+                for norm in norms:
+                    norm.training, norm.momentum = True, 1 / (index + 1)
+                chain.start()
+                for at, row in enumerate(rows):
+
+                    def before(skipped: set[int], at: int = at) -> None:
+                        for i in set(range(len(norms))) - skipped:
+                            if averages[at]:
+                                _write(norms[i], averages[at][i])
+                            else:
+                                norms[i].reset_running_stats()
+
+                    def after(skipped: set[int], at: int = at) -> None:
+                        # What was not run again is as of the vector before: one copy serves both.
+                        averages[at] = [
+                            averages[at - 1][i] if i in skipped else _read(norm)
+                            for i, norm in enumerate(norms)
+                        ]
+
+                    self._pass(chain, row, side, images, before, after)
+                    tell.advance()
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+        for row, statistics in zip(rows, averages, strict=True):
+            self._begun[row, side].statistics = statistics
+
+    def _score(self, chain: Chain, rows: list[Widths], side: str, batches: int, tell: _Teller) -> None:
+        """Run each vector on the held-out batches that it has not seen."""
+        norms = batch_norms(self.supernet.model)
+        self.supernet.eval()
+        for index in range(batches):
+            todo = [row for row in rows if len(self._begun[row, side].by_batch) <= index]
+            if not todo:
+                continue
+            images, targets = self.val_batches[index]
+            chain.start()
+            for row in todo:
+                begun = self._begun[row, side]
+
+                def before(skipped: set[int], statistics: Statistics | None = begun.statistics) -> None:
+                    if statistics is not None:
+                        for i in set(range(len(norms))) - skipped:
+                            _write(norms[i], statistics[i])
+
+                begun.by_batch.append(
+                    _figures(self.task, self._pass(chain, row, side, images, before), targets)
+                )
+                tell.advance()
+
+    def _pass(
+        self, chain: Chain, row: Widths, side: str, images: torch.Tensor,
+        *around: Callable[[set[int]], None],
+    ) -> Any:  # fmt: skip
+        self.supernet.set_active(np.array(row, dtype=np.int64), side)
+        self.image_passes += len(images)
+        with torch.no_grad(), self._context():
+            return chain.run(row, images, *around)
 
     def _context(self) -> AbstractContextManager[Any]:
         if self._amp == "off":
             return nullcontext()
         return torch.autocast(self.val_batches[0][0].device.type, torch.bfloat16)
+
+
+class _Teller:
+    """Tells how many vectors are done, by the share of all batches that were run."""
+
+    def __init__(self, vectors: int, batches: int, progress: Callable[[int, int], None] | None) -> None:
+        self._vectors, self._batches, self._progress = vectors, batches, progress
+        self._run = 0
+
+    def advance(self, batches: int = 1) -> None:
+        before = self._run * self._vectors // self._batches
+        self._run += batches
+        after = self._run * self._vectors // self._batches
+        if after > before and self._progress is not None:
+            self._progress(after, self._vectors)
+
+
+def _read(norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None, "it keeps statistics"
+    return norm.running_mean.clone(), norm.running_var.clone()
+
+
+def _write(norm: _BatchNorm, statistics: tuple[torch.Tensor, torch.Tensor]) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None, "it keeps statistics"
+    norm.running_mean.copy_(statistics[0])
+    norm.running_var.copy_(statistics[1])
 
 
 def calibrated_teacher(

@@ -94,5 +94,9 @@ def open_pruned_evaluator(
     train = PlainBatches(
         splits.train, splits, batch_size, device, limit=RECALIBRATION_BATCHES * batch_size, channels_last=last
     )
-    val = PlainBatches(splits.val, splits, 2 * batch_size, device, limit=limit, channels_last=last)
-    return SupernetEvaluator(supernet, train, val, task=task, sides=("left",), amp=amp, progress=progress)
+    val = PlainBatches(
+        splits.val, splits, 2 * batch_size, device, limit=limit, channels_last=last, mixed=True
+    )
+    return SupernetEvaluator(
+        supernet, train, val, task=task, sides=("left",), amp=amp, progress=progress, shares_weights=False
+    )

@@ -219,7 +219,7 @@ def make_evaluator(
     train = PlainBatches(
         splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES, channels_last=last
     )
-    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit, channels_last=last)
+    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit, channels_last=last, mixed=True)
     return SupernetEvaluator(
         supernet, train, val, task=task or load_task(config.task),
         sides=sides or SAMPLERS.get(config.rule).sides, amp=amp, ranks=ranks, progress=progress,

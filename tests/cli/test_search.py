@@ -47,13 +47,14 @@ def search(run: Path, *arguments: str) -> Result:
 def quick() -> Iterator[None]:
     """Accuracies that rise with every width, instead of images through an untrained network."""
 
-    def count_correct(self: SupernetEvaluator, widths: tuple[int, ...], side: str) -> torch.Tensor:
-        return torch.tensor([self.val_count * sum(widths) / 1000, 1.0], dtype=torch.float64)
+    def results(self: SupernetEvaluator, widths: Any, images: int | None = None) -> np.ndarray:
+        accuracy = np.asarray(widths).reshape(-1, len(self.supernet.space.variables)).sum(axis=1) / 10
+        return np.stack([np.stack([accuracy] * 2, axis=1), np.ones((len(accuracy), 2))], axis=1)
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SupernetEvaluator, "_run", count_correct)
+        patch.setattr(SupernetEvaluator, "_results", results)
         yield
     torch.set_num_threads(before)
 
