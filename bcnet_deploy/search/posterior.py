@@ -114,7 +114,9 @@ class Posterior:
         terms, labels = self._terms(indices)
         self._regression.fit(terms, labels, values, noise)
         usual = 1 / float(np.mean(1 / noise**2))
-        self._own_variance = self._own_share * usual * max(self.noise_ratio**2 - 1, 0.0)
+        # A ratio's square scatters by sqrt(2 / N): what is within two of these is taken for chance.
+        excess = self.noise_ratio**2 - 1 - 2 * np.sqrt(2 / len(scores))
+        self._own_variance = self._own_share * usual * max(float(excess), 0.0)
         if self._own_variance:
             fitted = self._regression
             residual = scores - fitted.constant - (terms - fitted.centre) @ fitted.weights

@@ -19,7 +19,7 @@ from bcnet_deploy.search.result import nondominated
 
 FEWEST = 256
 """Images that a first score is made of at least."""
-FIRST_SHARE = 4
+FIRST_SHARE = 3
 """A first score is of one in so many images."""
 _LARGEST_SHARE = 2
 """All scores together take one in so many of the images that full evaluations would."""
