@@ -1,4 +1,4 @@
-"""A task of one's own: classification judged by balanced accuracy, the mean of the shares found of each class.
+"""A task of one's own: classification judged by balanced accuracy, the mean share found of a class.
 
     bd.train.train_supernet(..., task=BalancedAccuracy())
 
