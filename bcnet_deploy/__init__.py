@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable as LatencyTable
     from bcnet_deploy.models import build_model as build_model
     from bcnet_deploy.nn import Supernet as Supernet
+    from bcnet_deploy.run.directory import RunDir as RunDir
+    from bcnet_deploy.run.pipeline import Run as Run
     from bcnet_deploy.search import search as search
     from bcnet_deploy.space import WidthSpace as WidthSpace
 
@@ -26,6 +28,8 @@ _LAZY = {
     "Supernet": "bcnet_deploy.nn",
     "LatencyTable": "bcnet_deploy.lut",
     "search": "bcnet_deploy.search",
+    "Run": "bcnet_deploy.run.pipeline",
+    "RunDir": "bcnet_deploy.run.directory",
 }
 _ERRORS = tuple(
     name for name, value in vars(_errors).items() if isinstance(value, type) and issubclass(value, Exception)

@@ -20,7 +20,6 @@ from annotated_types import Ge, Le, MinLen
 
 from bcnet_deploy import files, resources
 from bcnet_deploy.errors import BCNetError, DeviceError, UnknownDeviceError, nearest
-from bcnet_deploy.rundir import RunDir
 from bcnet_deploy.runtime.base import Runtime
 from bcnet_deploy.runtime.registry import find_runtime
 from bcnet_deploy.validation import Checked
@@ -251,35 +250,6 @@ def load_device(name: str | Path) -> DeviceProfile:
         f"unknown device {text!r}{nearest(text.lower(), known)}; known are {', '.join(known)}, "
         "or give the path of a profile of your own (.yaml)"
     )
-
-
-def device_of_run(run: RunDir, name: str | Path) -> DeviceProfile:
-    """As :func:`load_device`; a profile of the user's own that the run has kept is known by its name too.
-
-    Raises:
-        UnknownDeviceError, DeviceError: see :func:`load_device`.
-    """
-    text = str(name)
-    named = "/" not in text and not text.endswith((".yaml", ".yml"))
-    if named and (kept := run.device_profile(text)).exists():
-        return read_profile(kept)
-    return load_device(name)
-
-
-def keep_device(run: RunDir, profile: DeviceProfile) -> None:
-    """Keep a copy of a profile of the user's own in the run, which then does not depend on where the file is.
-
-    Raises:
-        DeviceError: the profile is no longer there.
-        RunDirError: the folder cannot be written.
-    """
-    kept = run.device_profile(profile.name)
-    if is_shipped(profile):
-        kept.unlink(missing_ok=True)  # the name is the shipped profile's again
-    elif profile.path is None or ":" in profile.runtime:
-        files.write_yaml(kept, profile.to_dict())  # with the runtime's file wherever it is
-    elif profile.path != kept:
-        files.write_text(kept, files.read_text(profile.path, DeviceError, "device profile"))
 
 
 def is_shipped(profile: DeviceProfile) -> bool:

@@ -350,6 +350,8 @@ class JsonLines:
 
 def _reason(error: BaseException) -> str:
     """Why, on one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at column {error.colno}: {error.msg}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, RecursionError):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.bench import BenchSettings, bench
-from bcnet_deploy.data import load_data
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.metadata import ModelMetadata
-from bcnet_deploy.flow.config import FlowConfig, load
-from bcnet_deploy.flow.searching import widths_of
-from bcnet_deploy.flow.steps import build, train_settings
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.models.ref import build
+from bcnet_deploy.run.directory import RunDir, named
+from bcnet_deploy.run.settings import PipelineSettings, load_config
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import retrain
 
@@ -42,16 +39,17 @@ TRAINED = ("found", "uniform", "wider")
 def widths(run: RunDir, space: WidthSpace, name: str, levels: int) -> npt.NDArray[np.int64]:
     """(L,) widths of a network of this comparison."""
     if name != "wider":
-        return widths_of(run, space, name)
-    uniform = widths_of(run, space, "uniform")
+        return run.widths(name, space)
+    uniform = run.widths("uniform", space)
     ladder = [space.uniform(level / levels) for level in range(1, levels + 1)]
     return next(row for row in ladder if (row > uniform).any())
 
 
-def train(run: RunDir, config: FlowConfig, folder: Path, seeds: list[int], wider: bool, at_most: int) -> None:
+def train(
+    run: RunDir, config: PipelineSettings, folder: Path, seeds: list[int], wider: bool, at_most: int
+) -> None:
     info = run.load()
-    settings = train_settings(config.retrain, info.data)
-    splits = load_data(info.data, info.model.input_size, num_classes=info.model.num_classes)
+    settings, splits = config.step("retrain").config(info.data), run.data()
     done = 0
     order = [(name, seed) for seed in seeds for name in ("found", "uniform")]
     for name, seed in order + [("wider", seed) for seed in seeds if wider]:
@@ -73,7 +71,7 @@ def train(run: RunDir, config: FlowConfig, folder: Path, seeds: list[int], wider
         print(f"{name} seed {seed}: test {result.test_top1:.2f}%, {result.seconds:.0f} s", flush=True)
 
 
-def measure(run: RunDir, config: FlowConfig, folder: Path, rounds: int) -> None:
+def measure(run: RunDir, config: PipelineSettings, folder: Path, rounds: int) -> None:
     """All networks, interleaved, with weights as drawn: they do not change the time."""
     info = run.load()
     model, space = build(info.model, 0)
@@ -81,9 +79,8 @@ def measure(run: RunDir, config: FlowConfig, folder: Path, rounds: int) -> None:
     for name in ("full", *TRAINED):
         row = widths(run, space, name, config.levels)
         module = space.extract(model, row)
-        by_name = {variable.name: int(width) for variable, width in zip(space.variables, row, strict=True)}
         note = ModelMetadata(
-            model=info.model.to_dict(), which=name, widths=by_name, fingerprint=space.fingerprint
+            model=info.model.to_dict(), which=name, widths=named(row, space), fingerprint=space.fingerprint
         )
         paths[name] = folder / f"{name}.onnx"
         export_onnx(module.eval(), paths[name], info.model.input_size, parity_inputs=None, metadata=note)
@@ -93,7 +90,7 @@ def measure(run: RunDir, config: FlowConfig, folder: Path, rounds: int) -> None:
     result.save(folder / "bench.json")
 
 
-def collect(run: RunDir, config: FlowConfig, folder: Path, machine: str) -> dict[str, Any]:
+def collect(run: RunDir, config: PipelineSettings, folder: Path, machine: str) -> dict[str, Any]:
     """Everything of the page, as data."""
     info = run.load()
     _, space = build(info.model, 0)
@@ -115,14 +112,14 @@ def collect(run: RunDir, config: FlowConfig, folder: Path, machine: str) -> dict
         }  # fmt: skip
     seconds = {
         path.stem: json.loads(path.read_text()).get("seconds")
-        for path in sorted((run / "flow").glob("*.json"))
+        for path in sorted((run / "steps").glob("*.json"))
     }
     search = json.loads((run.search / "search.json").read_text())
     return {
-        "machine": machine, "config": config.to_dict() | {"data": Path(info.data).name},
+        "machine": machine, "config": config.to_dict() | {"data": Path(str(info.data)).name},
         "latency": search["budgets"][0]["given"],
         "supernet_scores": {name: score["accuracy"] for name, score in search["scores"].items()},
-        "retrain": asdict(train_settings(config.retrain, info.data)), "step_seconds": seconds,
+        "retrain": config.step("retrain").config(info.data).to_dict(), "step_seconds": seconds,
         "settings": measured["settings"], "networks": networks,
     }  # fmt: skip
 
@@ -247,7 +244,8 @@ def main() -> None:
         return
     if options.run is None or options.folder is None:
         parser.error(f"{options.action} needs --run and --folder")
-    run, config = RunDir(options.run), load(options.config)
+    run = RunDir(options.run)
+    config = PipelineSettings.read(load_config(options.config), options.config)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.action == "train":
         train(run, config, options.folder, options.seeds, options.wider, options.at_most)

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from bcnet_deploy.report.load import gather
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 
 NETWORKS = ("full", "uniform", "found")
 
@@ -44,28 +44,24 @@ def run(folder: Path, seeds: list[int]) -> None:
 
 def wider(folder: Path, seeds: list[int], level: int) -> None:
     """Train the uniform network of ``level`` of the levels too, which the table's margin may exclude."""
-    from bcnet_deploy.data import load_data
-    from bcnet_deploy.flow.config import load
-    from bcnet_deploy.flow.steps import build, model_reference, train_settings
-    from bcnet_deploy.lut import LatencyTable
+    from bcnet_deploy.run.settings import step_settings
     from bcnet_deploy.train import retrain
 
-    config = load("demo")
-    ref, settings = model_reference(config), train_settings(config.retrain, config.data)
-    found: dict[str, Any] = {"level": level, "levels": config.levels, "test_top1": {}}
-    for seed in seeds:
-        model, space = build(ref, seed)
-        splits = load_data(config.data, ref.input_size, num_classes=ref.num_classes)
-        result = retrain(
-            model, space, space.uniform(level / config.levels), splits, settings, folder / f"wider-{seed}",
-            model_ref=ref, seed=seed,
-        )  # fmt: skip
-        found["test_top1"][str(seed)] = result.test_top1
+    found: dict[str, Any] = {"level": level, "test_top1": {}}
     shares = []
     for seed in seeds:
-        table = LatencyTable.load(RunDir(folder / f"s{seed}").latency_table(config.device)).for_space(space)
-        rows = np.array([space.uniform(level / config.levels), space.full])
-        narrow, full = table.predict(rows)
+        run = RunDir(folder / f"s{seed}")
+        config = run.load()
+        settings = step_settings("retrain", config.steps.get("retrain", {})).config(config.data)
+        model, space = run.build(seed)
+        row = space.uniform(level / config.model.levels)
+        result = retrain(
+            model, space, row, run.data(), settings, folder / f"wider-{seed}", model_ref=config.model,
+            seed=seed,
+        )  # fmt: skip
+        found["levels"] = config.model.levels
+        found["test_top1"][str(seed)] = result.test_top1
+        narrow, full = run.bound_table(config.device, space).predict(np.array([row, space.full]))
         shares.append(narrow / full)
     found["share"] = float(np.mean(shares))
     (folder / "wider.json").write_text(json.dumps(found) + "\n")
@@ -85,7 +81,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "measured_share": content.measured_share,
             "uniform_budget": explained["compared_with"]["uniform"].get("budget", "kept"),
             "seconds": sum(
-                json.loads(stamp.read_text())["seconds"] for stamp in (path / "flow").glob("*.json")
+                json.loads(stamp.read_text())["seconds"] for stamp in (path / "steps").glob("*.json")
             ),
         }  # fmt: skip
         for name in NETWORKS:

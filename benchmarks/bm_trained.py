@@ -42,9 +42,9 @@ from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model, load_weights
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn.subnet import own_tensors
 from bcnet_deploy.profiler.profiling import profile_device
-from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.search import search
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units

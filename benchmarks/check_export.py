@@ -36,9 +36,9 @@ from bcnet_deploy.data import load_data
 from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.errors import BCNetError
 from bcnet_deploy.export import export_onnx
-from bcnet_deploy.export.job import images as take
 from bcnet_deploy.export.parity import compare, run_onnx, run_torch
 from bcnet_deploy.nn import recalibrate
+from bcnet_deploy.run.export import images as take
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "export_parity.json"

@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 
 from bcnet_deploy import files
-from tests.flow.tinynet import MODEL
+from tests.run.tinynet import MODEL
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "run_kill.json"
 RECIPE = {"recipe": "digits", "augment": "none", "epochs": 1, "checkpoint_every": 3, "evaluate_every": 1}
@@ -76,7 +76,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def unfinished(run: Path) -> str:
     """The step that a kill left unfinished; '-' before the first and between two."""
-    for stamp in sorted((run / "flow").glob("*.json")):
+    for stamp in sorted((run / "steps").glob("*.json")):
         if not json.loads(stamp.read_text())["finished"]:
             return stamp.stem
     return "-"

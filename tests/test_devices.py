@@ -11,9 +11,7 @@ import yaml
 
 from bcnet_deploy.devices import (
     DeviceProfile,
-    device_of_run,
     is_shipped,
-    keep_device,
     known_devices,
     load_device,
     new_profile_text,
@@ -21,7 +19,7 @@ from bcnet_deploy.devices import (
 )
 from bcnet_deploy.errors import DeviceError, UnknownDeviceError
 from bcnet_deploy.lut.estimate import estimate_table
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 from tests.lut.fakes import tiny_space
 
 FIGURES = ("peak_tflops", "bandwidth_gb_s", "launch_overhead_us", "achievable", "channel_granularity")
@@ -199,8 +197,8 @@ def test_a_profile_made_in_python_is_kept_and_read_back(tmp_path: Path) -> None:
     device = DeviceProfile(
         name="mine", kind="cpu", threads=3, channel_granularity=load_device("cpu").channel_granularity
     )
-    keep_device(run, device)
-    assert device_of_run(run, "mine") == device
+    run.keep_device(device)
+    assert run.device("mine") == device
     assert not is_shipped(device)
 
 

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.errors import nearest
-from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.run.directory import RunConfig, RunDir
 
 
 def test_a_failing_writer_leaves_the_former_file_and_no_other(tmp_path: Path) -> None:
@@ -109,10 +110,35 @@ def test_run_file_round_trip(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     assert not run.exists()
     config = RunConfig(
-        ModelRef("demo", 10, (1, 8, 8), levels=8, min_level=1), device="t4", seed=3, extra={"a": 1}
-    )
+        ModelRef("demo", 10, (1, 8, 8), levels=8, min_level=1), device="t4", seed=3,
+        steps={"search": {"latency": ["5ms", "cpu=0.5x"], "pareto": True}},
+    )  # fmt: skip
     run.save(config)
     assert run.load() == config
+    assert files.read_yaml(run.config_path, bd.RunDirError, "run file")["format"] == 2
+
+
+def test_a_run_file_of_format_1_is_read_and_written_as_2(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    former = (
+        "format: 1\nmodel: {name: demo, num_classes: 10, input_size: [1, 8, 8], levels: 8, min_level: 1}\n"
+        "device: t4\ndata: digits\nseed: 3\nextra: {a: 1}\n"
+    )
+    run.config_path.write_text(former)
+    model = ModelRef("demo", 10, (1, 8, 8), levels=8, min_level=1)
+    config = RunConfig(model, device="t4", data="digits", seed=3)
+    assert run.load() == config and config.steps == {}
+    assert run.config_path.read_text() == former, "reading changes nothing"
+    run.keep_settings("search", {"latency": "5ms"})
+    now = files.read_yaml(run.config_path, bd.RunDirError, "run file")
+    assert now["format"] == 2 and "extra" not in now and now["steps"] == {"search": {"latency": "5ms"}}
+    assert RunDir(tmp_path).load() == RunConfig(
+        model, device="t4", data="digits", seed=3, steps={"search": {"latency": "5ms"}}
+    )
+    # What the former version's defaults were, where a file leaves keys out.
+    run.config_path.write_text("format: 1\nmodel: {name: demo}\n")
+    assert (run.load().device, run.load().data, run.load().seed) == ("cpu", "digits", 0)
+    assert run.load().model == ModelRef("demo", 1000, (3, 224, 224), levels=20, min_level=0)
 
 
 def test_run_file_defects(tmp_path: Path) -> None:
@@ -120,9 +146,11 @@ def test_run_file_defects(tmp_path: Path) -> None:
     with pytest.raises(bd.MissingStepError, match="bcnet-deploy"):
         run.load()
     for text, message in [
-        ("format: 2\nmodel: {name: demo}\n", "format 2.*reads 1"),
+        ("format: 3\nmodel: {name: demo}\n", "format 3.*reads 1 and 2"),
         ("- a\n", "format None"),
-        ("format: 1\n", "keys"),
+        ("format: 1\n", "model"),
+        ("format: 2\nmodel: {name: demo}\nextra: {}\n", "extra"),
+        ("format: 1\nmodel: {name: demo}\nsteps: [1]\n", "steps"),
         ("format: 1\nmodel: {name: demo}\nsped: 1\n", "sped"),
         ("format: 1\nmodel: {nam: demo}\n", "nam"),
         ("format: [\n", "line"),
@@ -135,9 +163,9 @@ def test_run_file_defects(tmp_path: Path) -> None:
 def test_a_missing_step_names_the_command(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     with pytest.raises(bd.MissingStepError, match="'bcnet-deploy search'"):
-        run.require(run.widths, "found widths", "bcnet-deploy search")
-    files.write_yaml(run.widths, {})
-    assert run.require(run.widths, "found widths", "bcnet-deploy search") == run.widths
+        run.require(run.widths_file, "found widths", "bcnet-deploy search")
+    files.write_yaml(run.widths_file, {})
+    assert run.require(run.widths_file, "found widths", "bcnet-deploy search") == run.widths_file
 
 
 def test_every_error_is_one_of_ours_and_carries_an_exit_code() -> None:

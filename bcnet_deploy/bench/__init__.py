@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from bcnet_deploy.bench.measure import BenchSettings as BenchSettings
     from bcnet_deploy.bench.measure import bench as bench
     from bcnet_deploy.bench.result import BenchResult as BenchResult
-    from bcnet_deploy.bench.runs import bench_run as bench_run
 
-_LAZY = {"BenchResult": "result", "BenchSettings": "measure", "bench": "measure", "bench_run": "runs"}
+_LAZY = {"BenchResult": "result", "BenchSettings": "measure", "bench": "measure"}
 __all__ = list(_LAZY)
 
 

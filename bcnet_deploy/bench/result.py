@@ -9,6 +9,7 @@ from typing import Any
 
 from bcnet_deploy import files
 from bcnet_deploy.bench.stats import LatencyStats
+from bcnet_deploy.errors import RunDirError
 
 FORMAT = 1
 
@@ -125,6 +126,20 @@ class BenchResult:
             "machine": dict(self.machine), "absent": dict(self.absent), "notes": list(self.notes),
             "networks": {name: network.to_dict() for name, network in self.networks.items()},
         }  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> BenchResult:
+        """What :meth:`save` wrote. Raises :class:`RunDirError`."""
+        import pydantic
+
+        data = files.read_json(path, RunDirError, "benchmark")
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(data)
+        except pydantic.ValidationError as error:
+            raise RunDirError(
+                f"{path} is not as this version writes it ({error.errors()[0]['loc']}); run "
+                "'bcnet-deploy bench --fresh'"
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically. Raises :class:`RunDirError`."""

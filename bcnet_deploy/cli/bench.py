@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,13 +11,15 @@ from bcnet_deploy.cli.common import (
     console,
     emit,
     json_option,
-    progress,
+    keep,
     quiet_option,
     run_dir_option,
+    shown_step,
+    step_settings,
     warn_of_threads,
 )
 from bcnet_deploy.errors import UnitError
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_milliseconds
 
 if TYPE_CHECKING:
@@ -26,61 +28,54 @@ if TYPE_CHECKING:
     from bcnet_deploy.bench import BenchResult
 
 
-def _batches(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdigit() and len(part) < 8 and int(part) > 0 for part in parts):
         raise UnitError(f"cannot read batch sizes {value!r}; give positive numbers such as '1,4,16'")
-    return tuple(int(part) for part in parts)
+    return [int(part) for part in parts]
 
 
 @click.command("bench")
 @click.option(
-    "--device", default=None, shell_complete=devices,
+    "--device", shell_complete=devices,
     help="Device profile whose table and threads are used. Default: the run's.",
 )  # fmt: skip
-@click.option("--rounds", default=8, show_default=True, help="How often each network is loaded anew.")
-@click.option("--runs", default=20, show_default=True, help="Timed runs a round.")
-@click.option("--warmup", default=5, show_default=True, help="Untimed runs before them.")
-@click.option("--threads", default=None, type=int, help="Of the CPU runtime. Default: the profile's.")
+@click.option("--rounds", type=int, help="How often each network is loaded anew. Default: 8.")
+@click.option("--runs", type=int, help="Timed runs a round. Default: 20.")
+@click.option("--warmup", type=int, help="Untimed runs before them. Default: 5.")
+@click.option("--threads", type=int, help="Of the CPU runtime. Default: the profile's.")
 @click.option(
-    "--batches",
-    default="1,4,16",
-    show_default=True,
-    callback=_batches,
-    help="Batch sizes of the throughput; empty for none.",
-)
-@click.option("--layers/--no-layers", default=True, help="Profile by layer too.")
+    "--batches", callback=_batches,
+    help="Batch sizes of the throughput; empty for none. Default: 1,4,16.",
+)  # fmt: skip
+@click.option("--layers/--no-layers", default=None, help="Profile by layer too. Default: yes.")
+@click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
 @run_dir_option
 @json_option
 @quiet_option
-def command(
-    device: str | None, rounds: int, runs: int, warmup: int, threads: int | None, batches: tuple[int, ...],
-    layers: bool, run_dir: RunDir, as_json: bool, quiet: bool,
-) -> None:  # fmt: skip
+def command(fresh: bool, run_dir: RunDir, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure full, uniform and found on every runtime here, interleaved, against the latency table.
 
     Writes bench/bench.json into the run directory.
     """
-    from bcnet_deploy.bench import BenchSettings, bench_run
-    from bcnet_deploy.devices import device_of_run
+    from bcnet_deploy.run.bench import bench
 
-    if threads is None:
-        threads = device_of_run(run_dir, device or run_dir.load().device).threads
-    warn_of_threads(1 if threads is None else threads)
-    settings = BenchSettings(
-        rounds=rounds, runs=runs, warmup=warmup, threads=threads, batches=batches, layers=layers
-    )
-    with progress(quiet=quiet or as_json) as display:
-        task = display.add_task("bench", total=1.0, note="")
-
-        def tell(done: float, note: str) -> None:
-            display.update(task, completed=done, note=note)
-
-        result = bench_run(run_dir, device=device, settings=settings, progress=tell)
-    emit(result.to_dict(), as_json=as_json, show=lambda: show(result, console(), str(run_dir.bench)))
+    run_dir.load()
+    settings = step_settings(run_dir, "bench", options)
+    device = run_dir.device(settings.device)
+    warn_of_threads(settings.threads or device.threads or 1)
+    with shown_step("bench", quiet=quiet or as_json) as progress:
+        result = bench(run_dir, settings, progress, fresh=fresh)
+    keep(run_dir, "bench", options)
+    emit(
+        result.to_dict(), as_json=as_json,
+        show=lambda: show(result.measured, console(), str(run_dir.bench), again=not result.ran),
+    )  # fmt: skip
 
 
-def show(result: BenchResult, target: Console, path: str) -> None:
+def show(result: BenchResult, target: Console, path: str, *, again: bool = False) -> None:
     """Print the table and what was measured how."""
     from rich.markup import escape
     from rich.table import Table
@@ -126,7 +121,7 @@ def show(result: BenchResult, target: Console, path: str) -> None:
         ),
         *(f"{runtime} was not measured: {reason}" for runtime, reason in result.absent.items()),
         *result.notes,
-        f"wrote {path}",
+        f"{path} is of an earlier call; --fresh measures again" if again else f"wrote {path}",
     ]
     for line in lines:
         target.print(escape(line), soft_wrap=True)

@@ -33,8 +33,20 @@ class OneOf(click.Choice[str]):
         return str(value)
 
 
-ENGINE = OneOf("engine", ("onnx", "ort", "trt"))
-PRECISION = OneOf("precision", ("fp32", "fp16", "int8"))
+class Engine(OneOf):
+    """ONNX, or the engine of a registered runtime; those from outside are looked up when one is named."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Raises :class:`UsageError`."""
+        if value not in self.values:
+            from bcnet_deploy.run.export import engines
+
+            return OneOf(self.what, tuple(engines())).convert(value, param, ctx)
+        return str(value)
+
+
+ENGINE = Engine("engine", ("onnx", "ort", "trt"))
+PRECISION = OneOf("precision", ("fp32", "fp16", "bf16", "int8"))
 NETWORK = OneOf("network", ("found", "uniform", "full"))
 
 
@@ -49,7 +61,7 @@ def devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 def configurations(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shipped configurations of ``run``, and files."""
-    from bcnet_deploy.flow.config import config_names
+    from bcnet_deploy.run.settings import config_names
 
     return _named_or_file(config_names(), incomplete)
 
@@ -59,6 +71,13 @@ def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     from bcnet_deploy.resources import recipe_names
 
     return _named_or_file(recipe_names(), incomplete)
+
+
+def strategies(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Registered search strategies."""
+    from bcnet_deploy.search import STRATEGIES
+
+    return _named_or_file(STRATEGIES.names(), incomplete)
 
 
 def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

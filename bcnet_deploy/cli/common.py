@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+
+    from bcnet_deploy.run.engine import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +46,70 @@ def quiet_option(function: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")(function)
 
 
+def model_options(function: F) -> F:
+    """What a run is about: ``model``, ``num_classes``, ``input_size`` (text), ``levels``, ``min_level``."""
+    for option in (
+        click.option("--min-level", type=click.IntRange(min=0), help="Smallest level. Default: 0."),
+        click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take. Default: 20."),
+        click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at."),
+        click.option(
+            "--num-classes", type=click.IntRange(min=1), help="Default: the data's, or the model's."
+        ),
+        click.option(
+            "--model", help="Name, package.module:function or file.py:function. Default: the run's."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def size_of(text: str | None) -> tuple[int, int, int] | None:
+    """An input size as it is given on the command line. Raises :class:`UnitError`."""
+    from bcnet_deploy.units import parse_size
+
+    return None if text is None else parse_size(text)
+
+
+def step_settings(run: RunDir, step: str, given: dict[str, Any]) -> Any:
+    """The step's settings: options that are given, over those that the run has kept.
+
+    Raises:
+        ConfigError, ConstraintError: a setting is not allowed.
+    """
+    from bcnet_deploy.run.settings import step_settings as checked
+
+    kept = run.load().steps.get(step, {}) if run.exists() else {}
+    return checked(step, {**kept, **chosen(given)})
+
+
+def keep(run: RunDir, step: str, given: dict[str, Any]) -> None:
+    """Keep the options that are given for the step's next call."""
+    if now := chosen(given):
+        from bcnet_deploy.run.engine import only_writer
+
+        with only_writer(run):
+            run.keep_settings(step, {**run.load().steps.get(step, {}), **now})
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None and value != ()}
+
+
+def changes_of(texts: tuple[str, ...]) -> dict[str, Any]:
+    """``--set KEY=VALUE`` as settings. Raises :class:`ConfigError`."""
+    from bcnet_deploy import files
+    from bcnet_deploy.errors import ConfigError, UsageError
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {text!r}; allowed: KEY=VALUE, for example --set epochs=10")
+        values[key.strip()] = files.parse_yaml(value, UsageError, f"--set {key.strip()}")
+    return values
+
+
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A rich console; colours only on a terminal and without NO_COLOR (rich's own rule)."""
     from rich.console import Console
@@ -51,16 +118,13 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return Console(stderr=stderr, quiet=quiet, width=width, highlight=False)
 
 
-def progress(*, quiet: bool = False) -> Progress:
-    """A progress display on standard error with the time left; silent when not on a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+@contextmanager
+def shown_step(title: str, *, quiet: bool) -> Iterator[Progress]:
+    """The progress of a step on standard error; the first rank of a torchrun shows it."""
+    from bcnet_deploy.run.display import one_step
 
-    target = console(stderr=True, quiet=quiet)
-    return Progress(
-        TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        console=target, transient=True, disable=quiet or not target.is_terminal,
-    )  # fmt: skip
+    with one_step(console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0"), title) as progress:
+        yield progress
 
 
 def warn_of_threads(threads: int) -> None:
@@ -73,6 +137,11 @@ def warn_of_threads(threads: int) -> None:
     for warning in caught:
         click.echo(f"bcnet-deploy: warning: {warning.message}", err=True)
         warnings.filterwarnings("ignore", message=r"\d+ threads on \d+ cores")
+
+
+def note(text: str) -> None:
+    """A line for people on standard error."""
+    click.echo(f"bcnet-deploy: note: {text}", err=True)
 
 
 def emit(data: dict[str, Any], *, as_json: bool, show: Callable[[], None]) -> None:

@@ -18,7 +18,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("bcnet_deploy.cli.doctor", "Show what this machine can run."),
     "profile": ("bcnet_deploy.cli.profile", "Build the latency table of a device."),
     "table": ("bcnet_deploy.cli.table", "Show, convert and merge latency tables."),
-    "suggest-steps": ("bcnet_deploy.cli.suggest_steps", "Find the widths at which latency drops."),
     "train": ("bcnet_deploy.cli.train", "Train the BCNet supernet."),
     "search": ("bcnet_deploy.cli.search", "Find the best widths under hard budgets."),
     "retrain": ("bcnet_deploy.cli.retrain", "Train the chosen widths as a plain network."),

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bcnet_deploy.cli.choices import ENGINE, configurations, datasets, devices
-from bcnet_deploy.cli.common import console, emit, json_option, quiet_option, run_dir_option, warn_of_threads
-from bcnet_deploy.rundir import RunDir
-from bcnet_deploy.units import format_count, format_milliseconds, parse_size
+from bcnet_deploy.cli.common import (
+    chosen,
+    console,
+    emit,
+    json_option,
+    model_options,
+    quiet_option,
+    run_dir_option,
+    size_of,
+    warn_of_threads,
+)
+from bcnet_deploy.cli.search import budget_options
+from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.units import format_count, format_milliseconds
 
 if TYPE_CHECKING:
-    from bcnet_deploy.flow.run import FlowResult
+    from bcnet_deploy.run.pipeline import PipelineResult
+    from bcnet_deploy.run.settings import PipelineSettings
 
 
 @click.command("run")
 @click.option(
-    "--config", default="demo", show_default=True, shell_complete=configurations,
-    help="A YAML file, or a shipped one's name.",
+    "--config", shell_complete=configurations,
+    help="A YAML file, or a shipped one's name. Default: the run's own settings; demo where there is no run.",
 )  # fmt: skip
-@click.option("--model", help="Name, or package.module:function.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Default: the data's.")
-@click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at.")
-@click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take.")
+@model_options
 @click.option(
     "--data", shell_complete=datasets,
     help="'digits', an image folder or its tar archive, or package.module:function.",
 )  # fmt: skip
 @click.option("--device", shell_complete=devices, help="Name of a device profile, or path of your own.")
-@click.option("--latency", help="The budget: 5ms, or 0.5x of the full network.")
+@budget_options
 @click.option("--table", help="Take this latency table instead of measuring one.")
 @click.option(
     "--estimate", is_flag=True, default=None, help="Estimate the table of a device that is not here."
@@ -42,30 +52,39 @@ if TYPE_CHECKING:
 @quiet_option
 @json_option
 def command(
-    config: str,
-    input_size: str | None,
-    force: bool,
-    run_dir: RunDir,
-    quiet: bool,
-    as_json: bool,
-    **given: Any,
-) -> None:
+    config: str | None, input_size: str | None, force: bool, run_dir: RunDir, quiet: bool, as_json: bool,
+    table: str | None, estimate: bool | None, engine: str | None, latency: tuple[str, ...],
+    macs: str | None, params: str | None, peak_memory: str | None, weight_size: str | None,
+    confidence: float | None, pareto: bool | None, channel_steps: str | None, **about: Any,
+) -> None:  # fmt: skip
     """Profile, train, search, retrain, export, measure and report; the demo by default.
 
-    Done steps are skipped; after a kill or Ctrl-C the same command goes on and comes to the same result.
-    With --model, the demo's training settings and budget stay unless --config names others.
+    Done steps are skipped, also those of the single commands; after a kill or Ctrl-C the same command goes on
+    and comes to the same result.
     """
-    from bcnet_deploy.flow.config import load
+    about["input_size"] = size_of(input_size)
+    search = {
+        "latency": list(latency) or None, "macs": macs, "params": params, "peak_memory": peak_memory,
+        "weight_size": weight_size, "confidence": confidence, "pareto": pareto,
+        "channel_steps": channel_steps,
+    }  # fmt: skip
+    sections: dict[str, dict[str, Any]] = {
+        "profile": {"table": table, "estimate": estimate},
+        "search": search,
+        "export": {"engine": engine},
+    }
+    settings = read_settings(run_dir, config, about, sections, force=force)
+    from bcnet_deploy.run.display import StepsDisplay
+    from bcnet_deploy.run.pipeline import Stage, run_all
 
-    size = parse_size(input_size) if input_size else None
-    settings = load(config).replace(**given, input_size=size)
-    from bcnet_deploy.devices import device_of_run
-    from bcnet_deploy.flow.run import run_flow
+    warn_of_threads(run_dir.device(settings.device).threads or 1)
+    silent = quiet or as_json
 
-    warn_of_threads(device_of_run(run_dir, settings.device).threads or 1)
-    result = run_flow(
-        run_dir, settings, console(stderr=True, quiet=quiet or as_json), quiet=quiet or as_json, force=force
-    )
+    def display(stages: Sequence[Stage]) -> Any:
+        seconds = {stage.title: stage.seconds for stage in stages}
+        return StepsDisplay(console(stderr=True, quiet=silent), seconds).shown()
+
+    result = run_all(run_dir, settings, display, force=force)
     data = {
         "networks": [asdict(network) for network in result.content.networks],
         "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
@@ -76,7 +95,41 @@ def command(
     emit(data, as_json=as_json, show=lambda: show(result))
 
 
-def show(result: FlowResult) -> None:
+def read_settings(
+    run: RunDir,
+    config: str | None,
+    about: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+    *,
+    force: bool,
+) -> PipelineSettings:
+    """The configuration, or the run's own settings, or the demo's, with the options over them.
+
+    Raises:
+        ConfigError: no such configuration, or a setting is not allowed.
+    """
+    from bcnet_deploy.run.pipeline import settings_of_run
+    from bcnet_deploy.run.settings import PipelineSettings, load_config, sectioned
+
+    if config is not None:
+        base = load_config(config)
+    elif run.exists() and not force:
+        base = settings_of_run(run)
+    elif about["model"] is None:
+        base = load_config("demo")
+    else:
+        base = {}
+    source = "the settings" if config is None else f"configuration {config}"
+    base = {key: value for key, value in base.items() if value is not None}
+    if "profile_budget" in base:
+        base["profile"] = {"budget": base.pop("profile_budget"), **base.get("profile", {})}
+    merged = {**sectioned(base), **chosen(about)}
+    for name, given in sections.items():
+        merged[name] = {**merged.get(name, {}), **chosen(given)}
+    return PipelineSettings.read(merged, source)
+
+
+def show(result: PipelineResult) -> None:
     """The final table."""
     from rich.table import Table
 
@@ -101,11 +154,11 @@ def show(result: FlowResult) -> None:
         )
     out = console()
     out.print(table)
-    out.print(verdict(result))
+    out.print(verdict(result), soft_wrap=True)
     out.print(f"{result.seconds:.0f} s; report: {result.report}", soft_wrap=True)
 
 
-def verdict(result: FlowResult) -> str:
+def verdict(result: PipelineResult) -> str:
     """One line: found against uniform scaling, and measured against the budget."""
     found, uniform = (result.content.network(name) for name in ("found", "uniform"))
     parts = []

@@ -2,94 +2,105 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bcnet_deploy import files
-from bcnet_deploy.cli.common import emit, json_option, progress, quiet_option, run_dir_option
-from bcnet_deploy.cli.search_inputs import (
-    Inputs,
-    Request,
-    bound,
-    constraints_of,
-    load_inputs,
-    read_counted,
-    read_latencies,
-    records_of,
+from bcnet_deploy.cli.choices import strategies
+from bcnet_deploy.cli.common import (
+    console,
+    emit,
+    json_option,
+    keep,
+    quiet_option,
+    run_dir_option,
+    shown_step,
+    step_settings,
 )
-from bcnet_deploy.cli.search_view import show_dry_run, show_result
-from bcnet_deploy.flow.run_space import keep_space
-from bcnet_deploy.rundir import RunConfig, RunDir
-from bcnet_deploy.search.strategies import STRATEGIES
+from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.units import format_bytes, format_count, format_milliseconds
 
 if TYPE_CHECKING:
-    from bcnet_deploy.search import Generation, SearchResult
-    from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.run.search import SearchStepResult
+
+
+def _one(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> str | None:
+    """A budget that is given once at most. Raises :class:`ConstraintError`."""
+    from bcnet_deploy.errors import ConstraintError
+
+    if len(texts) > 1:
+        raise ConstraintError(
+            f"{len(texts)} budgets of {param.opts[0]} conflict: {' and '.join(map(repr, texts))}; give one"
+        )
+    return texts[0] if texts else None
+
+
+def _strategy(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    """A registered name. Raises :class:`UsageError`."""
+    if name is not None:
+        from bcnet_deploy.errors import UsageError
+        from bcnet_deploy.search.strategies import STRATEGIES
+
+        STRATEGIES.get(name, UsageError)
+    return name
+
+
+def budget_options(function: Any) -> Any:
+    """Everything that bounds a search."""
+    counted: dict[str, Any] = {"multiple": True, "metavar": "BUDGET", "callback": _one}
+    for option in (
+        click.option(
+            "--channel-steps", type=click.Choice(["levels", "learned"]),
+            help="Choose among the run's levels (default), or the widths at which the tables' latency drops.",
+        ),
+        click.option(
+            "--pareto", is_flag=True, default=None,
+            help="Look for the best network at every budget up to the given ones, or up to the full network.",
+        ),
+        click.option(
+            "--confidence", type=float,
+            help="Probability, by the table's uncertainty, that a latency budget is met; 0.5: the bare "
+            "prediction. Default: 0.95.",
+        ),
+        click.option("--weight-size", help="Bytes of the weights, FP32: '10MB', '0.5x'.", **counted),
+        click.option(
+            "--peak-memory", help="Activations alive at once, FP32, batch 1: '4MiB', '0.5x'.", **counted
+        ),
+        click.option("--params", help="Parameters: '2M', '0.5x'.", **counted),
+        click.option("--macs", help="Multiply-accumulates: '300M', '0.5x'.", **counted),
+        click.option(
+            "--latency", multiple=True, metavar="[DEVICE=]BUDGET",
+            help="'5ms' or '0.5x' on the run's device, 'cpu=8ms' on another; repeatable.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
 
 
 @click.command(name="search")
+@budget_options
 @click.option(
-    "--latency",
-    multiple=True,
-    metavar="[DEVICE=]BUDGET",
-    help="'5ms' or '0.5x' on the run's device, 'cpu=8ms' on another; repeatable.",
-)
-@click.option("--macs", multiple=True, metavar="BUDGET", help="Multiply-accumulates: '300M', '0.5x'.")
-@click.option("--params", multiple=True, metavar="BUDGET", help="Parameters: '2M', '0.5x'.")
-@click.option(
-    "--peak-memory", multiple=True, metavar="BUDGET",
-    help="Activations alive at once, FP32, batch 1: '4MiB', '0.5x'.",
+    "--strategy", shell_complete=strategies, callback=_strategy,
+    help="How to search; all but nsga2 are baselines. Default: nsga2.",
 )  # fmt: skip
+@click.option("--evaluations", type=int, help="Most networks to evaluate. Default: 2000; exhaustive: all.")
+@click.option("--population", "population_size", type=int, help="Networks a generation. Default: 40.")
+@click.option("--patience", type=int, help="Generations without improvement before it stops. Default: 15.")
+@click.option("--seed", type=int, help="Default: the run's.")
 @click.option(
-    "--weights", multiple=True, metavar="BUDGET", help="Bytes of the weights, FP32: '10MB', '0.5x'."
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Probability, by the table's uncertainty, that a latency budget is met; 0.5: the bare prediction.",
-)
-@click.option(
-    "--pareto",
-    is_flag=True,
-    help="Look for the best network at every budget up to the given ones, or up to the full network.",
-)
-@click.option(
-    "--strategy", type=click.Choice(STRATEGIES.names()), default="nsga2", show_default=True,
-    help="How to search; all but nsga2 are baselines.",
-)  # fmt: skip
-@click.option("--evaluations", type=int, help="Most networks to evaluate [default: 2000; exhaustive: all].")
-@click.option(
-    "--population", "population_size", type=int, default=40, show_default=True, help="Networks a generation."
-)
-@click.option(
-    "--patience",
-    type=int,
-    default=15,
-    show_default=True,
-    help="Generations without improvement before it stops.",
-)
-@click.option("--seed", type=int, help="[default: the run's]")
-@click.option(
-    "--no-prior",
-    "prior",
-    is_flag=True,
-    flag_value=False,
-    default=True,
+    "--no-prior", "prior", flag_value=False, is_flag=True, default=None,
     help="Start without the supernet's loss records.",
-)
+)  # fmt: skip
 @click.option(
     "--val-images", type=click.IntRange(min=1),
-    help="Score on so many held-out images only: sooner done, less surely ranked. Otherwise all.",
+    help="Score on so many held-out images only: sooner done, less surely ranked. Default: all.",
 )  # fmt: skip
 @click.option(
-    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-    help="Where the evaluation of a network fails: stop, or go on without it.",
+    "--on-error", type=click.Choice(["stop", "skip"]),
+    help="Where the evaluation of a network fails: stop (default), or go on without it.",
 )  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Evaluate again what an interrupted or earlier search evaluated.")
 @click.option(
@@ -98,165 +109,146 @@ if TYPE_CHECKING:
 @run_dir_option
 @json_option
 @quiet_option
-def command(
-    run_dir: RunDir,
-    as_json: bool,
-    quiet: bool,
-    dry_run: bool,
-    latency: tuple[str, ...],
-    seed: int | None,
-    macs: tuple[str, ...],
-    params: tuple[str, ...],
-    peak_memory: tuple[str, ...],
-    weights: tuple[str, ...],
-    **options: Any,
-) -> None:
+def command(run_dir: RunDir, as_json: bool, quiet: bool, dry_run: bool, fresh: bool, **options: Any) -> None:
     """Find the best widths under hard budgets.
 
-    Run again after a kill, it goes on where it stopped.
+    Run again after a kill, it goes on where it stopped. Without a budget, the run's last one holds.
     """
-    config = run_dir.load()
-    given = {"macs": macs, "params": params, "peak_memory": peak_memory, "weights": weights}
-    if not latency and not any(given.values()) and not options["pareto"]:
-        raise click.UsageError("give a budget, for example --latency 5ms, --macs 0.5x, or --pareto")
-    from bcnet_deploy.search.api import check_settings
-    from bcnet_deploy.search.constraints import check_confidence
+    from bcnet_deploy.run import search as step
 
-    request = Request(
-        latency=read_latencies(config, latency), counted=read_counted(given),
-        seed=config.seed if seed is None else seed, **options,
-    )  # fmt: skip
-    check_confidence(request.confidence)
-    check_settings(
-        request.evaluations, request.seed, request.strategy, request.population_size, request.patience,
-        request.on_error,
-    )  # fmt: skip
-    inputs = load_inputs(run_dir, config, request, evaluating=not dry_run)
+    run_dir.load()
+    options["latency"] = list(options["latency"]) or None
+    if any(options[name] is not None for name in BUDGETS):
+        # New budgets replace the kept ones altogether.
+        options.update({name: options[name] or _NOTHING[name] for name in BUDGETS})
+    settings = step_settings(run_dir, "search", options)
+    if not settings.has_budget:
+        raise click.UsageError("give a budget, for example --latency 5ms, --macs 0.5x, or --pareto")
     if dry_run:
-        assert inputs.space is not None, "a dry run loads the space"
-        data = _dry_run(request, inputs, inputs.space)
+        data = step.dry_run(run_dir, settings)
         emit(data, as_json=as_json, show=lambda: show_dry_run(data))
         return
-    explained, result = _search(run_dir, config, request, inputs, quiet=quiet or as_json)
-    emit(
-        {**explained, "front": result.front.to_list(), "files": [str(run_dir.widths)]},
-        as_json=as_json,
-        show=lambda: show_result(run_dir, explained, result),
+    with shown_step("search", quiet=quiet or as_json) as progress:
+        result = step.search(run_dir, settings, progress, fresh=fresh)
+    keep(run_dir, "search", options)
+    emit(result.to_dict(), as_json=as_json, show=lambda: show_result(run_dir, result))
+
+
+_NOTHING: dict[str, Any] = {
+    "latency": [], "macs": None, "params": None, "peak_memory": None, "weight_size": None, "pareto": False,
+}  # fmt: skip
+
+
+def show_dry_run(data: dict[str, Any]) -> None:
+    """What is known before anything is evaluated."""
+    from rich.table import Table
+
+    from bcnet_deploy.search.constraints import format_cost
+
+    out = console()
+    out.print(
+        f"{data['variables']} width variables, 10^{data['networks_log10']:.1f} networks; of uniform draws "
+        f"{data['feasible_share_of_uniform_draws']:.1%} keep the budgets. Nothing was evaluated."
     )
-
-
-def _dry_run(request: Request, inputs: Inputs, space: WidthSpace) -> dict[str, Any]:
-    """What is known before anything is evaluated. Costs are expected ones; a ``bound`` is what is held
-    against the limit, for a latency the value that is kept with the confidence's probability."""
-    import numpy as np
-
-    from bcnet_deploy.search.constraints import build_constraints
-    from bcnet_deploy.search.explain import uniform_to_compare
-    from bcnet_deploy.search.lattice import Lattice
-
-    constraints = build_constraints(space, constraints_of(inputs, request), request.confidence)
-    lattice, rng = Lattice(space.variables), np.random.default_rng(request.seed)
-    draws = lattice.widths(lattice.random(2000, rng))
-    uniform, margin = uniform_to_compare(constraints)
-    ends = lattice.widths(np.stack([lattice.narrowest, lattice.top]))
-    bounds = constraints.bounds(ends)
-    expected = [np.asarray(b.cost(ends), dtype=np.float64) for b in constraints.budgets]
-    return {
-        "variables": lattice.length,
-        "networks_log10": math.log10(space.size),
-        "feasible_share_of_uniform_draws": float(constraints.feasible(draws).mean()),
-        "budgets": [
-            {
-                "cost": b.key, "device": b.device, "limit": b.limit, "given": b.given,
-                "confidence": b.confidence, "estimated": bool(getattr(b.table, "estimated", False)),
-                "narrowest": float(expected[i][0]), "narrowest_bound": float(bounds[0, i]),
-                "full": b.full, "full_bound": float(bounds[1, i]),
-            }
-            for i, b in enumerate(constraints.budgets)
-        ],
-        "uniform_macs": None if margin != "kept" else int(space.macs(uniform[None])[0]),
-        "evaluations": request.evaluations,
-    }  # fmt: skip
-
-
-def _search(
-    run: RunDir,
-    config: RunConfig,
-    request: Request,
-    inputs: Inputs,
-    *,
-    quiet: bool,
-) -> tuple[dict[str, Any], SearchResult]:
-    from bcnet_deploy.search import search
-    from bcnet_deploy.search.evaluation import NetworkFailedError
-    from bcnet_deploy.search.explain import explain, uniform_to_compare
-    from bcnet_deploy.train import open_evaluator
-
-    evaluator = open_evaluator(run, limit=request.val_images)
-    space = evaluator.supernet.space
-    keep_space(run, config.model, space)
-    inputs = bound(inputs, run, config, space)
-    identity = _identity(run, request.val_images)
-    journal = run.search / f"journal-{identity}.jsonl"
-    if request.fresh:
-        journal.unlink(missing_ok=True)
-    with progress(quiet=quiet) as display:
-        task = display.add_task("search", total=request.evaluations or 2000, note="")
-
-        def show(generation: Generation) -> None:
-            best = (
-                f"{generation.best_accuracy:.2f}%" if math.isfinite(generation.best_accuracy) else "none yet"
-            )
-            display.update(
-                task, completed=generation.evaluations,
-                note=f"generation {generation.index}, best {best}{share_note(generation.proposed_feasible)}",
-            )  # fmt: skip
-
-        try:
-            result = search(
-                space, evaluator, constraints_of(inputs, request),
-                evaluations=request.evaluations, seed=request.seed, strategy=request.strategy,
-                population_size=request.population_size, confidence=request.confidence,
-                records=records_of(run, request) if inputs.records is None else inputs.records,
-                pareto=request.pareto, patience=request.patience, on_error=request.on_error,
-                checkpoint=journal, evaluator_id=identity, batch_size=1, progress=show,
-                answered=lambda count: display.update(task, completed=count),
-            )  # fmt: skip
-        except NetworkFailedError as error:
-            remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
-            raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
-    uniform, _ = uniform_to_compare(result.constraints)
-    networks = {"found": result.widths, "uniform": uniform, "full": space.full}
-    scores = {}
-    for name, widths in networks.items():
-        sides = [float(v) for v in evaluator.sides(widths[None])[0]]
-        scores[name] = {
-            "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
+    if not data["budgets"]:
+        return
+    confidences = sorted({row["confidence"] for row in data["budgets"] if row["confidence"] is not None})
+    columns = {"narrowest network": "narrowest", "budget": "limit", "full network": "full"}
+    if confidences:
+        # A bound and a mean side by side, or the narrowest network could seem slower than the full one.
+        bound = f"{confidences[0]:.0%} bound"
+        columns = {
+            "narrowest: expected": "narrowest", f"narrowest: {bound}": "narrowest_bound", "budget": "limit",
+            "full: expected": "full", f"full: {bound}": "full_bound",
         }  # fmt: skip
-    supernet = {
-        "supernet": {
-            "id": identity, "records_used_for_prior": result.prior_costs is not None,
-            "scores": "top-1 in percent on held-out training images, batch norm recalibrated: "
-            "for ranking, an estimate of the trained network's",
-            "images": evaluator.val_count,
-        }
-    }  # fmt: skip
-    explained = explain(
-        result, model=config.model.to_dict(), scores=scores, provenance=supernet, tables=inputs.told
-    )
-    files.write_json(run.search / "search.json", {**result.to_dict(), "scores": scores})
-    files.write_yaml(run.widths, explained)
-    return explained, result
+    table = Table(title="budgets: all can be met")
+    for header in ("cost", *columns):
+        table.add_column(header, justify="left" if header == "cost" else "right")
+    for row in data["budgets"]:
+        plain = row["confidence"] is None
+        values = (
+            "" if plain and key.endswith("_bound") else format_cost(row["cost"], row[key])
+            for key in columns.values()
+        )
+        table.add_row(row["cost"] + (", estimate" if row["estimated"] else ""), *values)
+    out.print(table)
+    if any(row["estimated"] and row["confidence"] is None for row in data["budgets"]):
+        out.print(
+            "A share of the full network on an estimated table is held by the prediction, without a margin."
+        )
+    if confidences:
+        out.print(
+            "Held against a budget is the bound, by the table's uncertainty; where none is shown, the cost."
+        )
 
 
-def share_note(share: float | None) -> str:
-    """For the progress line; nothing where a generation proposed nothing."""
-    return "" if share is None else f", {share:.0%} of proposals within the budgets before repair"
+def show_result(run: RunDir, result: SearchStepResult) -> None:
+    """The networks compared, the front and the widths."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out, explained = console(), result.explained
+    compared = explained["compared_with"]
+    again = "" if result.ran else " (done already; --fresh searches anew)"
+    table = Table(title=f"{result.evaluations} networks evaluated; {result.stopped}{again}")
+    table.add_column("network")
+    for header in ("supernet accuracy", "left / right", "MACs", "parameters"):
+        table.add_column(header, justify="right")
+    for latency in explained["latency"]:
+        estimate = ", estimate" if latency["source"] == "estimated" else ""
+        limit = latency["budget_ms"]
+        budget = "no budget" if limit is None else f"budget {format_milliseconds(limit)}"
+        table.add_column(f"{latency['device']} latency ({budget}{estimate})", justify="right")
+    margins = {"expected": "uniform, by expectation", "exceeded": "uniform, over the budget"}
+    uniform = margins.get(compared["uniform"].get("budget", ""), "uniform")
+    networks = {"full": compared["full"], uniform: compared["uniform"], "found": explained}
+    for name, network in networks.items():
+        scores, costs = network["scores"], network["costs"]
+        sides = " / ".join(f"{scores[s]:.2f}" for s in ("left", "right") if s in scores)
+        table.add_row(
+            name, f"{scores['accuracy']:.2f}%", sides,
+            format_count(costs["macs"]), format_count(costs["params"]),
+            *(_interval(latency) for latency in network["latency"]),
+        )  # fmt: skip
+    out.print(table)
+    for budget in explained["budgets"]:
+        if budget["cost"].endswith("bytes"):
+            limit = f"{budget['cost']} <= {format_bytes(budget['limit'])}"
+            out.print(f"{limit}: found {format_bytes(result.costs[budget['cost']])}")
+    if len(result.front) > 1:
+        _show_front(result)
+    full = compared["full"]["widths"]
+    widths = Table(title="widths")
+    widths.add_column("variable", overflow="fold")
+    for header in ("found", "full", "share"):
+        widths.add_column(header, justify="right")
+    for name, width in result.widths.items():
+        widths.add_row(escape(name), str(width), str(full[name]), f"{width / full[name]:.0%}")
+    out.print(widths)
+    out.print(f"written: {escape(str(run.widths_file))}. Next: bcnet-deploy retrain", soft_wrap=True)
 
 
-def _identity(run: RunDir, val_images: int | None) -> str:
-    """Names the supernet and the images that accuracies come from."""
-    digest = hashlib.sha256(repr(val_images).encode())
-    for path in sorted(Path(run.train).glob("supernet.*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+def _interval(latency: dict[str, Any]) -> str:
+    text = format_milliseconds(latency["predicted_ms"])
+    if "interval_ms" in latency:
+        low, high = latency["interval_ms"]
+        text += f" ({format_milliseconds(low)} .. {format_milliseconds(high)})"
+    return text
+
+
+def _show_front(result: SearchStepResult, rows: int = 12) -> None:
+    """The front, thinned to a few rows."""
+    import numpy as np
+    from rich.table import Table
+
+    from bcnet_deploy.search.constraints import format_cost
+
+    front = result.front
+    keys = list(front[0]["costs"])
+    table = Table(title=f"front: {len(front)} networks that no other evaluated one beats")
+    for header in ("supernet accuracy", *keys):
+        table.add_column(header, justify="right")
+    for row in np.unique(np.linspace(0, len(front) - 1, min(rows, len(front))).round().astype(int)):
+        record = front[row]
+        table.add_row(f"{record['accuracy']:.2f}%", *(format_cost(key, record["costs"][key]) for key in keys))
+    console().print(table)

@@ -43,8 +43,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
     Args:
         images: in order; all of them unless ``limit``.
         splits: whose mean and deviation to use.
-        batch_size: images a batch; the last batch may be smaller. A last batch of one image joins the one
-            before: batch norm in training mode takes no single images.
+        batch_size: images a batch; the last batch may be smaller.
         device: where the batches end up.
         limit: take this many images, drawn once over the whole set (which may be sorted by class).
         channels_last: memory order of the images.
@@ -72,8 +71,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self._chosen), self._batch_size)
-        return full + (rest > 1 or (rest == 1 and full == 0))
+        return -(-len(self._chosen) // self._batch_size)
 
     @overload
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -98,8 +96,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         return len(self._chosen)
 
     def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        end = (index + 1) * self._batch_size if index + 1 < len(self) else None
-        part = torch.from_numpy(self._chosen[index * self._batch_size : end])
+        part = torch.from_numpy(self._chosen[index * self._batch_size : (index + 1) * self._batch_size])
         memory = self._images.memory
         if memory is not None:
             raw = memory[part]
@@ -107,5 +104,6 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
             with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
                 raw = torch.stack(list(pool.map(lambda i: self._images.read(int(i), None), part)))
         batch = self._normalise(raw.to(self._device))
-        labels = self._images.labels[part].to(self._device)
-        return in_memory_order(batch, channels_last=self._channels_last), labels
+        return in_memory_order(batch, channels_last=self._channels_last), self._images.labels[part].to(
+            self._device
+        )

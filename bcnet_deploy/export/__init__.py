@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bcnet_deploy.export.engine import EngineResult as EngineResult
     from bcnet_deploy.export.engine import build_engine as build_engine
-    from bcnet_deploy.export.job import ExportJob as ExportJob
-    from bcnet_deploy.export.job import JobResult as JobResult
-    from bcnet_deploy.export.job import run_export as run_export
     from bcnet_deploy.export.metadata import ModelMetadata as ModelMetadata
     from bcnet_deploy.export.onnx import ExportResult as ExportResult
     from bcnet_deploy.export.onnx import export_onnx as export_onnx
@@ -24,14 +21,11 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "EngineResult": "engine",
-    "ExportJob": "job",
     "ExportResult": "onnx",
-    "JobResult": "job",
     "ModelMetadata": "metadata",
     "Parity": "parity",
     "build_engine": "engine",
     "export_onnx": "onnx",
-    "run_export": "job",
 }
 __all__ = list(_LAZY)
 

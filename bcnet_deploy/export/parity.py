@@ -74,6 +74,7 @@ class Parity:
             "minimum_top1": self.minimum_top1,
             "passed": self.passed,
             "runtime": self.runtime,
+            "summary": self.summary(),
         }
 
 

@@ -1,13 +1,32 @@
-"""Models by name: torchvision's classifiers, published width spaces, the demo's network, the user's own."""
+"""Models by name: torchvision's classifiers, published width spaces, the demo's network, the user's own.
 
-from bcnet_deploy.models.checkpoints import check_finite, load_weights
-from bcnet_deploy.models.registry import build_model, default_input_size, default_num_classes, model_names
+Names are loaded when first used, so that a model can be named without PyTorch.
+"""
 
-__all__ = [
-    "build_model",
-    "check_finite",
-    "default_input_size",
-    "default_num_classes",
-    "load_weights",
-    "model_names",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bcnet_deploy.models.checkpoints import check_finite as check_finite
+    from bcnet_deploy.models.checkpoints import load_weights as load_weights
+    from bcnet_deploy.models.ref import ModelRef as ModelRef
+    from bcnet_deploy.models.ref import build as build
+    from bcnet_deploy.models.registry import build_model as build_model
+    from bcnet_deploy.models.registry import default_input_size as default_input_size
+    from bcnet_deploy.models.registry import default_num_classes as default_num_classes
+    from bcnet_deploy.models.registry import model_names as model_names
+
+_PLACES = {
+    "ModelRef": "ref", "build": "ref", "build_model": "registry", "check_finite": "checkpoints",
+    "default_input_size": "registry", "default_num_classes": "registry", "load_weights": "checkpoints",
+    "model_names": "registry",
+}  # fmt: skip
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"bcnet_deploy.models.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'bcnet_deploy.models' has no attribute {name!r}")

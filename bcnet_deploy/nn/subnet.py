@@ -11,7 +11,7 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
-from bcnet_deploy.rundir import ModelRef
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.patching import tensor_places
 

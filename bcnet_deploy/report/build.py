@@ -9,7 +9,7 @@ from bcnet_deploy.errors import ExportError
 from bcnet_deploy.report.content import Content
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.report.page import render
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 
 _MARK = b"<title>bcnet-deploy: "
 

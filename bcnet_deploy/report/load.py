@@ -28,7 +28,7 @@ from bcnet_deploy.report.content import (
     SummaryRow,
 )
 from bcnet_deploy.report.measured import drop_former, measured_latency, measured_on
-from bcnet_deploy.rundir import NETWORKS, RunConfig, RunDir
+from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
 _REACH = NormalDist().inv_cdf(0.975)
@@ -45,11 +45,12 @@ def gather(run: RunDir) -> Content:
     size = "×".join(map(str, config.model.input_size))
     table = _table(run, config)
     content = Content(
-        title=f"bcnet-deploy: {config.model.name}", model=f"{config.model.name} ({size})", data=config.data,
+        title=f"bcnet-deploy: {config.model.name}", model=f"{config.model.name} ({size})",
+        data=config.data or '–',
         device=config.device, estimated=table is not None and table.estimated,
     )  # fmt: skip
     try:
-        explained = _yaml(run.widths)
+        explained = _yaml(run.widths_file)
         bench = _json(run.bench, "benchmark")
         results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
         widths = _widths(explained)
@@ -277,7 +278,7 @@ def _provenance(
     size = "×".join(map(str, model.input_size))
     lines = [
         ("model", f"{model.name}, {size}, {model.num_classes} classes, {model.levels} widths a variable"),
-        ("data", config.data),
+        ("data", config.data or "–"),
         ("seed", str(config.seed)),
         ("report made with", f"bcnet-deploy {__version__}, PyTorch {_version('torch')}, here"),
     ]

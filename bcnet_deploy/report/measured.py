@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bcnet_deploy.rundir import NETWORKS, RunDir
-from bcnet_deploy.stale import difference, given_widths, trained_widths
+from bcnet_deploy.run.directory import NETWORKS, RunDir, difference
 
 
 def drop_former(
@@ -26,7 +25,7 @@ def drop_former(
     """
     notes = []
     for name in NETWORKS:
-        if (given := given_widths(run, name)) is not None:
+        if (given := run.given_widths(name)) is not None:
             widths[name] = given
             notes.append(f"{name}: widths given to 'retrain --widths', not the search's")
         wanted = widths.get(name)
@@ -34,7 +33,7 @@ def drop_former(
             continue
         result = results[name]
         if result is not None:
-            trained = trained_widths(run, name) or dict(zip(wanted, result["widths"], strict=False))
+            trained = run.trained(name) or dict(zip(wanted, result["widths"], strict=False))
             if other := difference(trained, wanted):
                 results[name] = None
                 notes.append(

@@ -196,7 +196,7 @@ class WidthSpace:
         """Number of width vectors over the choices."""
         return math.prod(len(variable.choices) for variable in self.variables)
 
-    def with_choices(self, choices: Mapping[str | int, Sequence[int]]) -> WidthSpace:
+    def with_choices(self, choices: Mapping[str, Sequence[int]] | Mapping[int, Sequence[int]]) -> WidthSpace:
         """The same space in which a search takes other widths.
 
         Args:

@@ -6,7 +6,7 @@ from bcnet_deploy.train.evaluate import SupernetEvaluator, evaluate_network
 from bcnet_deploy.train.pruned import open_pruned_evaluator
 from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
 from bcnet_deploy.train.samplers import SAMPLERS, Slice, WidthGrid, WidthSampler, make_sampler
-from bcnet_deploy.train.supernet import SupernetResult, load_supernet, open_evaluator, train_supernet
+from bcnet_deploy.train.supernet import SupernetResult, train_supernet
 from bcnet_deploy.train.trainer import Trainer
 
 __all__ = [
@@ -21,9 +21,7 @@ __all__ = [
     "WidthSampler",
     "evaluate_network",
     "load_result",
-    "load_supernet",
     "make_sampler",
-    "open_evaluator",
     "open_pruned_evaluator",
     "recipe_names",
     "retrain",

@@ -16,8 +16,8 @@ from torch import nn
 from bcnet_deploy import files
 from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import CheckpointError, WidthError
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, recalibrate, save_subnet
-from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import extract, stored_units
 from bcnet_deploy.tasks import Task, load_task
@@ -91,6 +91,7 @@ def retrain(
     device: torch.device | None = None,
     fresh: bool = False,
     progress: OnProgress | None = None,
+    widths_from: str | None = None,
 ) -> RetrainResult:
     """Train the network of ``widths``, or go on with it, and take its final accuracy.
 
@@ -109,6 +110,7 @@ def retrain(
         device: default: the GPU where there is one.
         fresh: start anew even where there is a checkpoint or result.
         progress: told the share done and a note.
+        widths_from: where widths of the user's own come from; noted in ``subnet.yaml``.
 
     Raises:
         WidthError: the widths are not in the space, or ``initial`` is narrower than they are.
@@ -173,6 +175,7 @@ def retrain(
                     "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
                     "data": splits.name, "task": task.name, "metric_name": task.metric_name,
                     f"test_{task.key}": result.test_metric, f"val_{task.key}": val_metric, "seed": seed,
+                    **({"widths_from": widths_from} if widths_from else {}),
                 }  # fmt: skip
                 clean = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                 save_subnet(folder, clean, row, space, model_ref, extra)
@@ -207,31 +210,24 @@ def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
 
     Convolutions: normal with variance 2 / fan-out (He et al., 2015); linear layers: uniform within
     1 / sqrt(fan-in); norms: 1 and 0, statistics reset. Parameters of other modules are kept: they are
-    slices of the full model's initial ones. So is whatever training does not change: parameters without
-    gradient, and buffers (a fixed filter may be either), frozen norms with their statistics.
+    slices of the full model's initial ones.
     """
     with torch.no_grad():
         for module in network.modules():
-            trained = {name for name, p in module.named_parameters(recurse=False) if p.requires_grad}
             if isinstance(module, nn.modules.conv._ConvNd):
                 weight = module.weight
                 # Per group, outputs each input feeds, times the kernel's positions.
                 fan_out = weight.shape[0] // module.groups * math.prod(weight.shape[2:])
-                if "weight" in trained:
-                    weight.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+                weight.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
             elif isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
-                if "weight" in trained:
-                    module.weight.uniform_(-bound, bound, generator=generator)
+                module.weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
             elif isinstance(module, nn.modules.batchnorm._NormBase):
-                if "weight" in trained:
-                    module.weight.fill_(1)
-                if trained or module.weight is None:
-                    module.reset_running_stats()
-            else:
-                continue
-            if "bias" in trained and module.bias is not None:
-                module.bias.zero_()
+                module.reset_parameters()
 
 
 def load_result(folder: Path) -> RetrainResult:

@@ -15,9 +15,8 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
-from bcnet_deploy.errors import CheckpointError, DataError
+from bcnet_deploy.errors import DataError
 from bcnet_deploy.nn import Supernet
-from bcnet_deploy.rundir import SUPERNET, SUPERNET_FORMAT, RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.config import TrainConfig
@@ -28,6 +27,9 @@ from bcnet_deploy.train.trainer import OnProgress, Trainer
 from bcnet_deploy.train.trial import try_step
 
 WEIGHTS = "supernet.safetensors"
+DESCRIPTION = "supernet.json"
+"""Written last, so that it is there only when training has finished."""
+FORMAT = 1
 RECALIBRATION_BATCHES = 20
 CURVE_IMAGES = 2000
 """Held-out images of the accuracies that are taken during training."""
@@ -65,6 +67,15 @@ class SupernetResult:
         """JSON-able; the metric also under ``val_top1`` where it is that."""
         named = {"val_top1": self.val_metric} if self.metric_name == "top-1" else {}
         return {**asdict(self), **named}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SupernetResult:
+        """What :meth:`to_dict` gave, also of a version that knew top-1 alone."""
+        values = {"val_metric": data.get("val_top1"), **data}
+        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        return cls(
+            **{**known, "sides": tuple(known.get("sides", SIDES)), "notes": tuple(known.get("notes", ()))}
+        )
 
 
 def train_supernet(
@@ -123,7 +134,7 @@ def train_supernet(
         )  # fmt: skip
         if fresh and ranks.first:
             # After a kill the former weights must not be taken for the new ones.
-            (folder / SUPERNET).unlink(missing_ok=True)
+            (folder / DESCRIPTION).unlink(missing_ok=True)
         outcome = trainer.run()
         with trainer.averaged():
             if not held_out.metric:
@@ -226,62 +237,6 @@ def make_evaluator(
     )  # fmt: skip
 
 
-def load_supernet(run_dir: RunDir | str | Path, supernet: Supernet | None = None) -> Supernet:
-    """The trained supernet of a run directory, on the CPU.
-
-    Args:
-        run_dir: after ``bcnet-deploy train``.
-        supernet: to load into; built from the run's model reference by default.
-
-    Raises:
-        MissingStepError: nothing was trained here, or training has not finished.
-        CheckpointError: the weights are damaged or of another space.
-    """
-    run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    run.supernet()  # before a model is built
-    if supernet is None:
-        from bcnet_deploy.models import build_model
-
-        ref = run.load().model
-        model = build_model(ref.name, num_classes=ref.num_classes)
-        supernet = Supernet(model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level))
-    run.require_supernet_of(supernet.space)
-    tensors, _ = files.read_tensors(run.train / WEIGHTS, CheckpointError, "supernet")
-    try:
-        supernet.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot load {run.train / WEIGHTS}: {reason}; train again") from error
-    return supernet
-
-
-def open_evaluator(
-    run_dir: RunDir | str | Path,
-    *,
-    device: torch.device | None = None,
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> SupernetEvaluator:
-    """The evaluator of a run directory's trained supernet, on the run's data: what a search needs.
-
-    Raises:
-        MissingStepError, CheckpointError, DataError: see :func:`load_supernet` and
-            :func:`bcnet_deploy.data.load_data`; the supernet was trained with other levels than the run's.
-    """
-    from bcnet_deploy.data import load_data
-
-    run = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
-    info = run.supernet()
-    run.require_levels(run.load().model)
-    device = device or pick_device()
-    supernet = load_supernet(run).to(device)
-    splits = load_data(run.load().data, supernet.space.input_size)
-    config = TrainConfig.from_dict(info["config"])
-    return make_evaluator(
-        supernet, splits, config, device=device, sides=info.get("sides"), limit=limit, progress=progress
-    )
-
-
 def _save(
     supernet: Supernet,
     splits: DataSplits,
@@ -293,11 +248,11 @@ def _save(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
     files.write_tensors(folder / WEIGHTS, tensors)
     description = {
-        "format": SUPERNET_FORMAT, "space": supernet.space.fingerprint,
+        "format": FORMAT, "space": supernet.space.fingerprint,
         "model": supernet.space.model_name, "input_size": list(supernet.space.input_size),
         "levels": supernet.space.levels,
         "min_level": supernet.space.min_level, "data": splits.name, "mean": list(splits.mean),
         "std": list(splits.std), "seed": seed, "config": config.to_dict(), "sides": list(result.sides),
         "result": result.to_dict(),
     }  # fmt: skip
-    files.write_json(folder / SUPERNET, description)
+    files.write_json(folder / DESCRIPTION, description)

@@ -143,7 +143,7 @@ def test_the_command_measures_against_the_runs_table(tmp_path: Path) -> None:
     result = runner.invoke(cli, ["bench", "--run-dir", str(run.path), *options, "--json"])
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
-    assert data == json.loads(run.bench.read_text())
+    assert data.pop("ran") is True and data == json.loads(run.bench.read_text())
     assert set(data["networks"]) == {"full", "uniform", "found"}
     from bcnet_deploy.lut import LatencyTable
 
@@ -166,20 +166,20 @@ def test_the_command_measures_against_the_runs_table(tmp_path: Path) -> None:
     [
         (["--batches", "1,x"], "cannot read batch sizes '1,x'"),
         (["--rounds", "0"], "rounds is 0"),
-        (["--threads", "0"], "0 threads"),
+        (["--threads", "0"], "threads is 0; allowed: from 1 up"),
         (["--device", "t5"], "did you mean 't4'"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     run = searched(tmp_path)
     result = CliRunner().invoke(cli, ["bench", "--run-dir", str(run.path), *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if "--batches" in arguments else 1)
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_a_run_without_networks_names_the_steps(tmp_path: Path) -> None:
-    from bcnet_deploy.rundir import RunConfig, RunDir
+    from bcnet_deploy.run.directory import RunConfig, RunDir
     from tests.export.test_job import REF
 
     run = RunDir(tmp_path)
@@ -198,7 +198,7 @@ def test_a_gpu_that_is_not_here_is_said(folder: Path) -> None:
 
 
 def test_the_file_of_the_devices_precision_is_measured(tmp_path: Path) -> None:
-    from bcnet_deploy.bench.runs import _exported
+    from bcnet_deploy.run.bench import _exported
 
     run = searched(tmp_path)
     device = load_device("t4")  # FP16
@@ -233,16 +233,16 @@ def test_what_departs_from_the_tables_conditions_is_not_compared(tmp_path: Path)
 
 def test_an_export_of_a_former_search_is_not_measured(tmp_path: Path) -> None:
     from bcnet_deploy import files
-    from bcnet_deploy.bench.runs import _exported
     from bcnet_deploy.errors import RunDirError
+    from bcnet_deploy.run.bench import _exported
 
     run = searched(tmp_path)
     assert CliRunner().invoke(cli, ["export", "--run-dir", str(run.path), "-q"]).exit_code == 0
     notes: list[str] = []
     assert _exported(run, "found", load_device("cpu"), notes) == run.export / "found.onnx" and not notes
-    data = files.read_yaml(run.widths, RunDirError, "widths")
+    data = files.read_yaml(run.widths_file, RunDirError, "widths")
     data["widths"]["stem.0"] += 1
-    files.write_yaml(run.widths, data)
+    files.write_yaml(run.widths_file, data)
     assert _exported(run, "found", load_device("cpu"), notes) is None
     assert "found.onnx" in notes[0] and "stem.0" in notes[0] and "export --force" in notes[0]
 

@@ -1,4 +1,4 @@
-"""profile, devices, table and suggest-steps as a user calls them."""
+"""profile, devices and table as a user calls them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def test_another_model_wants_another_run(estimated: Path) -> None:
         "profile", "--device", "t4", "--estimate", "--model", "mobilenet_v2", "--run-dir", estimated
     )
     assert result.exit_code == 1
-    assert "is a run with name 'demo', not 'mobilenet_v2'; use another --run-dir" in result.output
+    assert "holds a run of model 'demo', not 'mobilenet_v2'" in result.output
+    assert "another --run-dir" in result.output
 
 
 def test_zero_threads_in_a_profile_of_ones_own(tmp_path: Path) -> None:
@@ -208,27 +209,6 @@ def test_merge(measured: Path, estimated: Path, tmp_path: Path) -> None:
     result = call("table", "merge", path, estimated / "latency" / "t4.json", "--out", tmp_path / "no.json")
     assert result.exit_code == 1
     assert "different device" in result.output
-
-
-# -- suggest-steps --------------------------------------------------------------------------------
-
-
-def test_suggest_steps(estimated: Path, tmp_path: Path) -> None:
-    result = call("suggest-steps", "--run-dir", estimated, "--json", "--out", tmp_path / "steps.yaml")
-    assert result.exit_code == 0, result.output
-    data = json.loads(result.output)
-    assert data["source"] == "estimated"
-    written = yaml.safe_load((tmp_path / "steps.yaml").read_text())
-    assert written["source"] == "estimated"
-    assert written["widths"] == {item["name"]: item["widths"] for item in data["variables"]}
-    assert "(estimated)" in call("suggest-steps", "--run-dir", estimated).output
-
-
-def test_suggest_steps_needs_a_table(estimated: Path, tmp_path: Path) -> None:
-    result = call("suggest-steps", "--run-dir", estimated, "--device", "l4")
-    assert result.exit_code == 1
-    assert "bcnet-deploy profile --device l4" in result.output
-    assert call("suggest-steps", "--run-dir", tmp_path / "none").exit_code == 1
 
 
 def test_more_threads_than_cores_is_a_warning(

@@ -20,13 +20,13 @@ from click.testing import CliRunner, Result
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.data import load_data
 from bcnet_deploy.devices import load_device
-from bcnet_deploy.flow.run_space import cached_space, keep_space
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.models import build_model
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
-from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import SupernetEvaluator, SupernetResult, TrainConfig
 from bcnet_deploy.train.supernet import _save
@@ -81,8 +81,8 @@ def measured(table: LatencyTable, error: float) -> LatencyTable:
 def trained(tmp_path_factory: pytest.TempPathFactory, space: WidthSpace) -> Path:
     """A run as ``train`` and ``profile`` leave it, with a table of cpu with an error of 10%."""
     place = RunDir(tmp_path_factory.mktemp("cli") / "run")
-    place.save(RunConfig(REF, device="cpu"))
-    keep_space(place, REF, space)
+    place.save(RunConfig(REF, device="cpu", data="digits"))
+    place.keep_space(space)
     supernet = Supernet(build_model("demo", num_classes=10), space, generator=torch.Generator())
     splits = load_data("digits", REF.input_size, num_classes=10)
     config = TrainConfig(batch_size=8, augment="none")
@@ -117,7 +117,7 @@ def no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr("bcnet_deploy.models.build_model", build)
+    monkeypatch.setattr("bcnet_deploy.models.registry.build_model", build)
 
 
 def every_network(space: WidthSpace) -> np.ndarray:
@@ -131,15 +131,19 @@ def every_network(space: WidthSpace) -> np.ndarray:
     "arguments",
     [
         [],
-        ["--macs", "0.5x", "--strategy", "nsga3"],
         ["--macs", "0.5x", "--on-error", "ignore"],
         ["--macs", "0.5x", "--val-images", "0"],
         ["--macs", "0.5x", "--val-images", "-1", "--dry-run"],
-        ["--macs", "0.5x", "--strategy", "nsga3", "--dry-run"],
     ],
 )
 def test_wrong_usage_exits_with_2(trained: Path, arguments: list[str]) -> None:
     refused(call("search", "--run-dir", str(trained), *arguments), "Usage", code=2)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_unknown_strategy_is_wrong_usage(trained: Path, more: list[str]) -> None:
+    result = search(trained, "--macs", "0.5x", "--strategy", "nsga3", *more)
+    refused(result, "unknown strategy 'nsga3'", "did you mean 'nsga2'", "exhaustive", code=2)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_wrong_usage_exits_with_2(trained: Path, arguments: list[str]) -> None:
         (["--macs", "0.5x", "--macs", "0.3x"], ["--macs", "'0.5x' and '0.3x'", "give one"]),
         (["--params", "1M", "--params", "2M"], ["--params", "'1M' and '2M'"]),
         (["--peak-memory", "1MB", "--peak-memory", "2MB"], ["--peak-memory", "'1MB' and '2MB'"]),
-        (["--weights", "1MB", "--weights", "2MB"], ["--weights", "'1MB' and '2MB'"]),
+        (["--weight-size", "1MB", "--weight-size", "2MB"], ["--weight-size", "'1MB' and '2MB'"]),
         (["--latency", "5ms", "--latency", "cpu=3ms"], ["'cpu'", "5ms", "3ms"]),
         (["--macs", "0.5x", "--confidence", "95"], ["95", "0.95"]),
         (["--latency", "l4=5ms"], ["no latency table of device 'l4'", "tables of cpu, t4", "--device l4"]),
@@ -180,7 +184,7 @@ def test_a_kept_space_refuses_in_a_moment(trained: Path, space: WidthSpace, no_t
     assert least <= parse_count(nearest[0].split("; ")[0]).value <= 1.001 * least
 
 
-def test_without_a_kept_space_the_tables_refuse_latencies(run: Path, no_trace: None) -> None:
+def test_without_a_kept_space_the_model_is_traced_for_refusals(run: Path) -> None:
     (run / "search" / "space.json").unlink()
     refused(search(run, "--latency", "1us", "--latency", "t4=2us"), "on cpu", "on t4", "(proven)")
 
@@ -198,7 +202,7 @@ def test_the_tables_levels_are_not_taken_for_the_runs(run: Path, space: WidthSpa
 
 
 def test_a_nearest_budget_is_met_when_given_back(trained: Path) -> None:
-    for option in ("--macs", "--params", "--weights", "--peak-memory"):
+    for option in ("--macs", "--params", "--weight-size", "--peak-memory"):
         error = search(trained, option, "1").output
         nearest = error.split("Nearest feasible budget: ")[1].split(". Raise")[0]
         again = search(trained, option, nearest, "--dry-run", "--json")
@@ -208,10 +212,11 @@ def test_a_nearest_budget_is_met_when_given_back(trained: Path) -> None:
 def test_an_exhaustive_search_of_a_large_space_is_refused_at_once(run: Path, no_trace: None) -> None:
     place = RunDir(run)
     ref = replace(REF, levels=16)
-    place.save(RunConfig(ref, device="cpu"))
+    place.save(RunConfig(ref, device="cpu", data="digits"))
     data = json.loads((run / "search" / "space.json").read_text())
-    data["space"]["levels"] = 16
-    keep_space(place, ref, WidthSpace.from_dict(data["space"]))
+    kept = WidthSpace.from_dict(data["space"])
+    many = {variable.name: range(1, variable.channels + 1) for variable in kept.variables}
+    place.keep_space(kept.with_choices(many))
     result = search(run, "--macs", "0.5x", "--strategy", "exhaustive", "--dry-run")
     refused(result, "at most 131,072", "nsga2")
     assert "allow" not in result.output, "more evaluations do not help"
@@ -279,12 +284,12 @@ def test_an_unusable_table_of_a_device_without_a_budget_stops_nothing(run: Path)
 
 def test_a_supernet_of_other_levels_is_refused_with_both_values(run: Path, no_trace: None) -> None:
     place = RunDir(run)
-    place.save(RunConfig(replace(REF, levels=4), device="cpu"))
+    place.save(RunConfig(replace(REF, levels=4), device="cpu", data="digits"))
     refused(search(run, "--macs", "0.5x"), "levels 2", "levels 4", "train --fresh", "'levels: 2'")
-    place.save(RunConfig(replace(REF, min_level=1), device="cpu"))
+    place.save(RunConfig(replace(REF, min_level=1), device="cpu", data="digits"))
     refused(search(run, "--macs", "0.5x"), "min_level 0", "min_level 1", "train --fresh")
-    place.save(RunConfig(REF, device="cpu"))
-    assert cached_space(place, REF) is not None
+    place.save(RunConfig(REF, device="cpu", data="digits"))
+    assert place.kept_space() is not None
 
 
 def test_a_supernet_of_another_model_is_refused_by_name(run: Path, space: WidthSpace) -> None:
@@ -401,7 +406,7 @@ def test_a_failing_evaluation_names_its_type_and_the_option_and_resumes(
     resumed = json.loads(search(run, *arguments).stdout)
     resumed_asked = len(asked) - 6
     undisturbed = json.loads(search(run, *arguments, "--fresh").stdout)
-    assert resumed == undisturbed
+    assert {**resumed, "ran": True} == undisturbed
     assert resumed_asked == undisturbed["search"]["evaluations"] - 5
     asked.clear()
     skipped = json.loads(search(run, *arguments, "--fresh", "--on-error", "skip").stdout)

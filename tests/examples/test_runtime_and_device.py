@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from bcnet_deploy.bench import BenchSettings, bench
-from bcnet_deploy.devices import device_of_run, keep_device, load_device
+from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import DeviceError
 from bcnet_deploy.export import build_engine, export_onnx
 from bcnet_deploy.profiler.profiling import profile
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 from tests.export.nets import pictures, small
 from tests.lut.fakes import TinyNet, tiny_space
 
@@ -58,8 +58,8 @@ def test_a_runtime_from_outside_exports_and_benches(tmp_path: Path) -> None:
 
 def test_the_run_keeps_the_profile_with_its_runtime(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    keep_device(run, load_device(NUMPY))
-    assert device_of_run(run, "numpy-cpu").run_by().name == "numpy"
+    run.keep_device(load_device(NUMPY))
+    assert run.device("numpy-cpu").run_by().name == "numpy"
 
 
 def test_a_measured_device_needs_no_data_sheet(tmp_path: Path) -> None:

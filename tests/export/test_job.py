@@ -15,9 +15,11 @@ from click.testing import CliRunner, Result
 from bcnet_deploy import files
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.export import metadata as meta
-from bcnet_deploy.export.source import build, load_source
+from bcnet_deploy.models.ref import ModelRef, build
 from bcnet_deploy.nn import save_subnet
-from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
+from bcnet_deploy.run.export import engines
+from bcnet_deploy.run.subnets import subnet_of
 
 REF = ModelRef("demo", num_classes=10, input_size=(1, 8, 8), levels=4)
 needs_rtx = pytest.mark.skipif(
@@ -26,20 +28,20 @@ needs_rtx = pytest.mark.skipif(
 
 
 def searched(path: Path) -> RunDir:
-    """A run directory after a search, with nothing trained."""
+    """A run directory on the digits after a search, with nothing trained."""
     run = RunDir(path)
-    run.save(RunConfig(REF, device="cpu-1thread"))
+    run.save(RunConfig(REF, device="cpu-1thread", data="digits"))
     _, space = build(REF)
     widths = space.random(1, np.random.default_rng(0))[0]
     named = {v.name: int(width) for v, width in zip(space.variables, widths, strict=True)}
     half = {v.name: int(width) for v, width in zip(space.variables, space.uniform(0.5), strict=True)}
-    files.write_yaml(run.widths, {"widths": named, "compared_with": {"uniform": {"widths": half}}})
+    files.write_yaml(run.widths_file, {"widths": named, "compared_with": {"uniform": {"widths": half}}})
     return run
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return searched(tmp_path_factory.mktemp("run"))
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return searched(tmp_path)
 
 
 def export(run: RunDir, *arguments: str) -> Result:
@@ -56,7 +58,7 @@ def test_found_widths_are_exported_and_said_to_be_untrained(run: RunDir) -> None
     assert parity["inputs"] > 100
     assert parity["max_relative_error"] <= 1e-4
     described = meta.read(onnx.load(run.export / "found.onnx"))
-    widths = files.read_yaml(run.widths, ValueError, "widths")["widths"]  # type: ignore[arg-type]
+    widths = files.read_yaml(run.widths_file, ValueError, "widths")["widths"]  # type: ignore[arg-type]
     assert described.widths == widths
     assert described.class_names == tuple("0123456789")
     assert described.preprocessing["channels"] == "grey"
@@ -69,13 +71,31 @@ def test_found_widths_are_exported_and_said_to_be_untrained(run: RunDir) -> None
 
 
 def test_an_existing_file_is_kept_unless_forced(run: RunDir) -> None:
-    export(run, "--force")
-    before = (run.export / "found.onnx").read_bytes()
+    run.export.mkdir()
+    path = run.export / "found.onnx"
+    path.write_bytes(b"of another program")
     result = export(run)
     assert result.exit_code == 1
     assert "exists already and is kept; give --force" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert (run.export / "found.onnx").read_bytes() == before
+    assert path.read_bytes() == b"of another program"
+    assert "wrote " in export(run, "--force").stdout
+    made = path.read_bytes()
+    refused = export(run, "--opset", "18")
+    assert refused.exit_code == 1 and "give --force" in refused.stderr and path.read_bytes() == made
+    assert "wrote " in export(run, "--opset", "18", "--force").stdout
+    assert onnx.load(path).opset_import[0].version == 18
+
+
+def test_the_same_export_again_is_done_already(run: RunDir) -> None:
+    assert json.loads(export(run, "--json").stdout)["ran"]
+    before = (run.export / "found.onnx").stat()
+    result = export(run)
+    assert result.exit_code == 0 and "there " in result.stdout and "wrote" not in result.stdout
+    after = (run.export / "found.onnx").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    (run.export / "found.onnx").unlink()
+    assert "wrote " in export(run).stdout
 
 
 def test_retrained_weights_win(tmp_path: Path) -> None:
@@ -87,7 +107,7 @@ def test_retrained_weights_win(tmp_path: Path) -> None:
         next(net.parameters()).fill_(0.5)
     extra = {"mean": [0.1], "std": [0.2], "classes": list("abcdefghij")}
     save_subnet(run.retrained("uniform"), net, widths, space, REF, extra)
-    source = load_source(run, "uniform")
+    source = subnet_of(run, "uniform")
     assert "retrained" in source.origin
     assert bool((next(source.module.parameters()) == 0.5).all())
     result = export(run, "--which", "uniform", "--json")
@@ -106,12 +126,12 @@ def test_what_was_trained_before_a_new_search_is_refused(tmp_path: Path) -> None
     before = sorted(path for path in tmp_path.rglob("*"))
     result = export(run, "--which", "uniform", "--force")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "other widths than the latest search" in result.stderr
+    assert "other widths than the search found" in result.stderr
     assert "bcnet-deploy retrain --network uniform" in result.stderr
     assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is written"
     # Widths that the user gave to the retraining are no leftover of a search.
-    named = {v.name: int(width) for v, width in zip(space.variables, widths, strict=True)}
-    files.write_yaml(run.retrained("uniform") / "given.yaml", {"widths": named})
+    own = {"widths_from": "own.yaml"}
+    save_subnet(run.retrained("uniform"), space.extract(model, widths), widths, space, REF, own)
     result = export(run, "--which", "uniform", "--json")
     assert result.exit_code == 0, result.output
     assert "of your own" in json.loads(result.stdout)["origin"]
@@ -121,17 +141,17 @@ def test_the_supernets_slice_is_taken_and_recalibrated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bcnet_deploy.nn import Supernet
-    from bcnet_deploy.train import supernet as trained
 
-    def load(run: RunDir, supernet: Supernet) -> Supernet:
+    def load(run: RunDir) -> Supernet:
+        supernet = Supernet(*run.build())
         with torch.no_grad():
             for parameter in supernet.parameters():
                 parameter.add_(torch.arange(len(parameter)).reshape(-1, *[1] * (parameter.dim() - 1)) * 0.01)
         return supernet
 
-    monkeypatch.setattr(trained, "load_supernet", load)
+    monkeypatch.setattr(RunDir, "supernet", load)
     run = searched(tmp_path)
-    source = load_source(run, "found")
+    source = subnet_of(run, "found")
     assert source.shared
     assert "not retrained" in source.origin
     result = export(run, "--json")
@@ -201,11 +221,9 @@ def test_wrong_usage_is_one_line_and_exits_with_2(run: RunDir, arguments: list[s
 
 def test_the_values_offered_are_those_the_export_takes() -> None:
     from bcnet_deploy.cli import choices
-    from bcnet_deploy.export.job import ENGINES
-    from bcnet_deploy.export.source import WHICH
-    from bcnet_deploy.runtime.precision import PRECISIONS
+    from bcnet_deploy.devices import PRECISIONS
 
-    assert choices.ENGINE.values == ENGINES and choices.NETWORK.values == WHICH
+    assert set(choices.ENGINE.values) <= set(engines()) and set(choices.NETWORK.values) == set(NETWORKS)
     assert set(choices.PRECISION.values) == set(PRECISIONS)
 
 
@@ -246,9 +264,9 @@ def test_missing_steps_name_their_command(tmp_path: Path) -> None:
 
 def test_widths_of_another_model_are_refused(tmp_path: Path) -> None:
     run = searched(tmp_path)
-    files.write_yaml(run.widths, {"widths": {"other": 3}})
+    files.write_yaml(run.widths_file, {"widths": {"other": 3}})
     assert "of another model" in export(run).stderr
-    files.write_yaml(run.widths, {"widths": {"stem.0": "many"}})
-    assert "run the search again" in export(run).stderr
-    files.write_yaml(run.widths, [1, 2])
-    assert "run the search again" in export(run).stderr
+    files.write_yaml(run.widths_file, {"widths": {"stem.0": "many"}})
+    assert "make it again with 'bcnet-deploy search --fresh'" in export(run).stderr
+    files.write_yaml(run.widths_file, [1, 2])
+    assert "make it again with 'bcnet-deploy search --fresh'" in export(run).stderr

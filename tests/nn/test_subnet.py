@@ -10,8 +10,8 @@ import torch
 import yaml
 
 import bcnet_deploy as bd
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import load_subnet, save_subnet
-from bcnet_deploy.rundir import ModelRef
 from tests.space import cases
 from tests.space.test_operators import SIZE, network
 

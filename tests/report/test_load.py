@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.report import gather
 from bcnet_deploy.resources import shipped
-from bcnet_deploy.rundir import ModelRef, RunConfig, RunDir
+from bcnet_deploy.run.directory import RunConfig, RunDir
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.space import WidthSpace
 
 MODEL = "tests.train.cli_model:net"
@@ -24,7 +24,7 @@ def call(*arguments: str) -> Result:
 
 def train(run: Path, *more: str) -> Result:
     shape = ["--model", MODEL, "--num-classes", "10", "--input-size", "1x8x8", "--levels", "4"]
-    return call("train", "--run-dir", str(run), *shape, *QUICK, *more)
+    return call("train", "--run-dir", str(run), "--data", "digits", *shape, *QUICK, *more)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
     assert [v.channels for v in kept.variables] == [8, 12], "the search refuses budgets by it"
     assert yaml.safe_load((trained / "run.yaml").read_text())["model"]["levels"] == 4
     again = call("train", "--run-dir", str(trained), *QUICK)
-    assert again.exit_code == 0 and "Trained 14 steps" in again.output
+    assert again.exit_code == 0 and "Done already (--fresh trains anew): 14 steps" in again.output
 
 
 def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
@@ -58,11 +58,17 @@ def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
     (trained / "search" / "widths.yaml").write_text(text)
     uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json")
     assert json.loads(uniform.stdout)["widths"] == [2, 3]
-    (trained / "search" / "widths.yaml").write_text("[4, 6]")
+    text = text.replace("'0': 2", "'0': 4")
+    (trained / "search" / "widths.yaml").write_text(text)
     other = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK)
     assert other.exit_code == 1 and "start anew with --fresh" in other.output
     uniform = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK, "--json", "--fresh")
+    assert json.loads(uniform.stdout)["widths"] == [4, 3]
     assert json.loads(uniform.stdout)["macs"] <= json.loads(found.stdout)["macs"]
+    (trained / "search" / "widths.yaml").write_text(yaml.safe_dump({"widths": {"0": 4, "3": 6}}))
+    absent = call("retrain", "--run-dir", str(trained), "--network", "uniform", *QUICK)
+    assert absent.exit_code == 1 and "names no uniform network" in absent.output
+    assert "'bcnet-deploy retrain --network uniform --widths FILE'" in absent.output
     assert (trained / "retrain" / "found" / "subnet.yaml").exists()
     full = call("retrain", "--run-dir", str(trained), "--network", "full", *QUICK)
     assert full.exit_code == 0 and "test top-1" in full.output
@@ -71,12 +77,12 @@ def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--levels", "7"], "levels 7 is given, but"),
-        (["--data", "digit"], "was trained on 'digits'; use another --run-dir"),
+        (["--levels", "7"], "holds a run of levels 4, not 7; leave it out"),
+        (["--data", "digit"], "holds a run of data 'digits', not 'digit'"),
         (["--set", "epochs"], "allowed: KEY=VALUE"),
         (["--set", "epoch=3"], "unknown key 'epoch'; did you mean 'epochs'"),
         (["--config", "nothing"], "no recipe 'nothing'"),
-        (["--compute", "cuda:77"], "usable CUDA GPU"),
+        (["--compute", "cuda:77", "--fresh"], "usable CUDA GPU"),
         (["--set", "learning_rate=0.5"], "was trained with other settings (learning_rate: 0.1 -> 0.5)"),
     ],
 )
@@ -84,6 +90,16 @@ def test_wrong_options_are_one_line(trained: Path, arguments: list[str], message
     result = call("train", "--run-dir", str(trained), *QUICK, *arguments)
     assert result.exit_code == 1 and message in result.output
     assert result.output.startswith("bcnet-deploy: error:") and len(result.output.strip().splitlines()) == 1
+
+
+def test_refused_settings_leave_the_run_as_it_was(trained: Path) -> None:
+    call("train", "--run-dir", str(trained), *QUICK)
+    kept = {path: path.read_bytes() for path in (trained / "run.yaml", trained / "steps" / "train.json")}
+    refused = call("train", "--run-dir", str(trained), *QUICK, "--set", "learning_rate=0.5")
+    assert refused.exit_code == 1 and "start anew with --fresh" in refused.output
+    assert {path: path.read_bytes() for path in kept} == kept
+    again = call("train", "--run-dir", str(trained), "--quiet", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["ran"] is False
 
 
 def test_widths_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -124,41 +140,47 @@ def test_profile_takes_the_functions_classes_and_train_refuses_other_data(tmp_pa
     made = call("profile", "--device", "cpu-1thread", "--estimate", *shape, *place)
     assert made.exit_code == 0 and "7 classes, as tests.train.cli_model:seven builds" in made.stderr
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["num_classes"] == 7
-    result = call("train", *place, *QUICK)
+    result = call("train", "--data", "digits", *place, *QUICK)
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert "digits has 10 classes" in result.output and "--num-classes 10" in result.output
 
 
 def test_training_begins_with_as_many_classes_as_the_data_has(tmp_path: Path) -> None:
     shape = ["--model", "tests.train.cli_model:seven", "--input-size", "1x8x8", "--levels", "4"]
-    result = call("train", "--run-dir", str(tmp_path), *shape, *QUICK)
+    result = call("train", "--run-dir", str(tmp_path), "--data", "digits", *shape, *QUICK)
     assert result.exit_code == 0, result.output
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"]["num_classes"] == 10
 
 
 def test_widths_of_ones_own_are_remembered_until_the_searchs_are_trained(tmp_path: Path) -> None:
-    from bcnet_deploy.stale import given_widths, other_widths
-
     run = RunDir(tmp_path / "run")
     assert train(run.path).exit_code == 0
     (tmp_path / "w.yaml").write_text("[4, 6]\n")
     run.search.mkdir(exist_ok=True)
-    run.widths.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 3}}))
+    run.widths_file.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 3}}))
     own = call("retrain", "--run-dir", str(run.path), "--widths", str(tmp_path / "w.yaml"), *QUICK)
     assert own.exit_code == 0, own.output
-    assert given_widths(run, "found") == {"0": 4, "3": 6} and other_widths(run, "found") == ""
+    assert run.given_widths("found") == {"0": 4, "3": 6} and run.outdated("found") == ""
+    # The same widths found later are the search's, and the user's own again where given as such.
+    found = yaml.safe_dump({"widths": {"0": 2, "3": 3}})
+    run.widths_file.write_text(yaml.safe_dump({"widths": {"0": 4, "3": 6}}))
+    assert call("retrain", "--run-dir", str(run.path), *QUICK).exit_code == 0
+    assert run.given_widths("found") is None
+    own = call("retrain", "--run-dir", str(run.path), "--widths", str(tmp_path / "w.yaml"), *QUICK)
+    assert own.exit_code == 0 and run.given_widths("found") == {"0": 4, "3": 6}
+    run.widths_file.write_text(found)
     refused = call("retrain", "--run-dir", str(run.path), *QUICK)
     assert refused.exit_code == 1 and "--fresh" in refused.output, "former weights are not lost in silence"
-    assert given_widths(run, "found") == {"0": 4, "3": 6}
+    assert run.given_widths("found") == {"0": 4, "3": 6}
     assert call("retrain", "--run-dir", str(run.path), *QUICK, "--fresh").exit_code == 0
-    assert given_widths(run, "found") is None and other_widths(run, "found") == ""
-    run.widths.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 6}}))
-    assert other_widths(run, "found") == "'3' 3 then, 6 now"
+    assert run.given_widths("found") is None and run.outdated("found") == ""
+    run.widths_file.write_text(yaml.safe_dump({"widths": {"0": 2, "3": 6}}))
+    assert run.outdated("found") == "'3' 3 then, 6 now"
 
 
 def test_a_wrong_option_does_not_stay_in_the_run(tmp_path: Path) -> None:
     wrong = ["--model", MODEL, "--num-classes", "4", "--input-size", "1x8x8", "--levels", "4"]
-    result = call("train", "--run-dir", str(tmp_path), *wrong, *QUICK)
+    result = call("train", "--run-dir", str(tmp_path), "--data", "digits", *wrong, *QUICK)
     assert result.exit_code == 1 and "build it with num_classes=10 (--num-classes 10)" in result.output
     assert not (tmp_path / "run.yaml").exists()
     assert train(tmp_path).exit_code == 0

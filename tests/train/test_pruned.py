@@ -12,8 +12,8 @@ from torch import nn
 from bcnet_deploy.data import PlainBatches
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError, WidthError
 from bcnet_deploy.importance import permute_by_importance
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, load_subnet, recalibrate
-from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Classification
 from bcnet_deploy.train import evaluate_network, open_pruned_evaluator, retrain, train_supernet

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from bcnet_deploy.data import DataSplits
 from bcnet_deploy.errors import BCNetError, ConfigError, DataError, TaskError, TrainingError
+from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
-from bcnet_deploy.rundir import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import load_task, make_task
 from bcnet_deploy.train import TrainConfig, Trainer, retrain, train_supernet

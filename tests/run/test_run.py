@@ -19,9 +19,9 @@ from click.testing import CliRunner
 
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.report.load import gather
-from bcnet_deploy.rundir import RunDir
+from bcnet_deploy.run.directory import RunDir
 from tests.export.test_job import needs_rtx
-from tests.flow.tinynet import MODEL
+from tests.run.tinynet import MODEL
 
 CONFIG = {
     "model": "tinynet:net", "num_classes": 10, "input_size": [1, 16, 16], "levels": 4, "data": "digits",
@@ -187,32 +187,28 @@ def test_another_budget_is_measured_anew_in_every_precision(place: Path, done: d
     assert again("--latency", "0.7x")[0] == "export-found"
 
 
-def test_an_engines_files_are_outputs_of_its_export_and_inputs_of_the_benchmark(tmp_path: Path) -> None:
-    from bcnet_deploy.devices import load_device
-    from bcnet_deploy.export.job import ExportJob, exported_files
+def test_an_engines_files_are_outputs_of_its_export(tmp_path: Path) -> None:
+    from bcnet_deploy.run.export import exported_files
+    from bcnet_deploy.run.settings import ExportSettings
 
-    job = ExportJob(which="found", engine="trt")
-    names = [path.name for path in exported_files(tmp_path, job, "fp16", load_device("t4"))]
-    assert names == ["found-t4-fp16.engine", "found-t4-fp16.engine.json", "found-t4-fp16.onnx"]
-    job = ExportJob(which="full", engine="ort", dynamic_batch=True)
-    names = [path.name for path in exported_files(tmp_path, job, "fp32", None)]
-    assert names == ["full-dynamic.ort", "full-dynamic.onnx"]
+    run = RunDir(tmp_path)
+    names = [
+        path.name
+        for path in exported_files(
+            run, ExportSettings(network="full", engine="ort", dynamic_batch=True, device="t4")
+        )
+    ]
+    assert names == ["full-dynamic.ort", "full-dynamic.ort.json", "full-dynamic.onnx"]
 
 
 @needs_rtx
-def test_a_deleted_engine_is_built_again_and_counts_for_the_benchmark(tmp_path: Path) -> None:
-    from bcnet_deploy.flow.config import FlowConfig
-    from bcnet_deploy.flow.steps import Steps
+def test_a_deleted_engine_is_built_again(tmp_path: Path) -> None:
+    from bcnet_deploy.run.export import exported_files
+    from bcnet_deploy.run.settings import ExportSettings
 
-    steps = Steps(RunDir(tmp_path), FlowConfig(device="t4", estimate=True, engine="trt"))
-    engine = tmp_path / "export" / "found-t4-fp16.engine"
-    assert {engine, Path(f"{engine}.json"), engine.with_suffix(".onnx")} == set(
-        steps.exporting("found").outputs
-    )
-    measured = {path.name for path in steps.measuring().inputs}
-    assert measured == {
-        "t4.json", "full-fp16.onnx", "uniform-fp16.onnx", "found-t4-fp16.onnx", "found-t4-fp16.engine",
-    }  # fmt: skip
+    settings = ExportSettings(engine="trt", device="t4")
+    names = [path.name for path in exported_files(RunDir(tmp_path), settings)]
+    assert names == ["found-t4-fp16.engine", "found-t4-fp16.engine.json", "found-t4-fp16.onnx"]
 
 
 def test_a_cpus_time_does_not_pass_for_a_gpus(place: Path, done: dict[str, Any]) -> None:
@@ -424,13 +420,13 @@ def test_an_image_folder_without_train_is_refused_at_once(tmp_path: Path) -> Non
 
 
 def test_the_number_of_classes_is_the_datas(tmp_path: Path) -> None:
-    from bcnet_deploy.flow.config import FlowConfig
-    from bcnet_deploy.flow.steps import model_reference
+    from bcnet_deploy.run.preflight import describe_run
 
     for name in ("ann", "bob", "cat"):
         (tmp_path / "train" / name).mkdir(parents=True)
-    assert model_reference(FlowConfig(model="mobilenet_v2", data=str(tmp_path))).num_classes == 3
-    assert model_reference(FlowConfig(model="mobilenet_v2", num_classes=7, data="digits")).num_classes == 7
+    run = RunDir(tmp_path / "run")
+    assert describe_run(run, model="mobilenet_v2", data=str(tmp_path)).model.num_classes == 3
+    assert describe_run(run, model="mobilenet_v2", num_classes=7, data="digits").model.num_classes == 7
 
 
 def test_an_infeasible_budget_is_refused_before_training(place: Path, tmp_path: Path) -> None:
@@ -442,62 +438,32 @@ def test_an_infeasible_budget_is_refused_before_training(place: Path, tmp_path: 
 
 def test_the_precision_of_an_engine_is_the_devices() -> None:
     from bcnet_deploy.devices import load_device
-    from bcnet_deploy.flow.checks import check_export
-    from bcnet_deploy.flow.config import FlowConfig
+    from bcnet_deploy.run.export import target_of
+    from bcnet_deploy.run.settings import ExportSettings
 
-    assert check_export(FlowConfig(engine="trt"), load_device("t4")) == "fp16"
-    assert check_export(FlowConfig(), load_device("t4")) == "fp32"
-    assert check_export(FlowConfig(precision="fp16"), load_device("cpu")) == "fp16"
+    assert target_of(ExportSettings(engine="trt"), load_device("t4")).precision == "fp16"
+    assert target_of(ExportSettings(), load_device("t4")).precision == "fp32"
+    assert target_of(ExportSettings(precision="fp16"), load_device("cpu")).precision == "fp16"
 
 
 def test_an_estimate_is_not_called_noisy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from bcnet_deploy.devices import load_device
-    from bcnet_deploy.flow.checks import check_budget
-    from bcnet_deploy.flow.config import FlowConfig
     from bcnet_deploy.lut.estimate import estimate_table
-    from bcnet_deploy.models import build_model
-    from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.models import ModelRef, build
+    from bcnet_deploy.run.directory import RunConfig
+    from bcnet_deploy.run.search import prepare
+    from bcnet_deploy.run.settings import SearchSettings
 
-    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 16)
+    run = RunDir(tmp_path)
+    ref = ModelRef("demo", num_classes=10, input_size=(1, 16, 16), levels=16)
+    run.save(RunConfig(ref, device="t4"))
+    _, space = build(ref)
     table = estimate_table(space, load_device("t4"))
-    table.save(tmp_path / "t4.json")
+    table.save(run.latency_table("t4"))
     full, narrowest = (float(table.predict(w)[0]) for w in (space.full, space.narrowest))
-    check_budget(space, tmp_path / "t4.json", FlowConfig(latency=f"{1.1 * narrowest / full:.4f}x"))
+    settings = SearchSettings(latency=f"{1.1 * narrowest / full:.4f}x")
+    prepare(run, settings, evaluating=False)
     assert not caplog.text, "shares of an estimate are held by its predictions: there is nothing to warn of"
-
-
-def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
-    from dataclasses import replace
-
-    from bcnet_deploy.devices import load_device
-    from bcnet_deploy.errors import InfeasibleError
-    from bcnet_deploy.flow.config import FlowConfig
-    from bcnet_deploy.flow.searching import attainable_confidence
-    from bcnet_deploy.lut.estimate import estimate_table
-    from bcnet_deploy.models import build_model
-    from bcnet_deploy.space import WidthSpace
-
-    space = WidthSpace.from_model(build_model("demo"), (1, 16, 16), 16)
-    estimate = estimate_table(space, load_device("t4"))
-    # As uncertain, but measured: the shares of an estimate are of its predictions anyway.
-    table = replace(estimate, source="measured")
-    full, narrowest = (float(table.predict(w)[0]) for w in (space.full, space.narrowest))
-    share = 1.1 * narrowest / full
-    # It is 50% uncertain: with that margin nothing fits a tenth above the narrowest network.
-    assert narrowest + 1.64 * float(table.uncertainty(space.narrowest)[0]) > share * full
-
-    def confidence(latency: str, asked: float = 0.95) -> float:
-        return attainable_confidence(space, table, FlowConfig(latency=latency, confidence=asked))
-
-    assert confidence(f"{share:.4f}x") == 0.5
-    assert confidence(f"{100 * share:.2f}%") == 0.5
-    assert confidence("1x", 0.5) == 0.5
-    for latency in (f"{0.5 * narrowest / full:.4f}x", f"{1.1 * narrowest:.6f}ms"):
-        with pytest.raises(InfeasibleError):
-            confidence(latency)
-    assert (
-        attainable_confidence(space, estimate, FlowConfig(latency=f"{share:.4f}x", confidence=0.95)) == 0.95
-    )
 
 
 @pytest.mark.parametrize(
@@ -511,12 +477,12 @@ def test_a_noisy_table_does_not_end_a_run_with_a_relative_budget() -> None:
 )
 def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, words: str) -> None:
     from bcnet_deploy.cli.run import verdict
-    from bcnet_deploy.flow.run import FlowResult
     from bcnet_deploy.report.content import Content, SummaryRow
+    from bcnet_deploy.run.pipeline import PipelineResult
 
     networks = [SummaryRow("uniform", uniform), SummaryRow("found", found)]
     content = Content("t", "demo", "digits", "cpu", networks=networks)
-    assert verdict(FlowResult(content, Path("r.html"), [], 1.0, None)).startswith(words)
+    assert verdict(PipelineResult(content, Path("r.html"), [], 1.0)).startswith(words)
 
 
 def test_a_configuration_whose_data_is_elsewhere_names_the_option(tmp_path: Path) -> None:

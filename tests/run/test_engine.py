@@ -7,62 +7,50 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from bcnet_deploy.errors import RunDirError
-from bcnet_deploy.flow.display import FlowDisplay
-from bcnet_deploy.flow.engine import Advance, Step, digest, run_steps
-
-
-class Silent:
-    """A display that remembers."""
-
-    def __init__(self) -> None:
-        self.skipped: list[str] = []
-        self.shares: list[float] = []
-
-    def begin(self, step: Step) -> None: ...
-
-    def advance(self, step: Step, done: float, note: str) -> None:
-        self.shares.append(done)
-
-    def end(self, step: Step, seconds: float, *, skipped: bool) -> None:
-        if skipped:
-            self.skipped.append(step.name)
+from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.run.display import StepsDisplay
+from bcnet_deploy.run.engine import Done, Progress, Step, carry_out, digest, only_writer
 
 
 class Chain:
     """Two steps, a -> b; each copies its input and its setting."""
 
     def __init__(self, folder: Path) -> None:
+        self.run = RunDir(folder)
         self.folder = folder
         self.calls: list[tuple[str, bool]] = []
+        self.shares: list[float] = []
         self.fail = ""
 
     def step(self, name: str, setting: str, source: Path | None) -> Step:
         target = self.folder / f"{name}.txt"
 
-        def run(fresh: bool, advance: Advance) -> None:
+        def work(fresh: bool, progress: Progress) -> None:
             self.calls.append((name, fresh))
-            advance(0.5, "half")
+            progress(0.5, "half")
             if self.fail == name:
                 raise KeyboardInterrupt
             target.write_text(setting + (source.read_text() if source else ""))
-            advance(7.0)
+            progress(7.0, "")
 
         return Step(
-            name, f"step {name}", 1.0, {"setting": setting}, [source] if source else [], [target], run
-        )
+            name=name, identity={"setting": setting}, inputs=[source] if source else [], outputs=[target],
+            work=work,
+        )  # fmt: skip
 
-    def go(self, a: str = "1", b: str = "2") -> tuple[list[str], Silent]:
-        display = Silent()
+    def go(self, a: str = "1", b: str = "2") -> list[str]:
         first = self.step("a", a, None)
-        ran = run_steps([first, self.step("b", b, first.outputs[0])], self.folder / "flow", display)
-        return ran, display
+        ran = []
+        for step in (first, self.step("b", b, first.outputs[0])):
+            done = carry_out(self.run, step, lambda share, note: self.shares.append(share), replace=True)
+            ran += [step.name] if done.ran else []
+        return ran
 
 
 @pytest.fixture
@@ -71,31 +59,30 @@ def chain(tmp_path: Path) -> Chain:
 
 
 def test_a_second_run_does_nothing(chain: Chain) -> None:
-    assert chain.go()[0] == ["a", "b"]
-    ran, display = chain.go()
-    assert ran == [] and display.skipped == ["a", "b"] and len(chain.calls) == 2
+    assert chain.go() == ["a", "b"]
+    assert chain.go() == [] and len(chain.calls) == 2
     assert (chain.folder / "b.txt").read_text() == "21"
 
 
 def test_only_what_depends_on_a_change_runs_again_and_afresh(chain: Chain) -> None:
     chain.go()
-    assert chain.go(b="3")[0] == ["b"]
+    assert chain.go(b="3") == ["b"]
     assert chain.calls[-1] == ("b", True)
-    assert chain.go(a="9", b="3")[0] == ["a", "b"]
+    assert chain.go(a="9", b="3") == ["a", "b"]
     assert (chain.folder / "b.txt").read_text() == "39"
 
 
 def test_a_changed_input_file_is_taken_and_its_readers_run_again(chain: Chain) -> None:
     chain.go()
     (chain.folder / "a.txt").write_text("by hand")
-    assert chain.go()[0] == ["b"]
+    assert chain.go() == ["b"]
     assert (chain.folder / "b.txt").read_text() == "2by hand"
 
 
 def test_a_missing_output_is_made_again(chain: Chain) -> None:
     chain.go()
     (chain.folder / "b.txt").unlink()
-    assert chain.go()[0] == ["b"]
+    assert chain.go() == ["b"]
 
 
 def test_an_interrupted_step_goes_on_instead_of_starting_afresh(chain: Chain) -> None:
@@ -103,7 +90,7 @@ def test_an_interrupted_step_goes_on_instead_of_starting_afresh(chain: Chain) ->
     with pytest.raises(KeyboardInterrupt):
         chain.go()
     chain.fail = ""
-    assert chain.go()[0] == ["b"]
+    assert chain.go() == ["b"]
     assert chain.calls == [("a", False), ("b", False), ("b", False)]
 
 
@@ -117,22 +104,59 @@ def test_settings_changed_while_interrupted_start_afresh(chain: Chain) -> None:
 
 
 def test_shares_are_held_between_none_and_all(chain: Chain) -> None:
-    assert chain.go()[1].shares == [0.5, 1.0, 0.5, 1.0]
+    chain.go()
+    assert chain.shares == [0.5, 1.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(("text", "word"), [("{", "not valid JSON"), ('{"format": 99}', "format 99")])
 def test_damaged_and_foreign_stamps_are_refused_by_name(chain: Chain, text: str, word: str) -> None:
     chain.go()
-    (chain.folder / "flow" / "a.json").write_text(text)
+    (chain.folder / "steps" / "a.json").write_text(text)
     with pytest.raises(RunDirError, match=word) as caught:
         chain.go()
     assert "a.json" in str(caught.value)
 
 
 def test_a_step_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    step = Step("x", "x", 1.0, None, [], [tmp_path / "never"], lambda fresh, advance: None)
+    step = Step(
+        name="x", identity=None, inputs=[], outputs=[tmp_path / "never"], work=lambda fresh, progress: None
+    )
     with pytest.raises(RunDirError, match="never"):
-        run_steps([step], tmp_path / "flow", Silent())
+        carry_out(RunDir(tmp_path), step)
+
+
+def test_without_replace_the_step_itself_decides_about_other_work(chain: Chain) -> None:
+    step = chain.step("a", "1", None)
+    carry_out(chain.run, step)
+    carry_out(chain.run, chain.step("a", "2", None))
+    assert chain.calls == [("a", False), ("a", False)]
+    carry_out(chain.run, chain.step("a", "2", None), fresh=True)
+    assert chain.calls[-1] == ("a", True)
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    script = (
+        "import sys, time\n"
+        "from bcnet_deploy.run.directory import RunDir\n"
+        "from bcnet_deploy.run.engine import only_writer\n"
+        "with only_writer(RunDir(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
+    with pytest.raises(RunDirError, match=f"process {holder.pid}"), only_writer(run, patience_s=0.2):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    with only_writer(run, patience_s=5), only_writer(run):  # a dead holder stops nobody; a step calls another
+        assert run.writing
+    assert not run.writing
 
 
 def test_digest_depends_on_settings_and_content_not_on_key_order(tmp_path: Path) -> None:
@@ -150,24 +174,22 @@ def test_digest_depends_on_settings_and_content_not_on_key_order(tmp_path: Path)
 COUNTER = """
 import sys, time
 from pathlib import Path
-from bcnet_deploy.flow.engine import Step, run_steps
+from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.run.engine import Step, carry_out
 from bcnet_deploy import files
 folder = Path(sys.argv[1])
-class Quiet:
-    def begin(self, step): pass
-    def advance(self, step, done, note): pass
-    def end(self, step, seconds, *, skipped): pass
 def make(name):
     state, target = folder / (name + ".state"), folder / (name + ".txt")
-    def run(fresh, advance):
+    def work(fresh, progress):
         assert not fresh
         done = int(state.read_text()) if state.exists() else 0
         for count in range(done, 12):   # checkpointed work: each unit appended once
             time.sleep(0.02)
             files.write_text(state, str(count + 1))
         files.write_text(target, state.read_text())
-    return Step(name, name, 1.0, None, [], [target], run)
-run_steps([make(n) for n in "abc"], folder / "flow", Quiet())
+    return Step(name=name, identity=None, inputs=[], outputs=[target], work=work)
+for name in "abc":
+    carry_out(RunDir(folder), make(name))
 (folder / "finished").write_text("".join((folder / (n + ".txt")).read_text() for n in "abc"))
 """
 
@@ -182,26 +204,27 @@ def test_kill_minus_nine_at_any_moment_then_the_same_command(tmp_path: Path) -> 
     for attempt in range(60):
         process = subprocess.Popen([sys.executable, str(script), str(folder)], env=environment)
         try:
-            process.wait(timeout=0.12 + 0.05 * (attempt % 7))
+            process.wait(timeout=0.5 + 0.15 * (attempt % 8))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
     assert (folder / "finished").read_text() == "121212" and kills > 0
-    stamps = [json.loads((folder / "flow" / f"{name}.json").read_text()) for name in "abc"]
+    stamps = [json.loads((folder / "steps" / f"{name}.json").read_text()) for name in "abc"]
     assert all(stamp["finished"] for stamp in stamps)
 
 
-def test_without_a_terminal_one_line_a_step_and_none_when_quiet(chain: Chain, tmp_path: Path) -> None:
+def test_without_a_terminal_one_line_a_step_and_none_when_quiet(tmp_path: Path) -> None:
     for quiet, expected in ((False, 2), (True, 0)):
         log = tmp_path / f"log-{quiet}"
-        steps = [chain.step("a", str(time.time()), None), chain.step("b", "2", None)]
         with log.open("w") as stream:
-            display = FlowDisplay(steps, Console(file=stream, force_terminal=False), quiet=quiet)
-            with display:
-                run_steps(steps, chain.folder / f"flow-{quiet}", display)
+            console = Console(file=stream, force_terminal=False, quiet=quiet)
+            with StepsDisplay(console, {"step a": 1.0, "step b": 2.0}).shown() as display:
+                for title in ("step a", "step b"):
+                    display.begin(title)(0.5, "half")
+                    display.end(title, Done(title, title == "step a", 1.25))
         lines = log.read_text().splitlines()
         assert len(lines) == expected
         if lines:
-            assert lines[0].startswith("[1/2] step a: ") and "\x1b" not in log.read_text()
+            assert lines == ["[1/2] step a: 1.2 s", "[2/2] step b: done already"]

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import InfeasibleError, RunDirError, WidthError
-from bcnet_deploy.flow.searching import widths_of
-from bcnet_deploy.rundir import RunDir
-from bcnet_deploy.searched import searched_row, searched_widths
+from bcnet_deploy.errors import MissingStepError, RunDirError, WidthError
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
 
@@ -21,7 +19,7 @@ NAMES = [variable.name for variable in SPACE.variables]
 
 def written(tmp_path: Path, data: Any) -> RunDir:
     run = RunDir(tmp_path)
-    files.write_yaml(run.widths, data)
+    files.write_yaml(run.widths_file, data)
     return run
 
 
@@ -33,34 +31,34 @@ def test_rows_are_in_the_spaces_order(tmp_path: Path) -> None:
     half, narrow = by_name(SPACE.uniform(0.5)), by_name(SPACE.narrowest)
     turned = dict(reversed(half.items()))
     run = written(tmp_path, {"widths": turned, "compared_with": {"uniform": {"widths": narrow}}})
-    assert searched_widths(run, "found") == half
-    assert searched_row(run, SPACE, "found").tolist() == SPACE.uniform(0.5).tolist()  # type: ignore[union-attr]
-    assert searched_row(run, SPACE, "uniform").tolist() == SPACE.narrowest.tolist()  # type: ignore[union-attr]
-    assert widths_of(run, SPACE, "full").tolist() == SPACE.full.tolist()
+    assert run.searched("found") == half
+    assert run.widths("found", SPACE).tolist() == SPACE.uniform(0.5).tolist()
+    assert run.widths("uniform", SPACE).tolist() == SPACE.narrowest.tolist()
+    assert run.widths("full", SPACE).tolist() == SPACE.full.tolist()
 
 
 def test_none_where_there_is_none(tmp_path: Path) -> None:
-    assert searched_widths(RunDir(tmp_path / "empty"), "found") is None
-    with pytest.raises(RunDirError, match="search again"):
-        widths_of(RunDir(tmp_path / "empty"), SPACE, "found")
+    assert RunDir(tmp_path / "empty").searched("found") is None
+    with pytest.raises(MissingStepError, match="bcnet-deploy search"):
+        RunDir(tmp_path / "empty").widths("found", SPACE)
     for compared in ({}, {"compared_with": {}}, {"compared_with": {"uniform": None}}):
         run = written(tmp_path, {"widths": by_name(SPACE.full), **compared})
-        assert searched_widths(run, "uniform") is None
-        with pytest.raises(InfeasibleError, match="raise --latency"):
-            widths_of(run, SPACE, "uniform")
+        assert run.searched("uniform") is None
+        with pytest.raises(MissingStepError, match="names no uniform"):
+            run.widths("uniform", SPACE)
 
 
 @pytest.mark.parametrize("data", [[1, 2], "text", {"widths": {"stem.0": "many"}}, {"widths": [1]}, {}])
 def test_a_damaged_file_is_said(tmp_path: Path, data: Any) -> None:
-    with pytest.raises(RunDirError, match="run the search again"):
-        searched_row(written(tmp_path, data), SPACE, "found")
+    with pytest.raises(RunDirError, match="make it again"):
+        written(tmp_path, data).widths("found", SPACE)
 
 
 def test_widths_of_another_model_are_said(tmp_path: Path) -> None:
     more = {**by_name(SPACE.full), "head.9": 3}
     fewer = dict(list(by_name(SPACE.full).items())[1:])
     for widths, odd in ((more, "head.9"), (fewer, NAMES[0])):
-        with pytest.raises(RunDirError, match=f"another model: variable '{odd}'"):
-            searched_row(written(tmp_path, {"widths": widths}), SPACE, "found")
+        with pytest.raises(RunDirError, match=f"another model.*'{odd}'"):
+            written(tmp_path, {"widths": widths}).widths("found", SPACE)
     with pytest.raises(WidthError):
-        searched_row(written(tmp_path, {"widths": {**by_name(SPACE.full), NAMES[0]: 10**6}}), SPACE, "found")
+        written(tmp_path, {"widths": {**by_name(SPACE.full), NAMES[0]: 10**6}}).widths("found", SPACE)

@@ -1,1 +1,0 @@
-"""The whole path from a model and a device to a report, step by step and resumable."""

@@ -1,0 +1,100 @@
+"""How a run's model is built again, and the one place that builds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Interval, Len
+
+from bcnet_deploy.errors import ConfigError, RunDirError
+from bcnet_deploy.validation import Checked
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcnet_deploy.space import WidthSpace
+
+Pixels = Annotated[int, Interval(ge=1, le=16384)]
+
+
+@dataclass(frozen=True)
+class ModelRef(Checked):
+    """A model by reference, with the input and the levels of its width space.
+
+    Attributes:
+        name: what :func:`bcnet_deploy.build_model` takes; ``object:CLASS#HASH`` for a module from Python.
+        input_size: (channels, height, width).
+        levels: widths that each variable may take.
+        min_level: the method's minimum width; see ``docs/method.md``.
+        weights: file of the trained weights to start from, or ``pretrained``; None: random weights.
+    """
+
+    noun: ClassVar[str] = "the model reference"
+
+    name: Annotated[str, Len(1, 1000)]
+    num_classes: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000
+    input_size: tuple[Pixels, Pixels, Pixels] = (3, 224, 224)
+    levels: Annotated[int, Interval(ge=1, le=1024)] = 20
+    min_level: Annotated[int, Interval(ge=0, le=1024)] = 0
+    weights: str | None = None
+
+    def check(self) -> None:
+        if self.min_level > self.levels:
+            raise ConfigError(
+                f"min_level is {self.min_level}; allowed: 0 up to the number of levels, {self.levels}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; weights are left out where there are none."""
+        data = super().to_dict()
+        if self.weights is None:
+            del data["weights"]
+        return data
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the model was given as a module from Python, so that no name builds it again."""
+        return self.name.startswith("object:")
+
+    @property
+    def may_change(self) -> bool:
+        """Whether the same name may build another network later: code of the user's own."""
+        return ":" in self.name and not self.is_object
+
+
+def build(
+    ref: ModelRef, seed: int | None = None, *, module: nn.Module | None = None
+) -> tuple[nn.Module, WidthSpace]:
+    """The model with its weights, and its width space.
+
+    Args:
+        ref: the model.
+        seed: of random weights; None draws them from torch's global generator.
+        module: the model itself where it was given from Python; a copy of it is returned.
+
+    Raises:
+        ModelError, CheckpointError: see :func:`bcnet_deploy.build_model`.
+        RunDirError: the model was given as an object and ``module`` is None.
+    """
+    import copy
+    from contextlib import nullcontext
+
+    import torch
+
+    from bcnet_deploy.models.registry import build_model
+    from bcnet_deploy.space import WidthSpace
+
+    if module is not None:
+        model = copy.deepcopy(module)
+    elif ref.is_object:
+        raise RunDirError(
+            f"the run's model, {ref.name}, was given as an object from Python; go on from Python with "
+            "bcnet_deploy.Run(path, model=...), or begin a run with 'package.module:function'"
+        )
+    else:
+        with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
+            if seed is not None:
+                torch.manual_seed(seed)
+            model = build_model(ref.name, num_classes=ref.num_classes, weights=ref.weights)
+    return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)

@@ -1,0 +1,1 @@
+"""One run: its directory, and one function for each step, for command, ``run`` and Python alike."""

@@ -1,0 +1,623 @@
+"""The run directory: each step leaves its result here for the next one.
+
+Everything that reads or writes the directory asks here: where files are, what the run is about, what earlier
+steps left, and what of that is out of date. PyTorch is loaded where a model is needed, not before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Interval, Len
+
+from bcnet_deploy import files
+from bcnet_deploy.devices import DeviceProfile, check_name, is_shipped, load_device, read_profile
+from bcnet_deploy.errors import (
+    BCNetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    MissingStepError,
+    RunDirError,
+    TableError,
+)
+from bcnet_deploy.models.ref import ModelRef, build
+from bcnet_deploy.validation import Checked
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import nn
+
+    from bcnet_deploy.data import DataSplits
+    from bcnet_deploy.lut import LatencyTable
+    from bcnet_deploy.nn import Supernet
+    from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.train import SupernetEvaluator
+
+    Widths = npt.NDArray[np.int64]
+
+FORMAT = 2
+SUPERNET_FORMAT = 1
+"""As bcnet_deploy.train.supernet writes it; known here without PyTorch."""
+NETWORKS = ("full", "uniform", "found")
+"""The networks that a run compares."""
+DIGITS = "digits"
+"""The embedded data."""
+
+
+@dataclass
+class RunConfig(Checked):
+    """What the run directory is about; written by whichever step begins the run.
+
+    Attributes:
+        device: name of the device profile whose budget is meant where none is named.
+        data: reference of the data; None where nobody has named any yet.
+        seed: of everything random.
+        steps: by step, the settings that were given to it. They are kept, so that a step needs them once.
+    """
+
+    error: ClassVar[type[BCNetError]] = RunDirError
+    noun: ClassVar[str] = "the run"
+
+    model: ModelRef
+    device: Annotated[str, Len(1, 1000)] = "cpu"
+    data: Annotated[str, Len(1, 4096)] | None = None
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Given:
+    """What was given as an object from Python instead of by name; it lives as long as the process."""
+
+    model: nn.Module | None = None
+    data: DataSplits | None = None
+
+
+class RunDir:
+    """One run directory.
+
+    Args:
+        path: the folder; made by the first step.
+        given: objects from Python that stand for the names in the run file.
+    """
+
+    def __init__(self, path: str | Path = "bcnet-run", given: Given | None = None) -> None:
+        self.path = Path(path)
+        self.given = given or Given()
+        self._space: tuple[ModelRef, WidthSpace] | None = None
+        self.writing = False
+        """Whether this process holds the directory's lock through this object."""
+
+    # -- paths ---------------------------------------------------------------------------------
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "run.yaml"
+
+    def latency_table(self, device: str) -> Path:
+        return self.path / "latency" / f"{check_name('the name of a device', device, RunDirError)}.json"
+
+    def device_profile(self, device: str) -> Path:
+        """The run's copy of a device profile of the user's own."""
+        return self.path / "devices" / f"{check_name('the name of a device', device, RunDirError)}.yaml"
+
+    @property
+    def train(self) -> Path:
+        return self.path / "train"
+
+    @property
+    def weights(self) -> Path:
+        """The trained supernet's weights."""
+        return self.train / "supernet.safetensors"
+
+    @property
+    def supernet_file(self) -> Path:
+        """Describes the trained supernet; written last: it is there only when training has finished."""
+        return self.train / "supernet.json"
+
+    @property
+    def records(self) -> Path:
+        """The supernet's loss records."""
+        return self.train / "records.jsonl"
+
+    @property
+    def search(self) -> Path:
+        return self.path / "search"
+
+    @property
+    def widths_file(self) -> Path:
+        return self.search / "widths.yaml"
+
+    def retrained(self, which: str) -> Path:
+        return self.path / "retrain" / which
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def bench(self) -> Path:
+        return self.path / "bench" / "bench.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def require(self, path: Path, what: str, command: str) -> Path:
+        """``path`` if it exists. Raises :class:`MissingStepError` naming the command that makes it."""
+        if not path.exists():
+            raise MissingStepError(f"no {what} in {self.path} ({path} is missing); run '{command}' first")
+        return path
+
+    # -- the run file --------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return self.config_path.exists()
+
+    def load(self) -> RunConfig:
+        """The run file. A file of the former format 1 is taken over: it lacked the steps' settings alone.
+
+        Raises:
+            MissingStepError: there is none yet.
+            RunDirError: it is damaged or of another version.
+        """
+        if not self.exists():
+            raise MissingStepError(
+                f"{self.path} holds no run yet; start one with 'bcnet-deploy profile --model MODEL' "
+                "or 'bcnet-deploy run', or name another with --run-dir"
+            )
+        data = files.read_yaml(self.config_path, RunDirError, "run file")
+        given = data.get("format") if isinstance(data, dict) else None
+        if given not in (1, FORMAT):
+            raise RunDirError(
+                f"{self.config_path} has format {given!r}, this version reads 1 and {FORMAT}; "
+                "use the version that wrote it, or another --run-dir"
+            )
+        values = {key: value for key, value in data.items() if key != "format"}
+        if given == 1:
+            values.pop("extra", None)
+            values.setdefault("data", DIGITS)  # what that format meant where it named none
+        try:
+            model = ModelRef.from_dict(values.pop("model", None), "model")
+        except ConfigError as error:
+            raise RunDirError(f"{self.config_path}: {error}") from None
+        return RunConfig.from_dict({**values, "model": model}, str(self.config_path))
+
+    def save(self, config: RunConfig) -> None:
+        """Write the run file atomically. Raises :class:`RunDirError`."""
+        # As text before it is written: a setting that is an object from Python has none.
+        files.write_yaml(
+            self.config_path,
+            {
+                "format": FORMAT, "model": config.model.to_dict(), "device": config.device,
+                "data": config.data,
+                "seed": config.seed, "steps": _plain(config.steps),
+            },
+        )  # fmt: skip
+
+    def keep(self, **changes: Any) -> RunConfig:
+        """Change the run file where it says otherwise; the run as it is then."""
+        there = self.load()
+        wanted = replace(there, **changes)
+        if wanted != there:
+            self.save(wanted)
+        return wanted
+
+    def keep_settings(self, step: str, given: Mapping[str, Any]) -> None:
+        """Keep the settings that were given to a step for its next call."""
+        config = self.load()
+        if config.steps.get(step, {}) != given:
+            self.keep(steps={**config.steps, step: dict(given)})
+
+    # -- model, data, device -------------------------------------------------------------------
+
+    def build(self, seed: int | None = None) -> tuple[nn.Module, WidthSpace]:
+        """The run's model and its space; see :func:`bcnet_deploy.models.ref.build`."""
+        return build(self.load().model, seed, module=self.given.model)
+
+    def space(self) -> WidthSpace:
+        """The width space, without PyTorch where it has been captured before.
+
+        Raises:
+            MissingStepError: there is no run yet.
+            ModelError: the model cannot become a width space.
+        """
+        ref = self.load().model
+        if self._space is None or self._space[0] != ref:
+            known = self.kept_space()
+            if known is None:
+                known = self.build()[1]
+                self.keep_space(known)
+            self._space = (ref, known)
+        return self._space[1]
+
+    def keep_space(self, space: WidthSpace) -> None:
+        """Keep a captured space for steps that then need no PyTorch. Raises :class:`RunDirError`."""
+        data = {"model": self.load().model.to_dict(), "space": space.to_dict()}
+        files.write_json(self.search / "space.json", data, indent=None)
+
+    def kept_space(self) -> WidthSpace | None:
+        """The kept space if it is surely of this model; a damaged or other one counts as none."""
+        from bcnet_deploy.space import WidthSpace
+
+        ref, path = self.load().model, self.search / "space.json"
+        # A model of the user's own can change under the same name: it is captured anew.
+        if ref.may_change or not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
+        except (OSError, ValueError, KeyError, TypeError, BCNetError):
+            return None
+
+    def data(self, *, checked: bool = True) -> DataSplits:
+        """The run's data at the model's input size.
+
+        Args:
+            checked: refuse data of another number of classes than the model's.
+
+        Raises:
+            ConfigError: nobody has named any data.
+            DataError: see :func:`bcnet_deploy.data.load_data`.
+        """
+        config = self.load()
+        count = config.model.num_classes if checked else None
+        if self.given.data is not None:
+            splits = self.given.data
+            if count is not None and splits.num_classes != count:
+                raise DataError(
+                    f"{splits.name} has {splits.num_classes} classes, the model tells {count} apart; "
+                    "build the model with as many"
+                )
+            return splits
+        from bcnet_deploy.data import load_data
+
+        return load_data(self.data_reference(), config.model.input_size, num_classes=count)
+
+    def data_reference(self) -> str:
+        """The run's data by name. Raises :class:`ConfigError` where nobody has named any."""
+        reference = self.load().data
+        if reference is None:
+            raise ConfigError(
+                f"no data is named for the run in {self.path}; name it with --data: 'digits', a folder with "
+                "train/<class>/ and test/<class>/, a tar archive of one, or 'package.module:function'"
+            )
+        if reference.startswith("object:") and self.given.data is None:
+            raise RunDirError(
+                f"the run's data, {reference}, was given as an object from Python; go on from Python with "
+                "bcnet_deploy.Run(path, data=...)"
+            )
+        return reference
+
+    def device(self, name: str | Path | None = None) -> DeviceProfile:
+        """A device profile; one of the user's own that the run has kept is known by its name too.
+
+        Args:
+            name: of a profile, or the path of one; None: the run's device.
+
+        Raises:
+            UnknownDeviceError, DeviceError: see :func:`bcnet_deploy.devices.load_device`.
+        """
+        text = str(self.load().device if name is None else name)
+        named = "/" not in text and not text.endswith((".yaml", ".yml"))
+        if named and (kept := self.device_profile(text)).exists():
+            return read_profile(kept)
+        return load_device(text)
+
+    def keep_device(self, profile: DeviceProfile) -> None:
+        """Keep a copy of a profile of the user's own: the run then does not depend on where the file is."""
+        kept = self.device_profile(profile.name)
+        if is_shipped(profile):
+            kept.unlink(missing_ok=True)  # the name is the shipped profile's again
+        elif profile.path is None or ":" in profile.runtime:  # with the runtime's file wherever it is
+            files.write_yaml(kept, profile.to_dict())
+        elif profile.path != kept:
+            files.write_text(kept, files.read_text(profile.path, DeviceError, "device profile"))
+
+    # -- what the steps left -------------------------------------------------------------------
+
+    def table(self, device: str | None = None) -> LatencyTable:
+        """A device's latency table, of the run's resolution.
+
+        Args:
+            device: None: the run's.
+
+        Raises:
+            MissingStepError: there is none; names the command that makes it.
+            TableError: it is damaged, of another device or of another resolution.
+        """
+        from bcnet_deploy.lut import LatencyTable
+
+        config = self.load()
+        device = device or config.device
+        path = self.latency_table(device)
+        if not path.exists():
+            known = sorted(p.stem for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+            there = f"; there are tables of {', '.join(known)}" if known else ""
+            raise MissingStepError(
+                f"no latency table of device {device!r} in {self.path}{there}; "
+                f"run 'bcnet-deploy profile --device {device}' first"
+            )
+        table = LatencyTable.load(path)
+        require_device(path, table.device, device)
+        if all(tuple(n.input_size) != tuple(config.model.input_size) for n in table.networks):
+            size = "x".join(map(str, config.model.input_size))
+            raise TableError(
+                f"{path}, the table of device {device!r}, is of {table.network.description}, the run's model "
+                f"{config.model.name} is at {size}; run 'bcnet-deploy profile --device {device}' again"
+            )
+        return table
+
+    def bound_table(self, device: str, space: WidthSpace) -> LatencyTable:
+        """:meth:`table` bound to the run's space.
+
+        Raises:
+            TableError: it lacks layers of the run's model; names device and file. And as :meth:`table`.
+        """
+        table = self.table(device)
+        try:
+            return table.for_space(space)
+        except TableError as error:
+            raise TableError(
+                f"{self.latency_table(device)}, the table of device {device!r}, is not of the run's model "
+                f"{self.load().model.name}: {error}"
+            ) from error
+
+    def supernet_info(self) -> dict[str, Any]:
+        """The description of the trained supernet, of the run's levels.
+
+        Raises:
+            MissingStepError: nothing was trained here, or training has not finished.
+            CheckpointError: the description is damaged or of another version; or the supernet was trained
+                with other levels than the run's, so that its weights rank other widths.
+        """
+        path = self.supernet_file
+        if not path.exists():
+            begun = (self.train / "checkpoint.safetensors").exists()
+            state = "training has not finished" if begun else "no supernet has been trained"
+            raise MissingStepError(f"{state} in {self.path}; run 'bcnet-deploy train' first")
+        info = files.read_json(path, CheckpointError, "supernet description")
+        if not isinstance(info, dict) or info.get("format") != SUPERNET_FORMAT or "space" not in info:
+            raise CheckpointError(f"{path} is not of format {SUPERNET_FORMAT}; train again")
+        model = self.load().model
+        for key in ("levels", "min_level"):
+            trained, asked = info.get(key), getattr(model, key)
+            if trained is not None and trained != asked:
+                raise CheckpointError(
+                    f"the supernet in {self.train} was trained with {key} {trained}, {self.config_path} says "
+                    f"{key} {asked}; train again with 'bcnet-deploy train --fresh --run-dir {self.path}', or "
+                    f"restore '{key}: {trained}' in {self.config_path.name}"
+                )
+        return info
+
+    def require_supernet_of(self, space: WidthSpace) -> dict[str, Any]:
+        """:meth:`supernet_info`; :class:`CheckpointError` where it is of another model than ``space``."""
+        info = self.supernet_info()
+        if info["space"] != space.fingerprint:
+            size = "x".join(map(str, info.get("input_size", ())))
+            trained = f"{info['model']} at {size}" if "model" in info else "another model"
+            here = f"{space.model_name} at {'x'.join(map(str, space.input_size))}"
+            if trained == here:
+                here += " with other layers or channels"
+            raise CheckpointError(
+                f"the supernet in {self.train} is of {trained} (space {info['space']}), the run's model is "
+                f"now {here} (space {space.fingerprint}); train again with 'bcnet-deploy train --fresh "
+                f"--run-dir {self.path}', or name the run directory it belongs to with --run-dir"
+            )
+        return info
+
+    def supernet(self) -> Supernet:
+        """The trained supernet, on the CPU.
+
+        Raises:
+            MissingStepError, CheckpointError: nothing was trained here, it is damaged or of another space.
+        """
+        self.supernet_info()  # before a model is built
+        from bcnet_deploy.nn import Supernet
+
+        model, space = self.build()
+        self.require_supernet_of(space)
+        supernet = Supernet(model, space)
+        tensors, _ = files.read_tensors(self.weights, CheckpointError, "supernet")
+        try:
+            supernet.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"cannot load {self.weights}: {reason}; train again") from error
+        return supernet
+
+    def evaluator(self, images: int | None = None) -> SupernetEvaluator:
+        """What a search needs: accuracies of widths by the trained supernet, on the run's held-out data.
+
+        Args:
+            images: held-out images to score on; None: all.
+
+        Raises:
+            MissingStepError, CheckpointError, DataError: see :meth:`supernet` and :meth:`data`.
+        """
+        info = self.supernet_info()
+        from bcnet_deploy.train.config import TrainConfig
+        from bcnet_deploy.train.distributed import pick_device
+        from bcnet_deploy.train.supernet import make_evaluator
+
+        device = pick_device()
+        supernet = self.supernet().to(device)
+        config = TrainConfig.from_dict(info["config"])
+        return make_evaluator(
+            supernet, self.data(), config, device=device, sides=info.get("sides"), limit=images
+        )
+
+    # -- widths --------------------------------------------------------------------------------
+
+    def searched(self, which: str) -> dict[str, int] | None:
+        """Widths by variable name that the latest search names for ``found`` or ``uniform``.
+
+        None for ``full`` and before any search.
+
+        Raises:
+            RunDirError: the file is damaged.
+        """
+        if which == "full" or not self.widths_file.exists():
+            return None
+        data = files.read_yaml(self.widths_file, RunDirError, "widths")
+        if which == "uniform":
+            compared = data.get("compared_with") if isinstance(data, Mapping) else None
+            data = compared.get("uniform") if isinstance(compared, Mapping) else None
+            if data is None:
+                return None
+        return _by_name(data, self.widths_file, RunDirError, "bcnet-deploy search --fresh")
+
+    def widths(self, which: str, space: WidthSpace) -> Widths:
+        """(L,): what ``which`` is to be: the full widths, or those of the latest search.
+
+        Raises:
+            MissingStepError: there was no search yet, or it names no such network.
+            RunDirError: the search's file is damaged, or of another model.
+            WidthError: its widths are none of the space.
+        """
+        if which == "full":
+            return space.full
+        return ordered(self.require_searched(which), space, str(self.widths_file))
+
+    def require_searched(self, which: str) -> dict[str, int]:
+        """:meth:`searched`, where there must be widths. Raises :class:`MissingStepError` and as there."""
+        self.require(self.widths_file, "widths found", "bcnet-deploy search")
+        by_name = self.searched(which)
+        if by_name is None:
+            raise MissingStepError(
+                f"{self.widths_file} names no {which} network; run 'bcnet-deploy search --fresh' again, or "
+                f"train widths of your own with 'bcnet-deploy retrain --network {which} --widths FILE'"
+            )
+        return by_name
+
+    def trained(self, which: str) -> dict[str, int] | None:
+        """Widths by variable name of a retrained network; None where there is none.
+
+        Raises:
+            CheckpointError: its description is damaged.
+        """
+        data = self._subnet_description(which)
+        if data is None:
+            return None
+        again = f"bcnet-deploy retrain --network {which} --fresh"
+        return _by_name(data, self.retrained(which) / "subnet.yaml", CheckpointError, again)
+
+    def given_widths(self, which: str) -> dict[str, int] | None:
+        """As :meth:`trained`, where the user gave the widths to the retraining instead of the search."""
+        data = self._subnet_description(which)
+        extra = data.get("extra") if data is not None else None
+        return self.trained(which) if isinstance(extra, Mapping) and extra.get("widths_from") else None
+
+    def _subnet_description(self, which: str) -> Mapping[str, Any] | None:
+        path = self.retrained(which) / "subnet.yaml"
+        if not path.exists():
+            return None
+        data = files.read_yaml(path, CheckpointError, "sub-network description")
+        return data if isinstance(data, Mapping) else {}
+
+    def outdated(self, which: str) -> str:
+        """How a retrained network differs from the latest search's, such as ``'stem.0' 12 then, 20 now``.
+
+        Empty where it does not, where one of both is missing, and where the user gave the widths.
+        """
+        trained, found = self.trained(which), self.searched(which)
+        if trained is None or found is None or self.given_widths(which) is not None:
+            return ""
+        return difference(trained, found)
+
+    def require_current(self, which: str) -> None:
+        """Raise :class:`RunDirError` where ``which`` was retrained at a former search's widths."""
+        if other := self.outdated(which):
+            raise RunDirError(
+                f"{self.retrained(which)} was trained at other widths than the search found ({other}); "
+                f"run 'bcnet-deploy retrain --network {which} --fresh' to train those, or the same with "
+                "--widths FILE for widths of your own"
+            )
+
+
+def difference(then: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """The first variables in which two widths differ, for people; empty where they do not."""
+    if dict(then) == dict(now):
+        return ""
+    odd = [name for name in now if then.get(name) != now[name]] or sorted(set(then) - set(now))
+    shown = ", ".join(f"{name!r} {then.get(name, '-')} then, {now.get(name, '-')} now" for name in odd[:2])
+    return shown + (f" and {len(odd) - 2} more" if len(odd) > 2 else "")
+
+
+def require_device(path: str | Path, made_for: Any, device: str) -> None:
+    """Raise :class:`TableError` where the table at ``path`` is of another device than asked for."""
+    if made_for != device:
+        raise TableError(
+            f"{path} is a table of device {made_for!r}, asked for is {device!r}; give a table of {device!r}, "
+            f"ask for {made_for!r}, or run 'bcnet-deploy profile --device {device}'"
+        )
+
+
+def read_widths(path: str | Path, space: WidthSpace) -> Widths:
+    """(L,): widths of the user's own from a YAML file: by variable name, or a list in the variables' order.
+
+    Either may be under a key ``widths``.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+        WidthError: the widths are none of the space.
+    """
+    data = files.read_yaml(path, ConfigError, "widths")
+    value = data.get("widths", data) if isinstance(data, Mapping) else data
+    if isinstance(value, list):
+        return space.check(value)[0]
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{path} holds {type(value).__name__}; allowed: widths by variable name, or a list of them"
+        )
+    return ordered(value, space, str(path))
+
+
+def ordered(by_name: Mapping[str, int], space: WidthSpace, source: str) -> Widths:
+    """(L,): named widths in the order of the space's variables.
+
+    Raises:
+        RunDirError: the names are not the space's; names ``source``.
+        WidthError: a width is out of range.
+    """
+    names = [variable.name for variable in space.variables]
+    odd = [name for name in names if name not in by_name] or sorted(set(by_name) - set(names))
+    if odd:
+        raise RunDirError(
+            f"{source} is of another model: it does not name the {len(names)} width variables of "
+            f"{space.model_name} ({odd[0]!r} does not match); see 'bcnet-deploy inspect', or search again"
+        )
+    return space.check([by_name[name] for name in names])[0]
+
+
+def named(widths: Any, space: WidthSpace) -> dict[str, int]:
+    """(L,) widths by variable name."""
+    return {variable.name: int(width) for variable, width in zip(space.variables, widths, strict=True)}
+
+
+def _by_name(data: Any, path: Path, error: type[BCNetError], command: str) -> dict[str, int]:
+    widths = data.get("widths") if isinstance(data, Mapping) else None
+    if not isinstance(widths, Mapping) or not all(type(width) is int for width in widths.values()):
+        raise error(f"{path} names no width for each variable under 'widths'; make it again with '{command}'")
+    return {str(name): width for name, width in widths.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Text, numbers, lists and mappings as they are; of an object from Python its name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,54 @@
+"""The last step: what a run found, as one HTML file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy.run.directory import RunDir
+
+if TYPE_CHECKING:
+    from bcnet_deploy.report import Content
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """The page, and what it shows.
+
+    Attributes:
+        content: the summary's networks, widths, curves and where every number comes from.
+    """
+
+    path: Path
+    content: Content
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        networks = [asdict(network) for network in self.content.networks]
+        return {"path": str(self.path), "networks": networks, "warnings": self.content.warnings}
+
+
+def report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> ReportResult:
+    """Write the report; steps that have not run yet are named on it with the command that adds them.
+
+    Args:
+        run: any run.
+        path: default: ``report.html`` of the run directory.
+        force: replace a file at ``path`` that is no report.
+
+    Raises:
+        ExportError: a file that is no report lies at ``path`` and ``force`` is false.
+        MissingStepError: there is no run.
+        RunDirError, TableError: a file of the run is damaged, or ``path`` cannot be written.
+    """
+    from bcnet_deploy.report import write_report
+
+    return ReportResult(*write_report(run, path, force=force))
+
+
+__all__ = ["ReportResult", "report"]

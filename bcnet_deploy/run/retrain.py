@@ -1,0 +1,146 @@
+"""The fourth step: a chosen network, trained to the end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy import files
+from bcnet_deploy.errors import CheckpointError
+from bcnet_deploy.run.directory import RunDir, named, read_widths
+from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
+from bcnet_deploy.run.settings import RetrainSettings
+
+if TYPE_CHECKING:
+    from bcnet_deploy.run.directory import Widths
+    from bcnet_deploy.train import RetrainResult, TrainConfig
+
+
+@dataclass(frozen=True)
+class RetrainStepResult:
+    """A finished network.
+
+    Attributes:
+        network: ``found``, ``uniform`` or ``full``.
+        folder: weights, description and curves.
+        widths: by variable name.
+        trained: accuracies and costs.
+        ran: whether this call trained.
+    """
+
+    network: str
+    folder: Path
+    widths: dict[str, int]
+    trained: RetrainResult
+    ran: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.folder / "weights.safetensors", self.folder / "subnet.yaml", self.folder / "result.json")
+
+    @property
+    def test_top1(self) -> float | None:
+        """Percent on the test images, which nothing had seen before; None where the data has none."""
+        return self.trained.test_top1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            **self.trained.to_dict(),
+            "network": self.network,
+            "folder": str(self.folder),
+            "ran": self.ran,
+        }
+
+
+def retrain(
+    run: RunDir,
+    settings: RetrainSettings,
+    progress: Progress = silent,
+    *,
+    fresh: bool = False,
+    replace: bool = False,
+) -> RetrainStepResult:
+    """Train one network and take its accuracy on the test images.
+
+    Args:
+        run: a run with data; after ``search``, but for the full network and for widths of the user's own.
+        settings: which network, and how.
+        progress: told the share done.
+        fresh: start anew even where there is a checkpoint or result.
+        replace: also where they are of other settings; without it, a checkpoint of those is refused.
+
+    Raises:
+        MissingStepError: there was no search yet, or no supernet to start from.
+        ConfigError, WidthError: the widths given are none of the model's.
+        BCNetError: see :func:`bcnet_deploy.train.retrain.retrain`.
+    """
+    from bcnet_deploy.train.retrain import load_result
+
+    in_full = settings.config(run.data_reference())
+    config = run.load()
+    which, seed = settings.network, config.seed if settings.seed is None else settings.seed
+    space = run.space()
+    if settings.widths is not None:
+        widths = read_widths(settings.widths, space)
+    else:
+        widths = run.widths(which, space)
+    shared = settings.inherit or settings.distill
+    if shared:
+        run.supernet_info()
+    folder = run.retrained(which)
+    step = Step(
+        name=f"retrain-{which}",
+        identity={
+            "model": config.model.to_dict(), "data": config.data, "seed": seed, "retrain": in_full.to_dict(),
+            "which": which, "widths": widths.tolist(), "given": settings.widths is not None,
+            "inherit": settings.inherit, "distill": settings.distill,
+        },
+        # Not the search's file: the full network, and one found again, are what they were.
+        inputs=[run.weights] if shared else [],
+        outputs=[folder / name for name in ("weights.safetensors", "subnet.yaml", "result.json")],
+        work=lambda anew, tell: _retrain(run, settings, in_full, seed, widths, anew, tell),
+    )  # fmt: skip
+    done = carry_out(run, step, progress, fresh=fresh, replace=replace)
+    return RetrainStepResult(which, folder, named(widths, space), load_result(folder), done.ran)
+
+
+def _retrain(
+    run: RunDir, settings: RetrainSettings, config: TrainConfig, seed: int, widths: Widths, fresh: bool,
+    progress: Progress,
+) -> None:  # fmt: skip
+    import torch
+
+    from bcnet_deploy.train.distributed import pick_device
+    from bcnet_deploy.train.evaluate import calibrated_teacher
+    from bcnet_deploy.train.retrain import retrain as train_network
+
+    device = pick_device(settings.compute)
+    splits = run.data()
+    model, space = run.build(seed)
+    supernet = run.supernet() if settings.inherit or settings.distill else None
+    teacher = None
+    if supernet is not None and settings.distill:
+        teacher = calibrated_teacher(supernet, splits, config.batch_size, torch.device("cpu"))
+    train_network(
+        model, space, widths, splits, config, run.retrained(settings.network), model_ref=run.load().model,
+        initial=supernet if settings.inherit else None, teacher=teacher, device=device, fresh=fresh,
+        seed=seed, progress=progress, widths_from=settings.widths,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        _say_whose(run.retrained(settings.network) / "subnet.yaml", settings.widths)
+
+
+def _say_whose(path: Path, widths_from: str | None) -> None:
+    """Whose the widths are, where a training that had finished as the other's is taken over."""
+    info = files.read_yaml(path, CheckpointError, "sub-network description")
+    extra = {key: value for key, value in info["extra"].items() if key != "widths_from"}
+    if widths_from is not None:
+        extra["widths_from"] = widths_from
+    if extra != info["extra"]:
+        files.write_yaml(path, {**info, "extra": extra})
+
+
+__all__ = ["RetrainStepResult", "retrain"]

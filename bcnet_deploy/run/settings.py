@@ -1,0 +1,400 @@
+"""The settings of every step: one dataclass a step, one set of defaults, for command, ``run`` and Python.
+
+Settings that are not given take the values that the run file keeps for the step, then the defaults here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Interval
+
+from bcnet_deploy import files, units
+from bcnet_deploy.errors import ConfigError, ConstraintError, nearest
+from bcnet_deploy.models.ref import Pixels
+from bcnet_deploy.resources import shipped
+from bcnet_deploy.run.directory import DIGITS, NETWORKS
+from bcnet_deploy.validation import Checked
+
+if TYPE_CHECKING:
+    from bcnet_deploy.train import TrainConfig
+
+Which = Literal["found", "uniform", "full"]
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Count = Annotated[int, Interval(ge=1, le=10**9)]
+Amount = str | int | float
+DEFAULT_LATENCY = "0.5x"
+"""The budget of ``run`` where none is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSettings(Checked):
+    """How a latency table is made.
+
+    Attributes:
+        device: name of a profile, or path of one of the user's own; None: the run's.
+        budget: time for everything, such as ``120s`` or ``2m``.
+        estimate: from data sheets, for a device that is not here.
+        table: take this table, made on another host, instead of measuring one.
+        seed: of the sampled networks; None: the run's.
+    """
+
+    noun: ClassVar[str] = "profile"
+
+    device: str | None = None
+    budget: str = "120s"
+    estimate: bool = False
+    table: str | None = None
+    seed: Seed | None = None
+
+    def check(self) -> None:
+        units.parse_duration(self.budget)
+        if self.table is not None and self.estimate:
+            raise ConfigError("profile: a table is given and an estimate asked for; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Checked):
+    """How a network or supernet is trained.
+
+    Attributes:
+        recipe: a YAML file or a shipped recipe's name; None: the digits' for them, else built-in values.
+        changes: settings of the recipe to change; see :class:`bcnet_deploy.train.TrainConfig`.
+        compute: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; it does not change what is trained.
+        seed: of weights, order and crops; None: the run's.
+    """
+
+    noun: ClassVar[str] = "training"
+
+    recipe: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    compute: str = "auto"
+    seed: Seed | None = None
+
+    @classmethod
+    def split(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of this class as they are, all others as :attr:`changes`: recipes are written flat."""
+        own = {item.name for item in dataclasses.fields(cls)}
+        flat = {key: value for key, value in data.items() if key not in own}
+        rest = {key: value for key, value in data.items() if key in own}
+        return {**rest, "changes": {**rest.get("changes", {}), **flat}}
+
+    def config(self, data: str | None) -> TrainConfig:
+        """The training settings in full, on data of this name.
+
+        Raises:
+            ConfigError: no such recipe, or a change is not allowed.
+        """
+        from bcnet_deploy.train.config import TrainConfig
+
+        recipe = self.recipe or (DIGITS if data == DIGITS else None)
+        base = TrainConfig.load(recipe) if recipe else TrainConfig()
+        return TrainConfig.from_dict({**base.to_dict(), **self.changes}, "the training settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(TrainingSettings):
+    """How the supernet is trained; see :class:`TrainingSettings`."""
+
+    noun: ClassVar[str] = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainSettings(TrainingSettings):
+    """How a chosen network is trained to the end; see :class:`TrainingSettings`.
+
+    Attributes:
+        network: which one.
+        widths: a file with widths of the user's own, trained under the name of ``network``.
+        inherit: start from the supernet's weights instead of random ones.
+        distill: follow the supernet's full width with half of the loss.
+    """
+
+    noun: ClassVar[str] = "retrain"
+
+    network: Which = "found"
+    widths: str | None = None
+    inherit: bool = False
+    distill: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(Checked):
+    """What is searched for, and how hard.
+
+    Attributes:
+        latency: ``5ms`` or ``0.5x`` on the run's device, ``cpu=8ms`` on another; one, several, or a mapping.
+        macs, params: multiply-accumulates and parameters: ``300M``, ``0.5x``.
+        peak_memory: activations alive at once, FP32, batch 1: ``4MiB``.
+        weight_size: bytes of the weights, FP32: ``10MB``.
+        confidence: probability, by the table's uncertainty, that a latency budget is met.
+        pareto: look for the best network at every budget up to the given ones.
+        strategy: a registered name, or a callable; see :mod:`bcnet_deploy.search`.
+        evaluations: most networks to evaluate; None: 2000, or all of an exhaustive search.
+        population_size: networks a generation.
+        patience: generations without improvement before it stops.
+        prior: begin with the prior population of the supernet's loss records.
+        val_images: held-out images to score on; 0: all.
+        on_error: ``stop`` or ``skip`` where the evaluation of a network fails.
+        channel_steps: ``levels``: the run's; ``learned``: the widths at which the tables' latency drops.
+        seed: None: the run's.
+    """
+
+    noun: ClassVar[str] = "search"
+
+    latency: str | tuple[str, ...] | dict[str, str] = ()
+    macs: Amount | None = None
+    params: Amount | None = None
+    peak_memory: Amount | None = None
+    weight_size: Amount | None = None
+    confidence: float = 0.95
+    pareto: bool = False
+    strategy: str | Callable[..., Any] = "nsga2"
+    evaluations: Count | None = None
+    population_size: Annotated[int, Interval(ge=2, le=100_000)] = 40
+    patience: Count = 15
+    prior: bool = True
+    val_images: Annotated[int, Ge(0)] = 0
+    on_error: Literal["stop", "skip"] = "stop"
+    channel_steps: Literal["levels", "learned"] = "levels"
+    seed: Seed | None = None
+
+    def check(self) -> None:
+        from bcnet_deploy.search.constraints import check_budget, check_confidence
+
+        check_confidence(self.confidence)
+        for text in self.latencies("").values():
+            check_budget("latency_ms", text)
+        for kind, value in self.counted.items():
+            check_budget(kind, str(value))
+
+    def latencies(self, device: str) -> dict[str, str]:
+        """Device -> budget; ``device`` is meant where none is named.
+
+        Raises:
+            ConstraintError: two budgets for one device.
+        """
+        if isinstance(self.latency, dict):
+            return dict(self.latency)
+        found: dict[str, str] = {}
+        for text in (self.latency,) if isinstance(self.latency, str) else self.latency:
+            name, sign, budget = text.rpartition("=")
+            name = name.strip() or device
+            if sign and not text.rpartition("=")[0].strip():
+                raise ConstraintError(f"latency {text!r} names no device; allowed: '5ms', or 'cpu=5ms'")
+            if name in found:
+                raise ConstraintError(
+                    f"two latency budgets for device {name!r} conflict: {found[name]!r} and {budget!r}; "
+                    "give one"
+                )
+            found[name] = budget
+        return found
+
+    @property
+    def counted(self) -> dict[str, Amount]:
+        """Kind of budget as :func:`bcnet_deploy.search.search` names it -> budget; those that are given."""
+        kinds = {
+            "macs": self.macs, "params": self.params, "peak_activation_bytes": self.peak_memory,
+            "weight_bytes": self.weight_size,
+        }  # fmt: skip
+        return {kind: value for kind, value in kinds.items() if value is not None}
+
+    @property
+    def has_budget(self) -> bool:
+        return bool(self.latency or self.counted or self.pareto)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Checked):
+    """What is exported, and how.
+
+    Attributes:
+        network: which one.
+        engine: ``onnx``: an ONNX file; else also the named runtime's own format or engine.
+        precision: of the computation; None: the device's own for an engine of it, else FP32.
+        dynamic_batch: any batch size instead of 1.
+        opset: ONNX operator set.
+        device: profile of an engine; None: the run's.
+    """
+
+    noun: ClassVar[str] = "export"
+
+    network: Which = "found"
+    engine: str = "onnx"
+    precision: str | None = None
+    dynamic_batch: bool = False
+    opset: int = 19
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(Checked):
+    """How exported networks are measured.
+
+    Attributes:
+        device: profile whose table and threads are used; None: the run's.
+        rounds: how often each network is loaded anew; 2 or more give a noise floor.
+        runs: timed runs a round. warmup: untimed ones before them.
+        threads: of a CPU runtime; None: the profile's.
+        batches: batch sizes of the throughput; empty: none.
+        layers: profile by layer too.
+    """
+
+    noun: ClassVar[str] = "bench"
+
+    device: str | None = None
+    rounds: Annotated[int, Interval(ge=1, le=100_000)] = 8
+    runs: Annotated[int, Interval(ge=1, le=1_000_000)] = 20
+    warmup: Annotated[int, Interval(ge=0, le=1_000_000)] = 5
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
+    batches: tuple[Annotated[int, Interval(ge=1, le=65536)], ...] = (1, 4, 16)
+    layers: bool = True
+
+
+SETTINGS: dict[str, type[Checked]] = {
+    "profile": ProfileSettings, "train": TrainSettings, "search": SearchSettings, "retrain": RetrainSettings,
+    "export": ExportSettings, "bench": BenchSettings,
+}  # fmt: skip
+
+_SHORT = {
+    "latency": "search", "macs": "search", "params": "search", "confidence": "search", "table": "profile",
+    "estimate": "profile", "engine": "export", "precision": "export",
+}  # fmt: skip
+"""Keys of a configuration that may stand outside their step's section."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings(Checked):
+    """What ``bcnet-deploy run`` is to do: what the run is about, and the settings of its steps.
+
+    Attributes:
+        model, num_classes, input_size, levels, min_level, weights: see
+            :class:`bcnet_deploy.models.ref.ModelRef`; None: the data's classes, the model's usual size.
+        data: None: the run's; the demo model's are the digits.
+        networks: which of full, uniform and found are trained to the end; found always is.
+        profile, train, search, retrain, export, bench: settings of each step.
+    """
+
+    noun: ClassVar[str] = "the configuration"
+
+    model: str = "demo"
+    num_classes: Count | None = None
+    input_size: tuple[Pixels, Pixels, Pixels] | None = None
+    levels: Annotated[int, Interval(ge=1, le=1024)] = 20
+    min_level: Annotated[int, Interval(ge=0, le=1024)] = 0
+    weights: str | None = None
+    data: str | None = None
+    device: str = "cpu"
+    seed: Seed = 0
+    networks: tuple[Which, ...] = NETWORKS  # type: ignore[assignment]
+    profile: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    retrain: dict[str, Any] = field(default_factory=dict)
+    export: dict[str, Any] = field(default_factory=dict)
+    bench: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        if "found" not in self.networks:
+            raise ConfigError(
+                f"networks is {list(self.networks)}; allowed: found, and any of full and uniform"
+            )
+        if self.min_level > self.levels:
+            raise ConfigError(f"min_level is {self.min_level}; allowed: 0 up to levels, {self.levels}")
+        for name in SETTINGS:
+            self.step(name)
+
+    def step(self, name: str, **changes: Any) -> Any:
+        """The checked settings of one step. Raises :class:`ConfigError`."""
+        return step_settings(name, {**getattr(self, name), **changes})
+
+    @classmethod
+    def read(cls, data: Any, source: str) -> PipelineSettings:
+        """From a file's keys and values, with the keys that may stand outside their section.
+
+        Raises:
+            ConfigError: a key is unknown or a value not allowed, naming ``source``.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{source} holds {type(data).__name__}; needed: keys and values")
+        values = {key: value for key, value in data.items() if value is not None}
+        if "profile_budget" in values:  # the name of a former version
+            values["profile"] = {"budget": values.pop("profile_budget"), **values.get("profile", {})}
+        size = values.get("input_size")
+        if isinstance(size, str | int) and not isinstance(size, bool):
+            values["input_size"] = units.parse_size(str(size))
+        return cls.from_dict(sectioned(values), source)
+
+
+def sectioned(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those that stand outside their step's section moved into it."""
+    found = dict(values)
+    for key, section in _SHORT.items():
+        if key in found:
+            inside = found.get(section, {})
+            if not isinstance(inside, Mapping):
+                break  # refused by name when it is checked
+            found[section] = {**inside, key: found.pop(key)}
+    return found
+
+
+def step_settings(name: str, given: Mapping[str, Any]) -> Any:
+    """Checked settings of the step ``name``. Raises :class:`ConfigError` or :class:`ConstraintError`."""
+    kind = SETTINGS[name]
+    values = {key: value for key, value in given.items() if value is not None}
+    if isinstance(values.get("latency"), int | float):
+        raise ConfigError(f"latency is {values['latency']!r}; a unit is needed, such as '5ms' or '0.5x'")
+    if issubclass(kind, TrainingSettings):
+        values = kind.split(values)
+    settings = kind.from_dict(values, name)
+    if isinstance(settings, TrainingSettings):
+        settings.config(None)  # a mistake in a later step is not to cost the steps before it
+    return settings
+
+
+# -- shipped configurations ----------------------------------------------------------------------
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configurations of ``run``."""
+    return sorted(file.stem for file in (shipped("configs") / "run").glob("*.yaml"))
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Keys and values of a configuration: a YAML file, or the name of a shipped one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = Path(path)
+    if not file.is_file():
+        file = shipped("configs") / "run" / f"{path}.yaml"
+    if not file.is_file():
+        names = config_names()
+        raise ConfigError(
+            f"no configuration {str(path)!r}{nearest(str(path), names)}; "
+            f"allowed: a YAML file or one of {', '.join(names)}"
+        )
+    data = files.read_yaml(file, ConfigError, "configuration")
+    PipelineSettings.read(data, f"configuration {file}")
+    return dict(data)
+
+
+__all__ = [
+    "BenchSettings",
+    "ExportSettings",
+    "PipelineSettings",
+    "ProfileSettings",
+    "RetrainSettings",
+    "SearchSettings",
+    "TrainSettings",
+    "TrainingSettings",
+    "config_names",
+    "load_config",
+    "sectioned",
+    "step_settings",
+]
