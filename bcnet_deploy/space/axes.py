@@ -10,6 +10,7 @@ where repeats differ. What cannot be reconciled is frozen with a reason, never g
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +57,15 @@ def fixed(size: int, reason: str) -> Layout:
 
 def size_of(layout: Layout) -> int:
     return sum(block.size for block in layout)
+
+
+def same_size(first: Layout, second: Layout) -> bool:
+    """Whether two layouts have as many positions as each other at all widths, in whichever order."""
+    counts: Counter[Axis] = Counter()
+    for layout, sign in ((first, 1), (second, -1)):
+        for block in resolve(layout):
+            counts[block.axis] += sign * block.repeat
+    return not any(counts.values())
 
 
 def resolve(layout: Layout) -> Layout:

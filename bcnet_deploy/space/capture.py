@@ -60,8 +60,10 @@ class Call:
     inputs: list[Value]
     module: str
     in_place: bool = False
+    function: str = ""
+    """The PyTorch function behind the call, if the trace was made to note it."""
     given: tuple[int, ...] = ()
-    """Integers that the code gave to the PyTorch function behind the call; see :class:`Size`."""
+    """Integers that the code gave to that function; see :class:`Size`."""
 
     def argument(self, name: str) -> Any:
         """An argument by the name it has in the operator's schema; None where there is no such."""
@@ -136,6 +138,7 @@ class _Recorder(TorchDispatchMode):
             inputs=inputs,
             module=self.stack[-1] if self.stack else "",
             in_place=schema.is_mutable and name.endswith("_"),
+            function=self.questions.function,
             given=tuple(self.questions.given),
         )
         self.failing = call

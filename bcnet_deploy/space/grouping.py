@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from bcnet_deploy.errors import BCNetError, UnsupportedModelError
-from bcnet_deploy.space.axes import Axis, Layout, freeze, resolve
+from bcnet_deploy.space.axes import Axis, Layout, fixed, freeze, resolve, size_of
 from bcnet_deploy.space.capture import TRACE_BATCH, Call, Trace, Value, capture
 from bcnet_deploy.space.extent import Extent, Segment, Segments, SlicePlan, constant, extent_of
 from bcnet_deploy.space.graph import FrozenPart, Op, TensorSpec
@@ -276,6 +276,16 @@ _OWN_NAME = {"conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "gr
 """Kinds that are named after the module alone."""
 
 
+def _share(layout: Layout | None, count: int) -> Layout | None:
+    """The first of ``count`` equal parts of a layout."""
+    if layout is None or count == 1:
+        return layout
+    blocks = resolve(layout)
+    if len(blocks) % count:
+        return fixed(size_of(layout) // count, "parts of one run of channels")
+    return blocks[: len(blocks) // count]
+
+
 def multiply_accumulates(trace: Trace, shape_of: Callable[[Value], tuple[int, ...]]) -> int:
     """Of all convolutions and matrix products of a trace, where its values have these shapes."""
     total = 0
@@ -398,24 +408,37 @@ class Operators:
     ) -> tuple[str, dict[str, object], dict[str, Extent], int, tuple[Extent, ...]]:
         x, weight, out = call.args[0], call.args[1], call.outputs[0]
         transposed, groups = bool(call.args[6]), int(call.args[8])
-        c_in = self._extent(self.layouts.of(x)[1], x.shape[1])
-        c_out = self._extent(self.layouts.of(out)[1], out.shape[1])
+        slid = x if transposed else out
+        # Weights that depend on the image: its channels are beside those of the next image, in groups.
+        images = 1 if slid.shape[0] % TRACE_BATCH == 0 else TRACE_BATCH
+        c_in, c_out = (
+            self._extent(_share(self.layouts.of(value)[1], images), value.shape[1] // images)
+            for value in (x, out)
+        )
         layout = self.layouts.attributes.get((call.module, "groups"))
         kept = self._extent(layout, groups) if groups > 1 and isinstance(layout, tuple) else constant(groups)
-        positions = x.shape if transposed else out.shape
-        coefficient = positions[0] // TRACE_BATCH * math.prod(positions[2:]) * math.prod(weight.shape[2:])
+        coefficient = max(1, slid.shape[0] // TRACE_BATCH) * math.prod(weight.shape[2:])
+        places = []
+        for own, size in zip(self.layouts.of(slid)[2:], slid.shape[2:], strict=True):
+            if own is None:
+                coefficient *= size
+            else:
+                places.append(self._extent(own, size))
         attrs: dict[str, object] = {
             "kernel": tuple(weight.shape[2:]),
             "stride": tuple(call.args[3]),
             "padding": tuple(call.args[4]),
             "dilation": tuple(call.args[5]),
         }
+        # Channels per group: of the input, or where transposed of the output.
+        each = self._extent(self.layouts.of(weight)[1], weight.shape[1])
         if groups == 1:
-            factors: tuple[Extent, ...] = (c_in, c_out)
+            factors: tuple[Extent, ...] = (c_in, c_out, *places)
+        elif each.is_fixed:
+            coefficient *= each.const
+            factors = (c_in if transposed else c_out, *places)
         else:
-            # Whole groups are kept, so channels per group are constant on either side.
-            coefficient *= x.shape[1] // groups
-            factors = (c_out,)
+            factors = (c_in if transposed else c_out, each, *places)
         facts = {"in_channels": c_in, "out_channels": c_out, "groups": kept}
         return "conv_transpose" if transposed else "conv", attrs, facts, coefficient, factors
 

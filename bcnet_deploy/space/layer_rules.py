@@ -16,7 +16,7 @@ from bcnet_deploy.space.axes import (
     unify,
 )
 from bcnet_deploy.space.capture import TRACE_BATCH, Call, Value
-from bcnet_deploy.space.layouts import Dims, Layouts, freeze_value, meet, where
+from bcnet_deploy.space.layouts import FEW_GROUPS, Dims, Layouts, freeze_value, meet, where
 
 
 def convolution(layouts: Layouts, call: Call) -> None:
@@ -29,9 +29,7 @@ def convolution(layouts: Layouts, call: Call) -> None:
             freeze(layout, "kernel size")
     w_in, w_out = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
     channels = layouts.of(x)[1]
-    for layout in layouts.of(x)[2:]:
-        if layout is not None:
-            freeze(layout, f"{reason} slides over it")
+    places: Dims = [_slid_over(call, i, layout) for i, layout in enumerate(layouts.of(x)[2:])]
     out_channels = call.outputs[0].shape[1]
     if groups == 1:
         meet(layouts, channels, w_in, "the image" if channels is None else reason)
@@ -43,7 +41,19 @@ def convolution(layouts: Layouts, call: Call) -> None:
     if layouts.is_a(call, nn.modules.conv._ConvNd):
         layouts.attribute(call, "in_channels", channels)
         layouts.attribute(call, "out_channels", out)
-    layouts.set(call.outputs[0], [None, out] + [None] * (len(call.outputs[0].shape) - 2))
+    layouts.set(call.outputs[0], [None, out, *places])
+
+
+def _slid_over(call: Call, i: int, layout: Layout | None) -> Layout | None:
+    """A dimension that the kernel slides over; it may vary where the kernel keeps its size."""
+    if layout is None:
+        return None
+    kernel = call.args[1].shape[2 + i]
+    stride, padding, dilation = (call.args[k][i] for k in (3, 4, 5))
+    if not call.args[6] and stride == 1 and 2 * padding == dilation * (kernel - 1):
+        return layout
+    freeze(layout, f"{where(call)} slides over it")
+    return None
 
 
 def _grouped(
@@ -64,6 +74,16 @@ def _grouped(
                 freeze(layout, f"{reason} groups fixed channels")
         return w_out
     per_group = fresh(1)
+    if groups <= FEW_GROUPS and call.args[0].shape[1] > groups:
+        inside = partition(channels, groups, f"{reason} has {groups} groups of equal width")[0]
+        if transposed:
+            # weight: (in, out / groups, ...)
+            unify(w_in or per_group, channels, reason)
+            return None if w_out is None else joined([w_out] * groups)
+        unify(w_in or per_group, inside, reason)
+        if w_out is not None:
+            partition(w_out, groups, f"{reason} has {groups} groups of equal width")
+        return w_out
     reason = f"{reason} keeps whole groups, which other channels do not allow"
     if transposed:
         # weight: (in, out / groups, ...)
@@ -80,6 +100,8 @@ def _grouped(
         unify(w_out, out, reason)
     if layouts.is_a(call, nn.modules.conv._ConvNd):
         layouts.attribute(call, "groups", kept)
+    else:
+        layouts.follow(call, groups, kept)
     return out
 
 
@@ -114,6 +136,9 @@ def layer_norm(layouts: Layouts, call: Call) -> None:
             fixed(size, where(call)) if layout is None else layout
             for layout, size in zip(dims[-normalized:], call.args[1], strict=True)
         ]
+    else:
+        for layout, size in zip(dims[-normalized:], call.args[1], strict=True):
+            layouts.follow(call, size, layout)
     layouts.set(call.outputs[0], list(dims))
     for output in call.outputs[1:]:
         layouts.set(
@@ -125,12 +150,13 @@ def group_norm(layouts: Layouts, call: Call) -> None:
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], int(call.args[6])
     channels = layouts.of(x)[1]
     kept: Layout | None = None
-    if channels is not None and not layouts.is_a(call, nn.GroupNorm):
-        freeze(channels, f"{where(call)} is a function call with a fixed number of groups")
-    elif channels is not None:
-        if groups > 1:
+    if channels is not None and groups > 1:
+        if layouts.is_a(call, nn.GroupNorm):
             kept = in_granules(channels, groups, where(call))
             layouts.attribute(call, "num_groups", kept)
+        else:
+            partition(channels, groups, f"{where(call)} has {groups} groups of equal width")
+    if layouts.is_a(call, nn.GroupNorm):
         layouts.attribute(call, "num_channels", channels)
     for argument in (weight, bias):
         if isinstance(argument, Value):

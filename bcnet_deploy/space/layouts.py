@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, unify
+from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, same_size, unify
 from bcnet_deploy.space.capture import Call, Value
 from bcnet_deploy.space.questions import Size
 
 Dims = list[Layout | None]
 """One entry a dimension; None where it can never depend on widths (batch, height, width)."""
+
+
+FEW_GROUPS = 4
+"""Up to so many groups all are kept and each is made narrower; of more, whole groups are kept."""
 
 
 class Layouts:
@@ -51,10 +55,45 @@ class Layouts:
         if layout is not None:
             self.attributes[call.module, name] = layout
 
-    def follow(self, given: int, layout: Layout | None) -> None:
-        """The attribute that the code gave an operator, if it was one, follows ``layout`` from now on."""
-        if layout is None or not isinstance(given, Size) or given.formula[0] != "attribute":
+    def follow(self, call: Call, number: int, layout: Layout | None) -> bool:
+        """Let the attribute that the code gave a call as ``number``, if it was one, follow ``layout``."""
+        sizes = (size for size in call.given if isinstance(size, Size) and size.formula[0] == "attribute")
+        given = next((size for size in sizes if int(size) == number), None)
+        return given is not None and self.follow_size(given, layout)
+
+    def as_given(self, call: Call, dims: Dims, new: Collection[int] = ()) -> None:
+        """Tie the dimensions of a call's output to what the code took their sizes from.
+
+        A size that came from another tensor's dimension is that dimension's also at other widths; an
+        attribute that it came from follows. Nothing happens unless the code gave one number a dimension.
+        Of the ``new`` dimensions nothing is known but their size.
+        """
+        sizes = call.outputs[0].shape
+        given = [int(number) for number in call.given]
+        if len(given) != len(sizes) or any(n not in (-1, s) for n, s in zip(given, sizes, strict=True)):
             return
+        for i, number in enumerate(call.given):
+            self.follow_size(number, dims[i])
+            if isinstance(number, Size) and number.formula[0] == "size":
+                _, value, axis = number.formula
+                known, own = self.of(value)[axis], dims[i]
+                if i in new:
+                    dims[i] = known
+                elif own is not None and known is not None and not same_size(own, known):
+                    unify(own, known, f"{where(call)} gives it the size of another")
+
+    def from_attribute(self, call: Call, dimension: int) -> bool:
+        """Whether the code took the size of a dimension of a call's output from an attribute."""
+        given, shape = call.given, call.outputs[0].shape
+        number = given[dimension] if len(given) == len(shape) else 0
+        return (
+            isinstance(number, Size) and number.formula[0] == "attribute" and int(number) == shape[dimension]
+        )
+
+    def follow_size(self, given: int, layout: Layout | None) -> bool:
+        """Let the attribute that ``given`` comes from, if from one alone, follow ``layout``."""
+        if layout is None or not isinstance(given, Size) or given.formula[0] != "attribute":
+            return False
         _, path, name, *position = given.formula
         known = self.attributes.get((path, name))
         if position and known is None:
@@ -66,6 +105,7 @@ class Layouts:
             self.attributes[path, name] = layout
         elif isinstance(known, tuple):
             unify(known, layout, f"{name} of {path} is used for both")
+        return True
 
 
 def where(call: Call) -> str:

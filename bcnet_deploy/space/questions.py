@@ -153,22 +153,25 @@ class Questions(TorchFunctionMode):
 
     Attributes:
         noted: the comparisons made, in order.
-        given: integers among the arguments of the PyTorch function that is running.
+        function: name of the PyTorch function that is running.
+        given: integers among its arguments, in order.
     """
 
     def __init__(self, value_of: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
         self.value_of = value_of
         self.noted: dict[Comparison, None] = {}
+        self.function = ""
         self.given: list[int] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.function = getattr(func, "__name__", "")
         self.given = [*_integers(args), *_integers(tuple(kwargs.values()))]
         result = func(*args, **kwargs)
-        self.given = []
+        self.function, self.given = "", []
         if func == _SHAPE or (func is torch.Tensor.size and isinstance(result, tuple)):
             return torch.Size(self._sizes(args[0], result))
         if func is torch.Tensor.size:

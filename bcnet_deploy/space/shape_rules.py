@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, joined, partition, scaled, unscaled
+from bcnet_deploy.space.axes import (
+    Layout,
+    fixed,
+    freeze,
+    fresh,
+    in_granules,
+    joined,
+    leaves,
+    partition,
+    scaled,
+    unify,
+    unscaled,
+)
 from bcnet_deploy.space.capture import Call
-from bcnet_deploy.space.layouts import Dims, Layouts, freeze_value, meet, unknown, where
+from bcnet_deploy.space.layouts import FEW_GROUPS, Dims, Layouts, freeze_value, meet, unknown, where
+from bcnet_deploy.space.questions import Size
 
 # -- element by element ------------------------------------------------------------------------
 
@@ -41,7 +54,9 @@ def same_as_first(layouts: Layouts, call: Call) -> None:
 def created(layouts: Layouts, call: Call) -> None:
     """A tensor made from sizes alone: it may follow any width; a trial shows whether it does."""
     for output in call.outputs:
-        layouts.set(output, [fresh(size) if size > 1 else None for size in output.shape])
+        dims: Dims = [fresh(size) if size > 1 else None for size in output.shape]
+        layouts.as_given(call, dims, range(len(dims)))
+        layouts.set(output, dims)
 
 
 # -- reductions --------------------------------------------------------------------------------
@@ -88,6 +103,7 @@ def expand(layouts: Layouts, call: Call) -> None:
     dims = layouts.of(x)
     offset = len(output.shape) - len(dims)
     out: Dims = []
+    new = []
     for j, size in enumerate(output.shape):
         i = j - offset
         if i >= 0 and x.shape[i] == size:
@@ -95,6 +111,8 @@ def expand(layouts: Layouts, call: Call) -> None:
         else:
             # A broadcast dimension follows whatever it meets.
             out.append(fresh(size) if size > 1 else None)
+            new.append(j)
+    layouts.as_given(call, out, new)
     layouts.set(output, out)
 
 
@@ -130,11 +148,13 @@ def view(layouts: Layouts, call: Call) -> None:
                 right, j = right * output.shape[j], j + 1
             else:
                 break
-        _regroup(call, dims, x.shape, out, output.shape, range(start_i, i), range(start_j, j))
+        _regroup(layouts, call, dims, x.shape, out, output.shape, range(start_i, i), range(start_j, j))
+    layouts.as_given(call, out)
     layouts.set(output, out)
 
 
 def _regroup(
+    layouts: Layouts,
     call: Call,
     dims: Dims,
     shape: tuple[int, ...],
@@ -146,23 +166,35 @@ def _regroup(
     reason = f"{where(call)} reshapes it"
     sources = [i for i in source if shape[i] > 1]
     targets = [j for j in target if out_shape[j] > 1]
-    labelled = [i for i in sources if dims[i] is not None]
+    labelled = {i: layout for i in sources if (layout := dims[i]) is not None}
     if not labelled:
         return
-    if len(labelled) > 1:
-        for i in labelled:
-            freeze(dims[i] or (), reason)
+    free = [i for i, layout in labelled.items() if any(axis.reason is None for axis in leaves(layout))]
+    if len(free) > 1:
+        # Of weights (out, in, height, width) the first of those joined varies, the rest is kernel size.
+        of_weights = call.outputs[0] not in layouts.activations
+        for i in free[1:] if of_weights else free:
+            freeze(labelled[i], reason)
+        if not of_weights:
+            return
+    if not free:
+        kept = next(axis.reason for layout in labelled.values() for axis in leaves(layout))
+        for j in targets:
+            out[j] = fixed(out_shape[j], kept or reason)
         return
-    (index,) = labelled
-    layout = dims[index]
-    assert layout is not None
+    index = free[0]
     before = math.prod(shape[i] for i in sources if i < index)
     after = math.prod(shape[i] for i in sources if i > index)
-    merged = joined([scaled(layout, after)] * before)
+    merged = joined([scaled(labelled[index], after)] * before)
     if len(targets) == 1:
         out[targets[0]] = merged
         return
-    _split(merged, [out_shape[j] for j in targets], targets, out, reason)
+    first = targets[0]
+    if len(targets) == 2 and out_shape[first] > FEW_GROUPS and layouts.from_attribute(call, first):
+        # Many groups, of a number that can follow: whole ones are kept, as by grouped convolutions.
+        out[first] = in_granules(merged, out_shape[first], reason)
+    else:
+        _split(merged, [out_shape[j] for j in targets], targets, out, reason)
 
 
 def _split(merged: Layout, sizes: list[int], targets: list[int], out: Dims, reason: str) -> None:
@@ -235,13 +267,30 @@ def split(layouts: Layouts, call: Call) -> None:
     parts: list[Layout | None] = [None] * len(sizes)
     if layout is not None:
         reason = f"{where(call)} cuts it in parts of sizes {sizes}"
-        if len(set(sizes)) == 1:
+        own = [fresh(size) for size in sizes]
+        if call.function.startswith("split") and _list_of(call.given[: len(sizes)], sizes):
+            # The sizes are a list of the module's, which can follow.
+            unify(layout, joined(own), reason)
+            for given, own_part in zip(call.given, own, strict=False):
+                layouts.follow_size(given, own_part)
+            parts = list(own)
+        elif len(set(sizes)) == 1:
             parts = list(partition(layout, len(sizes), reason))
+            if call.function.startswith("split"):
+                layouts.follow(call, sizes[0], parts[0])
         else:
             freeze(layout, reason)
             parts = [fixed(size, reason) for size in sizes]
     for output, part in zip(call.outputs, parts, strict=True):
         layouts.set(output, [part if i == axis else other for i, other in enumerate(dims)])
+
+
+def _list_of(given: tuple[int, ...], sizes: list[int]) -> bool:
+    """Whether the code gave these sizes as the items of one attribute."""
+    origins = [size.formula for size in given if isinstance(size, Size)]
+    if [int(size) for size in given] != sizes or len(origins) != len(sizes):
+        return False
+    return origins == [(*origins[0][:3], i) for i in range(len(sizes))]
 
 
 def slice_(layouts: Layouts, call: Call) -> None:

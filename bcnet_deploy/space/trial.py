@@ -127,8 +127,8 @@ class Trials:
                 return self.grouping
             reason = failure.reason
             if not (
-                self._freeze_answer(failure)
-                or self._raise_least(failure)
+                self._raise_least(failure)
+                or self._freeze_answer(failure)
                 or self._freeze(failure)
                 or self._freeze_alone(reason)
             ):
@@ -353,18 +353,32 @@ class Trials:
                 break
         return _frozen({self.grouper.axes[index] for index in involved}, failure.reason)
 
+    def _flowing(self, call: Call | None) -> set[Axis]:
+        """What varies and flows into a call, and into the same call of modules of the same class.
+
+        Where nothing that varies flows into the call itself, the size comes from elsewhere in its module:
+        then it is all that flows into the module and its parts.
+        """
+        if call is None:
+            return set()
+        axes = self.grouper.inputs_of(call)
+        if axes:
+            return axes.union(*(self.grouper.inputs_of(other) for other in self._alike(call)))
+        if call.module:
+            for path in self._same_kind(call.module):
+                for other in self.grouper.trace.calls:
+                    if other.module == path or other.module.startswith(f"{path}."):
+                        axes |= self.grouper.inputs_of(other)
+        return axes
+
     def _raise_least(self, failure: Failure) -> bool:
         """Keep variables that were tried at one unit from it, once: ``squeeze()`` drops such channels."""
-        if failure.call is None:
-            return False
         index = {axis: i for i, axis in enumerate(self.grouper.axes)}
-        raised = [
+        raised = {
             axis
-            for axis in self.grouper.inputs_of(failure.call)
-            if axis in index
-            and failure.units[index[axis]] == 1 < axis.size
-            and axis not in self.grouper.lowest
-        ]
+            for axis in self._flowing(failure.call)
+            if axis in index and failure.units[index[axis]] == 1 and axis not in self.grouper.lowest
+        }
         for axis in raised:
             if axis.size > 2:
                 self.grouper.lowest[axis] = 2
@@ -373,23 +387,7 @@ class Trials:
         return bool(raised)
 
     def _freeze(self, failure: Failure) -> bool:
-        """Freeze what flows into a failing call, and into the same call of modules of the same class.
-
-        Where nothing that varies flows into the call itself, the size comes from elsewhere in its module:
-        then all that flows into the module and its parts is frozen.
-        """
-        call = failure.call
-        if call is None:
-            return False
-        axes = self.grouper.inputs_of(call)
-        if axes:
-            axes = axes.union(*(self.grouper.inputs_of(other) for other in self._alike(call)))
-        elif call.module:
-            for path in self._same_kind(call.module):
-                for other in self.grouper.trace.calls:
-                    if other.module == path or other.module.startswith(f"{path}."):
-                        axes |= self.grouper.inputs_of(other)
-        return _frozen(axes, failure.reason)
+        return _frozen(self._flowing(failure.call), failure.reason)
 
     def _freeze_alone(self, reason: str) -> bool:
         """Change one variable at a time and freeze those that fail; False if none does."""

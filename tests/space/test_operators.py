@@ -166,11 +166,15 @@ def test_a_second_input_is_refused_by_its_name() -> None:
         bd.WidthSpace.from_model(Two(), SIZE)
 
 
-def test_weights_that_depend_on_the_image_freeze_their_layer_with_a_reason() -> None:
-    space = bd.WidthSpace.from_model(network(cases.Mixture), SIZE)
-    assert [v.name for v in space.variables] == ["body.gate", "body.a.0"]
-    reason = "its channels form one group"
-    assert [(p.name, p.reason) for p in space.frozen] == [("stem.0", reason), ("body", reason)]
+def test_weights_that_depend_on_the_image() -> None:
+    """The channels of all images are beside one another, in a group each."""
+    model = network(cases.Mixture)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["stem.0", "body.gate", "body[0]", "body.a.0"]
+    assert not space.frozen
+    for widths in space.random(3, np.random.default_rng(0)):
+        subnet = space.extract(model, widths)
+        assert space.macs(widths)[0] == zoo.counted_macs(subnet, SIZE)
 
 
 def test_products_that_are_not_counted_are_noted() -> None:

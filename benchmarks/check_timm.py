@@ -1,0 +1,177 @@
+"""One timm network of each family through the width space: right, refused or wrong, and what stays frozen.
+
+Each network is built with random weights at the input size of its own configuration. For a random width
+vector, left and right, the supernet's slice must equal the extracted network in float64 (relative
+difference of at most 1e-9), and the multiply-accumulates that torch's FlopCounterMode counts on the extracted
+network must be those that the space says. The frozen share is that of the multiply-accumulates, at full
+width, of convolutions and matrix products that no width variable changes.
+
+    python -m benchmarks.check_timm [NAME ...] [--out docs/timm.json] [--redo] [--limit SECONDS]
+
+``timm_families.txt`` names of each module and family of timm the smallest of the first twelve. Results are
+kept per network, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import bcnet_deploy as bd
+from bcnet_deploy import files
+from tests import zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+TOLERANCE = 1e-9
+VECTORS = 1
+
+
+def families() -> list[str]:
+    """The networks of timm_families.txt."""
+    return (Path(__file__).parent / "timm_families.txt").read_text().split()
+
+
+def check(name: str) -> dict[str, Any]:
+    """All figures of one network; ``status`` is right, refused (typed error), wrong or crashed."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    size = tuple(model.pretrained_cfg.get("input_size", (3, 224, 224)))
+    started = time.process_time()
+    row: dict[str, Any] = {"input_size": list(size), "params": zoo.counted_params(model)}
+    try:
+        space = bd.WidthSpace.from_model(model, size)
+    except bd.BCNetError as error:
+        seconds = round(time.process_time() - started, 1)
+        return {**row, "status": "refused", "space_s": seconds, "reason": str(error)[:400]}
+    row |= {
+        "space_s": round(time.process_time() - started, 1),
+        "variables": len(space.variables),
+        "macs": int(space.macs(space.full)[0]),
+        "frozen_share": round(frozen_share(space), 4),
+        "frozen": reasons(space),
+    }
+    wrong = compared(model, space, size)
+    return {
+        **row, "status": "wrong" if wrong else "right", "reason": "; ".join(wrong)[:400],
+        "seconds": round(time.process_time() - started, 1),
+    }  # fmt: skip
+
+
+def frozen_share(space: bd.WidthSpace) -> float:
+    """Share of the multiply-accumulates that no variable changes."""
+    full = space.full
+    fixed = sum(
+        int(op.macs(full)[0])
+        for op in space.ops
+        if op.mac_coefficient and all(factor.is_fixed for factor in op.mac_factors)
+    )
+    return fixed / max(1, int(space.macs(full)[0]))
+
+
+def reasons(space: bd.WidthSpace) -> list[list[Any]]:
+    """The reasons for frozen parts, the most frequent first: [reason, number of parts, first part]."""
+    counts = Counter(part.reason for part in space.frozen)
+    first = {part.reason: part.name for part in reversed(space.frozen)}
+    return [[reason[:200], count, first[reason]] for reason, count in counts.most_common(5)]
+
+
+def compared(model: nn.Module, space: bd.WidthSpace, size: tuple[int, ...]) -> list[str]:
+    """What is wrong with slices, extracted networks and costs; empty if nothing is."""
+    wrong = []
+    rng = np.random.default_rng(0)
+    model = model.double()
+    supernet = bd.Supernet(model, space).eval()
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for widths in space.random(VECTORS, rng):
+        for side in ("left", "right"):
+            supernet.set_active(widths, side)
+            subnet = space.extract(model, widths, side).eval()
+            with torch.no_grad():
+                ours, theirs = _first(supernet(x)), _first(subnet(x))
+            difference = float((ours - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-30)
+            if ours.shape != theirs.shape or not difference <= TOLERANCE:
+                wrong.append(f"slice and extraction differ by {difference:.1e} ({side})")
+        if zoo.counted_params(subnet) != space.params(widths)[0]:
+            wrong.append("parameters")
+        counted = zoo.counted_macs(subnet, size)  # type: ignore[arg-type]
+        if counted != space.macs(widths)[0]:
+            wrong.append(f"multiply-accumulates: {counted} counted, {space.macs(widths)[0]} said")
+    return wrong
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took more than {seconds} s")
+
+    former = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Counts and shares over all networks."""
+    refused = [row for row in rows.values() if row["status"] == "refused"]
+    right = [row for row in rows.values() if row["status"] == "right"]
+    share = [row["frozen_share"] for row in right]
+    return {
+        "networks": len(rows),
+        **Counter(row["status"] for row in rows.values()),
+        "refused_for_attention": sum("attention" in row["reason"] for row in refused),
+        "refused_without_convolution": sum("has no convolution;" in row["reason"] for row in refused),
+        "frozen_share_at_most_0.2": sum(s <= 0.2 for s in share),
+        "slowest_space_s": max((row.get("space_s", 0.0) for row in rows.values()), default=0.0),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="NAME", help="default: timm_families.txt")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "timm.json")
+    parser.add_argument("--redo", action="store_true", help="check again what was checked before")
+    parser.add_argument("--limit", type=int, default=240, help="seconds a network")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    data: dict[str, Any] = {"models": {}}
+    if arguments.out.exists():
+        data = json.loads(arguments.out.read_text())
+    rows = data["models"]
+    for name in arguments.models or families():
+        if name in rows and not arguments.redo:
+            continue
+        try:
+            with limited(arguments.limit):
+                rows[name] = check(name)
+        except Exception as error:  # one network's defect must not hide the others'
+            rows[name] = {"status": "crashed", "reason": f"{type(error).__name__}: {error}"[:400]}
+        print(name, json.dumps(rows[name]), flush=True)
+        data |= {"torch": torch.__version__, "timm": timm.__version__, "summary": summary(rows)}
+        files.write_json(arguments.out, data)
+    print(json.dumps(data.get("summary", {})))
+
+
+if __name__ == "__main__":
+    main()
