@@ -55,28 +55,50 @@ class Augmentation:
             generator: on the CPU, so that every device draws alike and none has to wait.
             cropped: the crop has been made while decoding.
         """
-        if self.kind == "none":
-            return self.normalise(images)
-        count, _, height, width = images.shape
+        return self.pair(images, None, generator, cropped=cropped)[0]
+
+    def pair(
+        self,
+        images: torch.Tensor,
+        masks: torch.Tensor | None,
+        generator: torch.Generator,
+        *,
+        cropped: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """:meth:`__call__` for images and masks (N, H, W), moved alike; what comes from outside is 255."""
+        planes = None if masks is None else masks[:, None]
+        count, device = len(images), images.device
         if self.kind == "resized-crop-flip" and not cropped:
-            out = _resized_crop(images, generator)
+            boxes = crop_boxes(torch.full((count,), images.shape[3] / images.shape[2]), generator)
+            images = _resized(images, boxes, "bilinear")
+            planes = None if planes is None else _resized(planes, boxes, "nearest")
         elif self.kind in ("crop", "crop-flip"):
-            pad = max(1, height // 8)
+            pad = max(1, images.shape[2] // 8)
             shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-            shifts = shifts.to(images.device, non_blocking=True)
-            padded = F.pad(images, (pad, pad, pad, pad))
-            rows = shifts[0][:, None] + torch.arange(height, device=images.device)
-            columns = shifts[1][:, None] + torch.arange(width, device=images.device)
-            which = torch.arange(count, device=images.device)[:, None, None]
-            # Advanced indices around a slice put the channels last.
-            out = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        else:
-            out = images
-        out = self.normalise(out)
-        if self.kind == "crop":
-            return out
-        flips = (torch.rand(count, generator=generator) < 0.5).to(images.device, non_blocking=True)
-        return torch.where(flips[:, None, None, None], out.flip(3), out)
+            shifts = shifts.to(device, non_blocking=True)
+            images = _shifted(images, shifts, pad, 0)
+            planes = None if planes is None else _shifted(planes, shifts, pad, OUTSIDE)
+        if self.kind in ("crop-flip", "resized-crop-flip"):
+            flips = (torch.rand(count, generator=generator) < 0.5).to(device, non_blocking=True)
+            flips = flips[:, None, None, None]
+            images = torch.where(flips, images.flip(3), images)
+            planes = None if planes is None else torch.where(flips, planes.flip(3), planes)
+        return self.normalise(images), None if planes is None else planes[:, 0]
+
+
+OUTSIDE = 255
+"""Label of mask pixels from beyond the picture: they belong to no class."""
+
+
+def _shifted(images: torch.Tensor, shifts: torch.Tensor, pad: int, fill: int) -> torch.Tensor:
+    """Each image's own window of its size, ``shifts`` (2, N) down and right in the padded image."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad), value=fill)
+    rows = shifts[0][:, None] + torch.arange(height, device=images.device)
+    columns = shifts[1][:, None] + torch.arange(width, device=images.device)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    # Advanced indices around a slice put the channels last.
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 _TRIES = 10
@@ -105,13 +127,12 @@ def crop_boxes(aspects: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return torch.stack([left, top, left + width, top + height], dim=1)
 
 
-def _resized_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image's own :func:`crop_boxes`, resampled bilinearly to the image's size; of the images' dtype."""
-    count, _, rows, columns = images.shape
-    boxes = crop_boxes(torch.full((count,), columns / rows), generator) * 2 - 1
-    theta = torch.zeros(count, 2, 3)
+def _resized(images: torch.Tensor, boxes: torch.Tensor, mode: str) -> torch.Tensor:
+    """Each image's own box of :func:`crop_boxes`, at the images' size and of their dtype."""
+    boxes = boxes * 2 - 1
+    theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = (boxes[:, 2] - boxes[:, 0]) / 2, (boxes[:, 2] + boxes[:, 0]) / 2
     theta[:, 1, 1], theta[:, 1, 2] = (boxes[:, 3] - boxes[:, 1]) / 2, (boxes[:, 3] + boxes[:, 1]) / 2
     grid = F.affine_grid(theta.to(images.device, non_blocking=True), [*images.shape], align_corners=False)
-    out = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return out.round().to(torch.uint8) if images.dtype == torch.uint8 else out
+    out = F.grid_sample(images.float(), grid, mode=mode, padding_mode="reflection", align_corners=False)
+    return out if images.is_floating_point() else out.round().to(images.dtype)

@@ -1,4 +1,7 @@
-"""Image folders: ``train/<class>/*.jpg``, and ``val/`` and ``test/`` alike; ImageNet's and CIFAR's layout."""
+"""Image folders: ``train/<class>/*.jpg``, and ``val/`` and ``test/`` alike; ImageNet's and CIFAR's layout.
+
+For segmentation ``train/images/*.jpg`` and ``train/masks/*.png``, and ``val/`` and ``test/`` alike.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from bcnet_deploy import files
 from bcnet_deploy.data.archives import unpack
 from bcnet_deploy.data.pictures import (
+    ONLY_IGNORED,
     SIXTEEN_BITS,
     UNREADABLE,
     Remark,
     View,
+    class_numbers,
     decode,
+    decode_mask,
     has_16_bits,
     may_be_transparent,
+    upright_size,
 )
 from bcnet_deploy.data.splits import (
     DataSplits,
@@ -50,15 +58,30 @@ _SAMPLE = 2**12
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images decoded each time they are used, for sets that do not fit into memory."""
+    """Images decoded each time they are used, for sets that do not fit into memory.
+
+    Attributes:
+        paths: (N,) image files.
+        given: (N,) classes, or as many mask files.
+        view: what is seen of them.
+    """
 
     paths: tuple[Path, ...]
-    labels: torch.Tensor
+    given: torch.Tensor | tuple[Path, ...]
     view: View
+    crops = True
 
     @property
     def memory(self) -> torch.Tensor | None:
         return None
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) classes; or (N, H, W) uint8: all the masks, read now."""
+        if isinstance(self.given, torch.Tensor):
+            return self.given
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(lambda index: self.target(index, None), range(len(self)))))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,9 +94,24 @@ class FileImages:
                 f"cannot read image {self.paths[index]}: {error}; remove it or repair it and run again"
             ) from error
 
+    def target(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        if isinstance(self.given, torch.Tensor):
+            return self.given[index]
+        try:
+            return decode_mask(self.given[index], self.view, augment_seed)
+        except UNREADABLE as error:
+            raise DataError(
+                f"cannot read mask {self.given[index]}: {error}; repair it and run again"
+            ) from error
+
     def subset(self, indices: npt.NDArray[np.int64]) -> FileImages:
-        chosen = tuple(self.paths[int(i)] for i in indices)
-        return FileImages(chosen, self.labels[torch.from_numpy(indices)], self.view)
+        given = self.given
+        chosen = given[torch.from_numpy(indices)] if isinstance(given, torch.Tensor) else _at(given, indices)
+        return FileImages(_at(self.paths, indices), chosen, self.view)
+
+
+def _at(paths: tuple[Path, ...], indices: npt.NDArray[np.int64]) -> tuple[Path, ...]:
+    return tuple(paths[int(i)] for i in indices)
 
 
 def load_folder(
@@ -103,21 +141,23 @@ def load_folder(
     if root.is_file():
         root = unpack(root)
     notes: list[str] = []
-    train = Listing.of(root / "train", notes)
-    val, test = _other_parts(root, train, notes)
+    list_part = MaskListing.of if has_masks(root) else Listing.of
+    train = list_part(root / "train", notes)
+    val, test = (None if folder is None else list_part(folder, notes) for folder in _others(root, notes))
     listings = [part for part in (train, val, test) if part is not None]
-    _compare(train, [part for part in listings if part is not train])
+    classes = train.classes_of(listings)
     limit = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory())
     count = sum(len(part.paths) for part in listings if part is not test)
-    in_memory = count * int(np.prod(view.input_size)) <= limit
+    planes = view.input_size[0] + isinstance(train, MaskListing)
+    in_memory = count * planes * int(np.prod(view.input_size[1:])) <= limit
     read = partial(_open, view=view, in_memory=in_memory, max_unreadable=max_unreadable)
     full, good = read(train, notes=notes)
-    copies = _copies(root, train.only(good), val, test, notes)
+    copies = _copies(root, train, good, val, test, notes)
     if val is not None:
         train_images, val_images = full, read(val, notes=notes)[0]
     else:
         fraction = held_out_share(len(full)) if val_fraction is None else val_fraction
-        kept, held = stratified_split(full.labels.numpy(), fraction, classes=train.classes, copies=copies)
+        kept, held = stratified_split(train.labels[good], fraction, classes=classes, copies=copies)
         train_images, val_images = full.subset(kept), full.subset(held)
 
     def open_test() -> ImageSet | None:
@@ -130,7 +170,7 @@ def load_folder(
     else:
         mean, std = (0.45,), (0.225,)
     return DataSplits(
-        name=name or str(root), train=train_images, val=val_images, classes=train.classes,
+        name=name or str(root), train=train_images, val=val_images, classes=classes,
         input_size=view.input_size, mean=mean, std=std, open_test=open_test, notes=tuple(notes), view=view,
         fingerprint=_fingerprint(root, listings),
     )  # fmt: skip
@@ -182,11 +222,26 @@ class Listing:
         labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in found])
         return cls(folder, classes, tuple(path for paths in found for path in paths), labels.astype(np.int64))
 
-    def only(self, indices: npt.NDArray[np.int64]) -> Listing:
-        """The images at ``indices``."""
-        return Listing(
-            self.folder, self.classes, tuple(self.paths[int(i)] for i in indices), self.labels[indices]
-        )
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the split."""
+        return self.paths
+
+    def classes_of(self, parts: Sequence[Listing]) -> tuple[str, ...]:
+        """The classes' names. Raises :class:`DataError` where another split has others."""
+        for part in parts:
+            if odd := sorted(set(part.classes) ^ set(self.classes)):
+                where = {name: (self if name in self.classes else part).folder.name for name in odd}
+                named = ", ".join(f"{name} (only in {where[name]}/)" for name in odd[:5])
+                raise DataError(
+                    f"{len(odd)} classes of {part.folder} and {self.folder} differ: {named}; "
+                    "name the folders alike, or add or remove them"
+                )
+        return self.classes
+
+    def given(self, indices: npt.NDArray[np.int64]) -> torch.Tensor | tuple[Path, ...]:
+        """What is to be learned of the images at ``indices``."""
+        return torch.from_numpy(self.labels[indices])
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -241,40 +296,138 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot read {error.filename}: {error.strerror}; make it readable or remove it")
 
 
-def _other_parts(root: Path, train: Listing, notes: list[str]) -> tuple[Listing | None, Listing | None]:
-    """(validation, test) as far as ``root`` has them."""
-    val_root = next((root / n for n in ("val", "valid", "validation") if (root / n).is_dir()), None)
-    test_root = root / "test" if (root / "test").is_dir() else None
-    if test_root is not None:
-        return None if val_root is None else Listing.of(val_root, notes), Listing.of(test_root, notes)
-    if val_root is not None:
+def _others(root: Path, notes: list[str]) -> tuple[Path | None, Path | None]:
+    """The folders of (validation, test) as far as ``root`` has them."""
+    val = next((root / n for n in ("val", "valid", "validation") if (root / n).is_dir()), None)
+    if (root / "test").is_dir():
+        return val, root / "test"
+    if val is None:
+        notes.append("no folder test/: there will be no accuracy on images that no step has used")
+    else:
         notes.append(
-            f"no folder test/: {val_root.name}/ is kept for the final accuracy, and validation images are "
+            f"no folder test/: {val.name}/ is kept for the final accuracy, and validation images are "
             "held out of train/"
         )
-        return None, Listing.of(val_root, notes)
-    notes.append("no folder test/: there will be no accuracy on images that no step has used")
-    return None, None
+    return None, val
 
 
-def _compare(train: Listing, others: Iterable[Listing]) -> None:
-    """Raise :class:`DataError` where a split has other classes than training."""
-    for part in others:
-        if odd := sorted(set(part.classes) ^ set(train.classes)):
-            named = ", ".join(
-                f"{name} (only in {(train if name in train.classes else part).folder.name}/)"
-                for name in odd[:5]
-            )
+# -- images and masks -----------------------------------------------------------------------------
+
+CLASS_NAMES = "classes.txt"
+"""Beside ``train/``: names of the classes of masks, one a line, in the order of their numbers."""
+
+
+def has_masks(root: Path) -> bool:
+    """Whether a data set's folder is one of images and masks."""
+    return (root / "train" / "images").is_dir() and (root / "train" / "masks").is_dir()
+
+
+@dataclass(frozen=True)
+class MaskListing(Listing):
+    """The images and masks of one split.
+
+    A mask has its image's name and size, one channel of class numbers (or a palette's indices), and 255 where
+    a pixel belongs to no class.
+
+    Attributes:
+        masks: of the images; ``labels`` are all 0.
+    """
+
+    masks: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path, notes: list[str]) -> MaskListing:
+        """What ``folder`` holds. Raises :class:`DataError` for an image without a mask, or the reverse."""
+        left_out: Counter[str] = Counter()
+        found = []
+        for kind in ("images", "masks"):
+            if not (folder / kind).is_dir():
+                raise DataError(
+                    f"{folder} has no folder {kind!r}; the layout is {folder.name}/images/<image> and "
+                    f"{folder.name}/masks/<mask>"
+                )
+            paths = _images(folder / kind, left_out)
+            by_name = {path.relative_to(folder / kind).with_suffix(""): path for path in paths}
+            if len(by_name) < len(paths):
+                raise DataError(f"two files in {folder / kind} have one name but for the suffix; rename one")
+            found.append(by_name)
+        if odd := sorted(found[0].keys() ^ found[1].keys()):
+            named = ", ".join(f"{name} (no {'mask' if name in found[0] else 'image'})" for name in odd[:5])
             raise DataError(
-                f"{len(odd)} classes of {part.folder} and {train.folder} differ: {named}; "
-                "name the folders alike, or add or remove them"
+                f"{len(odd)} files of {folder} have no counterpart: {named}; an image and its mask have the "
+                "same name but for the suffix"
             )
+        if not found[0]:
+            raise DataError(f"{folder}/images has no image; add images ({', '.join(sorted(SUFFIXES))})")
+        if left_out := +left_out:
+            parts = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
+            notes.append(f"{folder.name}/: files left out: {parts}")
+        names = sorted(found[0])
+        return cls(
+            folder, (), tuple(found[0][name] for name in names), np.zeros(len(names), dtype=np.int64),
+            tuple(found[1][name] for name in names),
+        )  # fmt: skip
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.paths + self.masks
+
+    def classes_of(self, parts: Sequence[Listing]) -> tuple[str, ...]:
+        """Names from ``classes.txt``, or the numbers that training's masks hold.
+
+        Raises:
+            DataError: a mask that is none, of another size than its image, or with a number that is no class.
+        """
+        names = self._names()
+        counted = [part.numbers() for part in parts if isinstance(part, MaskListing)]
+        own = counted[0]
+        if not names and set(own) <= {0, 255} and 255 in own:
+            raise DataError(
+                f"the masks in {self.folder} hold {'0 and ' * (0 in own)}255 alone; {ONLY_IGNORED}"
+            )
+        classes = names or tuple(map(str, range(max(n for n in own if n < 255) + 1)))
+        for numbers in counted:
+            for number, path in numbers.items():
+                if len(classes) <= number < 255:
+                    raise DataError(
+                        f"mask {path} holds the number {number}; allowed: 0..{len(classes) - 1} for the "
+                        f"{len(classes)} classes, and 255; {CLASS_NAMES} beside train/ may name more"
+                    )
+        return classes
+
+    def _names(self) -> tuple[str, ...]:
+        path = self.folder.parent / CLASS_NAMES
+        lines = files.read_text(path, DataError, "class names").splitlines() if path.exists() else []
+        return tuple(line.strip() for line in lines if line.strip())
+
+    def numbers(self) -> dict[int, Path]:
+        """The numbers in the masks, each with a mask that has it. Raises :class:`DataError`."""
+        found: dict[int, Path] = {}
+
+        def read(index: int) -> None:
+            values = class_numbers(self.masks[index])
+            size = upright_size(self.paths[index])
+            if values.shape[::-1] != size:
+                raise ValueError(
+                    f"it has {values.shape[1]}x{values.shape[0]} pixels, its image {size[0]}x{size[1]}"
+                )
+            for number in np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist():
+                found.setdefault(number, self.masks[index])
+
+        for index, reason in _unreadable(self.masks, read).items():
+            raise DataError(
+                f"mask {self.masks[index]} does not fit its image: {reason}; repair or remove both"
+            )
+        return found
+
+    def given(self, indices: npt.NDArray[np.int64]) -> torch.Tensor | tuple[Path, ...]:
+        return _at(self.masks, indices)
 
 
 def _fingerprint(root: Path, parts: Iterable[Listing]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for path in part.paths:
+        for path in part.files:
             digest.update(
                 f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode(errors="surrogateescape")
             )
@@ -317,13 +470,21 @@ def _content(path: Path) -> bytes:
 
 
 def _copies(
-    root: Path, train: Listing, val: Listing | None, test: Listing | None, notes: list[str]
+    root: Path,
+    train: Listing,
+    good: npt.NDArray[np.int64],
+    val: Listing | None,
+    test: Listing | None,
+    notes: list[str],
 ) -> list[list[int]]:
-    """Groups of equal images of ``train``; those, and copies between the splits, are said in ``notes``."""
+    """Groups of equal images of ``train`` among the ``good`` ones, by their place in these.
+
+    Those, and copies between the splits, are said in ``notes``.
+    """
     parts = [part for part in (train, val, test) if part is not None]
-    paths = [path for part in parts for path in part.paths]
-    labels = np.concatenate([part.labels for part in parts])
-    place = np.repeat(np.arange(len(parts)), [len(part.paths) for part in parts])
+    paths = [train.paths[int(i)] for i in good] + [path for part in parts[1:] for path in part.paths]
+    labels = np.concatenate([train.labels[good], *(part.labels for part in parts[1:])])
+    place = np.repeat(np.arange(len(parts)), [len(good), *(len(part.paths) for part in parts[1:])])
     groups = equal_files(paths)
     within = [mine for group in groups if len(mine := [i for i in group if place[i] == 0]) > 1]
 
@@ -383,10 +544,10 @@ def _open(
             raise DataError(f"{text}; at most {max_unreadable:.1%} may be; repair or remove them")
         notes.append(f"{text}; skipped")
     good = np.setdiff1d(np.arange(len(paths)), np.array(list(bad), dtype=np.int64))
-    labels = torch.from_numpy(listing.labels[good])
-    if in_memory:
-        return MemoryImages(images[torch.from_numpy(good)] if bad else images, labels), good
-    return FileImages(tuple(paths[i] for i in good), labels, view), good
+    seen = FileImages(_at(paths, good), listing.given(good), view)
+    if not in_memory:
+        return seen, good
+    return MemoryImages(images[torch.from_numpy(good)] if bad else images, seen.labels), good
 
 
 def _unreadable(paths: Sequence[Path], read: Callable[[int], None]) -> dict[int, str]:

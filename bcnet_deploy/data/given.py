@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bcnet_deploy.data.pictures import View, upright
+from bcnet_deploy.data.augment import OUTSIDE
+from bcnet_deploy.data.pictures import ONLY_IGNORED, View, upright
 from bcnet_deploy.data.splits import (
     DataSplits,
     ImageSet,
@@ -27,7 +28,7 @@ from bcnet_deploy.errors import DataError
 CONTRACT = (
     "(images, labels), a torch data set of such pairs, or a mapping with 'train': one of them, optionally "
     "'val' and 'test' alike (or functions without arguments that return one) and 'classes': names; images "
-    "are (N, C, H, W), uint8 or floats of 0..1, labels (N,) integers"
+    "are (N, C, H, W), uint8 or floats of 0..1, labels (N,) integers, masks (N, H, W) or floats (N, K)"
 )
 Labels = npt.NDArray[np.int64]
 
@@ -81,8 +82,9 @@ def load_given(
                 "in one class stay on one side of the held-out split"
             )
         fraction = held_out_share(len(train)) if val_fraction is None else val_fraction
+        classes = raw if raw.dtype == np.int64 else np.zeros(len(train), dtype=np.int64)
         indices, held = stratified_split(
-            train.labels.numpy(), fraction, classes=numbering.names, copies=copies
+            np.searchsorted(numbering.values, classes), fraction, classes=numbering.names, copies=copies
         )
         kept, val = train.subset(indices), train.subset(held)
 
@@ -109,7 +111,12 @@ def load_given(
 
 @dataclass(frozen=True)
 class _Numbering:
-    """From the user's labels to 0..classes-1; ``values`` are the labels of the classes, ascending."""
+    """From the user's labels to what is learned.
+
+    Attributes:
+        values: the labels of the classes, ascending.
+        names: of the classes; of numbers to be predicted, of the outputs.
+    """
 
     values: Labels
     names: tuple[str, ...]
@@ -117,7 +124,15 @@ class _Numbering:
     @classmethod
     def of(cls, labels: Labels, names: Any, what: str) -> _Numbering:
         if names is None:
-            values = np.unique(labels)
+            if labels.dtype.kind == "f":
+                values = np.arange(1 if labels.ndim == 1 else labels.shape[1])
+            elif labels.ndim == 3:
+                found = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256))
+                if set(found.tolist()) <= {0, 255} and 255 in found:
+                    raise DataError(f"{what}: masks hold 0 and 255 alone; {ONLY_IGNORED}")
+                values = np.arange(found[found < 255].max() + 1)
+            else:
+                values = np.unique(labels)
             return cls(values, tuple(map(str, values.tolist())))
         if not isinstance(names, list | tuple) or not names:
             raise DataError(f"{what} has classes {reprlib.repr(names)}; needed: a list of names")
@@ -128,7 +143,15 @@ class _Numbering:
         return bool((self.values == np.arange(len(self.values))).all())
 
     def of_labels(self, labels: Labels, what: str) -> torch.Tensor:
-        """(N,) class numbers. Raises :class:`DataError` naming the first label that is no class."""
+        """Class numbers, masks or values. Raises :class:`DataError` naming a label that is no class."""
+        if labels.dtype.kind == "f":
+            if len(labels.reshape(len(labels), -1)[0]) != len(self.names):
+                raise DataError(f"{what}: labels have the shape {labels.shape}, not training's")
+            return torch.from_numpy(labels)
+        if labels.ndim == 3:
+            ignored = labels == OUTSIDE
+            check_labels(np.where(ignored, 0, labels).reshape(len(labels), -1).max(1), len(self.names), what)
+            return torch.from_numpy(labels)
         if self.plain:
             check_labels(labels, len(self.values), what)
             return torch.from_numpy(labels)
@@ -149,14 +172,25 @@ class _Numbering:
         ]
 
 
-def _labels(raw: Any, count: int, what: str) -> Labels:
-    labels = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != count or not count:
-        raise DataError(
-            f"{what}: labels are {labels.dtype} of shape {labels.shape} for {count} images; "
-            "needed: one integer for each image, and at least one image"
-        )
-    return labels.astype(np.int64)
+def _labels(raw: Any, count: int, size: tuple[int, int, int], what: str) -> Any:
+    """(N,) int64 classes, (N, H, W) uint8 masks, (N,) or (N, K) float32. Raises :class:`DataError`."""
+    try:
+        labels = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw)
+    except ValueError as error:
+        raise DataError(f"{what}: the labels have different shapes: {error}") from error
+    if len(labels.shape) and len(labels) == count and count:
+        if labels.ndim == 1 and labels.dtype.kind in "iu":
+            return labels.astype(np.int64)
+        whole = labels.dtype.kind in "iub"
+        if whole and labels.shape[1:] == size[1:] and labels.min() >= 0 and labels.max() <= 255:
+            return labels.astype(np.uint8)
+        if labels.ndim in (1, 2) and labels.dtype.kind == "f" and np.isfinite(labels).all():
+            return labels.astype(np.float32)
+    raise DataError(
+        f"{what}: labels are {labels.dtype} of shape {labels.shape} for {count} images; needed: one integer "
+        f"for each image, masks ({count}, {size[1]}, {size[2]}) of class numbers (255: none), or finite "
+        "floats (N,) or (N, K); and at least one image"
+    )
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -170,7 +204,7 @@ class _Arrays(MemoryImages):
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """A torch data set, read image by image.
+    """A torch data set, read image by image. Its own pictures are cropped after they were resized.
 
     Attributes:
         dataset: of (image, label) pairs.
@@ -183,6 +217,7 @@ class DatasetImages:
     chosen: Labels
     labels: torch.Tensor
     reader: _Reader
+    crops = False
 
     @property
     def memory(self) -> torch.Tensor | None:
@@ -192,7 +227,10 @@ class DatasetImages:
         return len(self.chosen)
 
     def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
-        return self.reader.item(self.dataset, int(self.chosen[index]), augment_seed)[0]
+        return self.reader.item(self.dataset, int(self.chosen[index]))[0]
+
+    def target(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        return self.labels[index]
 
     def subset(self, indices: Labels) -> DatasetImages:
         return DatasetImages(
@@ -220,7 +258,7 @@ class _Reader:
             given = given()
         if isinstance(given, tuple | list) and len(given) == 2 and hasattr(given[0], "shape"):
             images = self.images(given[0], what)
-            return _Arrays(images, torch.empty(0)), _labels(given[1], len(images), what)
+            return _Arrays(images, torch.empty(0)), _labels(given[1], len(images), self.input_size, what)
         if isinstance(given, str | bytes | Mapping | np.ndarray | torch.Tensor) or not (
             hasattr(given, "__getitem__") and hasattr(given, "__len__")
         ):
@@ -266,7 +304,7 @@ class _Reader:
             )
         return images.float()
 
-    def item(self, dataset: Any, index: int, augment_seed: int | None = None) -> tuple[torch.Tensor, Any]:
+    def item(self, dataset: Any, index: int) -> tuple[torch.Tensor, Any]:
         """(image (C, H, W), label) of one pair. Raises :class:`DataError`."""
         what = f"{self.label}: item {index} of the data set"
         try:
@@ -280,7 +318,9 @@ class _Reader:
             if self.view is None:
                 raise DataError(f"{what} is a picture; a model of {self.input_size[0]} channels needs arrays")
             self.saw_pictures = True
-            return self.view.apply(upright(image, self.view.mode), augment_seed), label
+            if hasattr(label, "getexif"):
+                label = self.view.apply_mask(label).numpy()
+            return self.view.apply(upright(image, self.view.mode)), label
         return self.images(torch.as_tensor(image)[None], what)[0], label
 
     def _dataset(self, dataset: Any, what: str) -> tuple[_Arrays | DatasetImages, Labels]:
@@ -305,7 +345,7 @@ class _Reader:
                 raise DataError(f"{what}: item {index} is {image.dtype}, item 0 is {first.dtype}")
             images[index] = image
             labels.append(label)
-        return _Arrays(images, torch.empty(0)), _labels(_scalars(labels), count, what)
+        return _Arrays(images, torch.empty(0)), _labels(_scalars(labels), count, self.input_size, what)
 
     def _limit(self) -> int:
         from bcnet_deploy.data.folders import MEMORY_SHARE, free_memory
@@ -317,14 +357,13 @@ class _Reader:
         for key in ("targets", "labels"):
             found = getattr(dataset, key, None)
             if found is not None and len(found) == len(dataset):
-                return _labels(_scalars(found), len(dataset), what)
-        return _labels(
-            _scalars([self.item(dataset, index)[1] for index in range(len(dataset))]), len(dataset), what
-        )
+                return _labels(_scalars(found), len(dataset), self.input_size, what)
+        labels = [self.item(dataset, index)[1] for index in range(len(dataset))]
+        return _labels(_scalars(labels), len(dataset), self.input_size, what)
 
 
 def _scalars(labels: Any) -> Any:
-    return [label.item() if hasattr(label, "item") else label for label in labels]
+    return [np.asarray(label) if hasattr(label, "__array__") else label for label in labels]
 
 
 # -- content --------------------------------------------------------------------------------------

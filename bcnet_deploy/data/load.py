@@ -94,9 +94,12 @@ def classes_of(reference: Any, input_size: tuple[int, int, int]) -> int:
     if path is None:
         return load_data(reference, input_size).num_classes
     from bcnet_deploy.data.archives import unpack
-    from bcnet_deploy.data.folders import class_names
+    from bcnet_deploy.data.folders import class_names, has_masks
 
-    return len(class_names((unpack(path) if path.is_file() else path) / "train"))
+    root = unpack(path) if path.is_file() else path
+    if has_masks(root):
+        return load_data(reference, input_size).num_classes
+    return len(class_names(root / "train"))
 
 
 def _path(reference: str | Path) -> Path | None:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bcnet_deploy.data.augment import Augmentation
-from bcnet_deploy.data.splits import ImageSet
+from bcnet_deploy.data.splits import ImageSet, as_targets
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError
 
 _ORDER, _CROP = 0, 1
@@ -31,18 +31,19 @@ def _generator(seed: int, *counters: int) -> torch.Generator:
 
 def fits_on(device: torch.device, images: torch.Tensor) -> bool:
     """Whether a whole set may stay on a GPU: up to a tenth of its free memory."""
-    return device.type == "cuda" and images.numel() <= 0.1 * torch.cuda.mem_get_info(device)[0]
+    return device.type == "cuda" and images.nbytes <= 0.1 * torch.cuda.mem_get_info(device)[0]
 
 
-class _Reader(Dataset[tuple[torch.Tensor, int]]):
+class _Reader(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Decodes in a worker; keys are (image, crop seed or -1)."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = key
-        return self.images.read(index, None if seed < 0 else seed), int(self.images.labels[index])
+        crop = None if seed < 0 else seed
+        return self.images.read(index, crop), self.images.target(index, crop)
 
 
 GRACE_S = 10
@@ -105,10 +106,13 @@ class BatchLoader:
         self.position = 0
         self._stream: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._order: tuple[int, torch.Tensor] | None = None
-        self._memory, self._labels = images.memory, images.labels
-        if self._memory is not None and fits_on(device, self._memory):
-            # Then a batch is picked where it is needed, and only its indices travel.
-            self._memory, self._labels = self._memory.to(device), self._labels.to(device)
+        self._crops = augmentation.kind == "resized-crop-flip" and images.crops
+        self._memory = images.memory
+        if self._memory is not None:
+            self._labels = images.labels
+            if fits_on(device, self._memory):
+                # Then a batch is picked where it is needed, and only its indices travel.
+                self._memory, self._labels = self._memory.to(device), self._labels.to(device)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -151,9 +155,8 @@ class BatchLoader:
         return self._order[1][start : start + share]
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images (B, C, H, W) float32, labels (B,)) on the device."""
+        """(images (B, C, H, W) float32, targets (B, ...) int64 or float32) on the device."""
         crops = _generator(self.seed, _CROP, self.position, self.rank)
-        decoded_crop = False
         if self._memory is not None:
             chosen = self.indices(self.position).to(self._memory.device, non_blocking=True)
             images, labels = self._memory[chosen], self._labels[chosen]
@@ -165,13 +168,14 @@ class BatchLoader:
             except DataError as error:
                 # A worker's error arrives with its traceback in front of the message.
                 raise DataError(str(error).strip().splitlines()[-1].split("DataError: ", 1)[-1]) from error
-            decoded_crop = self.augmentation.kind == "resized-crop-flip"
         self.position += 1
         if self.device.type == "cuda" and images.device.type == "cpu" and not images.is_pinned():
             images, labels = images.pin_memory(), labels.pin_memory()
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        return self.augmentation(images, crops, cropped=decoded_crop), labels
+        masks = labels if labels.ndim == 3 else None
+        images, moved = self.augmentation.pair(images, masks, crops, cropped=self._crops)
+        return images, as_targets(labels if moved is None else moved)
 
     def close(self) -> None:
         """End the workers; the next batch starts them again."""
@@ -189,11 +193,10 @@ class BatchLoader:
         return iter(loader)
 
     def _keys(self, position: int) -> Iterator[list[tuple[int, int]]]:
-        cropping = self.augmentation.kind == "resized-crop-flip"
         while True:
             chosen = self.indices(position).tolist()
             seeds = [-1] * len(chosen)
-            if cropping:
+            if self._crops:
                 crops = _generator(self.seed, _CROP, position, self.rank, 1)
                 seeds = torch.randint(2**62, (len(chosen),), generator=crops).tolist()
             yield list(zip(chosen, seeds, strict=True))

@@ -71,20 +71,29 @@ class View(Checked):
 
     def apply(self, picture: Image.Image, augment_seed: int | None = None) -> torch.Tensor:
         """(C, H, W) uint8 of an upright picture in :attr:`mode`; with a seed a random-resized crop of it."""
-        target = (self.input_size[2], self.input_size[1])
         filtered = Image.Resampling[self.interpolation.upper()]
+        array = np.array(self._resized(picture, augment_seed, filtered), dtype=np.uint8)
+        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).contiguous()
+
+    def apply_mask(self, mask: Image.Image, augment_seed: int | None = None) -> torch.Tensor:
+        """(H, W) uint8 of the same part of a mask, each pixel the nearest one's class."""
+        array = np.array(self._resized(mask, augment_seed, Image.Resampling.NEAREST), dtype=np.uint8)
+        return torch.from_numpy(array)
+
+    def _resized(
+        self, picture: Image.Image, augment_seed: int | None, filtered: Image.Resampling
+    ) -> Image.Image:
+        target = (self.input_size[2], self.input_size[1])
         if augment_seed is not None:
             generator = torch.Generator().manual_seed(augment_seed)
-            aspect = torch.tensor([picture.width / picture.height])
-            left, top, right, bottom = crop_boxes(aspect, generator)[0].tolist()
-            box = (
-                left * picture.width, top * picture.height, right * picture.width, bottom * picture.height,
-            )  # fmt: skip
-            picture = picture.resize(target, filtered, box=box)
-        elif picture.size != target:
-            picture = picture.resize(target, filtered, box=self.box(picture.size), reducing_gap=3.0)
-        array = np.array(picture, dtype=np.uint8)
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).contiguous()
+            shares = crop_boxes(torch.tensor([picture.width / picture.height]), generator)[0].tolist()
+            sides = (picture.width, picture.height) * 2
+            left, top, right, bottom = (share * side for share, side in zip(shares, sides, strict=True))
+            return picture.resize(target, filtered, box=(left, top, right, bottom))
+        if picture.size == target:
+            return picture
+        gap = None if filtered is Image.Resampling.NEAREST else 3.0
+        return picture.resize(target, filtered, box=self.box(picture.size), reducing_gap=gap)
 
 
 @dataclass(frozen=True)
@@ -193,3 +202,34 @@ def has_16_bits(image: Image.Image) -> bool:
 def may_be_transparent(image: Image.Image) -> bool:
     """Whether the picture has an alpha channel or a transparent colour."""
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+ONLY_IGNORED = "255 stands for no class: number the classes from 0, so save the foreground as 1"
+"""Said of masks of 0 and 255, which many programs write."""
+
+
+def decode_mask(path: Path, view: View, augment_seed: int | None = None) -> torch.Tensor:
+    """(H, W) uint8 class numbers of the part of a mask that :func:`decode` shows of its image.
+
+    Raises one of :data:`UNREADABLE`.
+    """
+    return view.apply_mask(Image.fromarray(class_numbers(path)), augment_seed)
+
+
+def class_numbers(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(H, W) of a mask file: its values, or the indices of its palette. Raises one of :data:`UNREADABLE`."""
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise ValueError(f"its mode is {image.mode}; needed: one channel of class numbers, 255 for none")
+        values = np.asarray(image)
+    if values.max(initial=0) > 255:
+        raise ValueError(f"it holds {int(values.max())}; needed: class numbers, 255 for none")
+    return values.astype(np.uint8)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture as shown, from its header. Raises one of :data:`UNREADABLE`."""
+    with Image.open(path) as image:
+        return image.size if _orientation(image) < 5 else (image.height, image.width)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from bcnet_deploy.data.augment import Augmentation
-from bcnet_deploy.data.splits import DataSplits, ImageSet
+from bcnet_deploy.data.splits import DataSplits, ImageSet, as_targets
 
 HELD_BYTES = 2**29
 """Evaluation batches up to this size are made once and kept on the device; larger sets are read each time."""
@@ -43,7 +43,8 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
     Args:
         images: in order; all of them unless ``limit``.
         splits: whose mean and deviation to use.
-        batch_size: images a batch; the last batch may be smaller.
+        batch_size: images a batch; the last batch may be smaller. A last batch of one image joins the one
+            before: batch norm in training mode takes no single images.
         device: where the batches end up.
         limit: take this many images, drawn once over the whole set (which may be sorted by class).
         channels_last: memory order of the images.
@@ -71,7 +72,8 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None
 
     def __len__(self) -> int:
-        return -(-len(self._chosen) // self._batch_size)
+        full, rest = divmod(len(self._chosen), self._batch_size)
+        return full + (rest > 1 or (rest == 1 and full == 0))
 
     @overload
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -96,14 +98,14 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         return len(self._chosen)
 
     def _read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        part = torch.from_numpy(self._chosen[index * self._batch_size : (index + 1) * self._batch_size])
+        end = (index + 1) * self._batch_size if index + 1 < len(self) else None
+        part = torch.from_numpy(self._chosen[index * self._batch_size : end])
         memory = self._images.memory
         if memory is not None:
-            raw = memory[part]
+            raw, labels = memory[part], self._images.labels[part]
         else:
             with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
                 raw = torch.stack(list(pool.map(lambda i: self._images.read(int(i), None), part)))
+                labels = torch.stack(list(pool.map(lambda i: self._images.target(int(i), None), part)))
         batch = self._normalise(raw.to(self._device))
-        return in_memory_order(batch, channels_last=self._channels_last), self._images.labels[part].to(
-            self._device
-        )
+        return in_memory_order(batch, channels_last=self._channels_last), as_targets(labels.to(self._device))

@@ -23,7 +23,12 @@ class ImageSet(Protocol):
 
     @property
     def labels(self) -> torch.Tensor:
-        """(N,) int64."""
+        """What is to be learned: (N,) int64 classes, (N, H, W) uint8 masks, or (N, ...) float32 values."""
+        ...
+
+    @property
+    def crops(self) -> bool:
+        """Whether :meth:`read` makes random crops itself."""
         ...
 
     @property
@@ -37,6 +42,10 @@ class ImageSet(Protocol):
         """(C, H, W) of image ``index``, randomly cropped by ``augment_seed`` where it is given."""
         ...
 
+    def target(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        """What ``labels`` hold of image ``index``; of a mask the part that :meth:`read` shows."""
+        ...
+
     def subset(self, indices: npt.NDArray[np.int64]) -> ImageSet:
         """The images at ``indices``, in that order."""
         ...
@@ -44,10 +53,11 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class MemoryImages:
-    """Decoded images in memory: ``images`` (N, C, H, W) uint8, or float32 of 0..1; ``labels`` (N,) int64."""
+    """Decoded images in memory: ``images`` (N, C, H, W) uint8, or float32 of 0..1; ``labels`` (N, ...)."""
 
     images: torch.Tensor
     labels: torch.Tensor
+    crops = False
 
     @property
     def memory(self) -> torch.Tensor | None:
@@ -58,6 +68,9 @@ class MemoryImages:
 
     def read(self, index: int, augment_seed: int | None) -> torch.Tensor:
         return self.images[index]
+
+    def target(self, index: int, augment_seed: int | None) -> torch.Tensor:
+        return self.labels[index]
 
     def subset(self, indices: npt.NDArray[np.int64]) -> MemoryImages:
         chosen = torch.from_numpy(indices)
@@ -116,6 +129,11 @@ class DataSplits:
         if test is None:
             raise DataError(f"{self.name} has no test images; add a test split to get a final accuracy")
         return test
+
+
+def as_targets(labels: torch.Tensor) -> torch.Tensor:
+    """Labels as losses take them: whole numbers as int64, others as float32."""
+    return labels.float() if labels.is_floating_point() else labels.long()
 
 
 def held_out_share(count: int) -> float:

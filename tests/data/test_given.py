@@ -212,8 +212,11 @@ class Random(Pairs):
         ((IMAGES.astype(np.int64), LABELS), "torch.int64; needed: uint8 or floats"),
         ((np.full((40, *SIZE), np.nan), LABELS), "floats of nan"),
         ((IMAGES, LABELS[:5]), "for 40 images; needed: one integer"),
-        ((IMAGES, np.eye(4)[LABELS]), r"labels are float64 of shape \(40, 4\)"),
-        ((IMAGES, LABELS / 2), "needed: one integer"),
+        ((IMAGES, np.full(40, np.nan)), "finite floats"),
+        ((IMAGES, np.zeros((40, 5, 6), dtype=int)), r"masks \(40, 6, 5\) of class numbers"),
+        ((IMAGES, np.full((40, 6, 5), 300)), "masks .* of class numbers"),
+        ((IMAGES, np.where(np.arange(40 * 30).reshape(40, 6, 5) % 2, 255, 0)), "save the foreground as 1"),
+        ({"train": (IMAGES, np.full((40, 6, 5), 7)), "classes": ["a"]}, "label 7 of image 0 is out of range"),
         ((IMAGES[:0], LABELS[:0]), "at least one image"),
         ((np.array(["x"]), LABELS), "images are ndarray"),
         ({"train": (IMAGES, LABELS), "classes": ["a"]}, "label 1 of image 1 is out of range"),
@@ -247,3 +250,21 @@ def test_a_function_in_a_file(tmp_path: Path) -> None:
         load_data(f"{tmp_path}/own data.py", (1, 3, 3))
     with pytest.raises(DataError, match="has no function 'smal'; did you mean 'small'"):
         load_data(f"{tmp_path}/own data.py:smal", (1, 3, 3))
+
+
+def test_masks_and_values_are_targets_too() -> None:
+    masks = RNG.integers(0, 3, (40, 6, 5))
+    masks[:, 0] = 255
+    for given_ in ((IMAGES, masks), Pairs(IMAGES, masks), Pairs(IMAGES, torch.from_numpy(masks))):
+        data = load_data(given_, SIZE, num_classes=3)
+        assert data.train.labels.dtype == torch.uint8 and data.classes == ("0", "1", "2")
+        expected = {image.tobytes(): mask for image, mask in zip(IMAGES, masks, strict=True)}
+        for image, mask in zip(data.train.memory, data.train.labels, strict=True):
+            assert (mask.numpy() == expected[image.numpy().tobytes()]).all()
+        (batch, targets), *_ = PlainBatches(data.val, data, 8, torch.device("cpu"))
+        assert targets.dtype == torch.int64 and targets.shape == (8, 6, 5)
+    values = RNG.random((40, 2))
+    data = load_data((IMAGES, values), SIZE)
+    assert data.train.labels.dtype == torch.float32 and data.num_classes == 2
+    loader = BatchLoader(data.train, 4, Augmentation("crop-flip", data.mean, data.std), torch.device("cpu"))
+    assert loader.next_batch()[1].dtype == torch.float32
