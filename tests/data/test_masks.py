@@ -88,11 +88,12 @@ def test_a_mask_is_seen_through_the_same_box_as_its_picture(tmp_path: Path) -> N
 def test_palettes_and_names_of_classes(tmp_path: Path) -> None:
     write(tmp_path, {"train": 10, "val": 4, "test": 4})
     for path in (tmp_path / "train" / "masks").iterdir():
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as opened:
+            image = opened.copy()
         image.putpalette([7 * n % 256 for n in range(768)])
         image.save(path)
-    assert Image.open(tmp_path / "train" / "masks" / "000.png").mode == "P"
+    with Image.open(tmp_path / "train" / "masks" / "000.png") as image:
+        assert image.mode == "P"
     (tmp_path / "classes.txt").write_text("ground\nred\ngreen\nblue\nnever seen\n\n")
     data = load_data(str(tmp_path), SIZE, num_classes=5)
     assert data.classes == ("ground", "red", "green", "blue", "never seen")
@@ -103,7 +104,8 @@ def test_palettes_and_names_of_classes(tmp_path: Path) -> None:
 
 
 def changed(path: Path, change: Any) -> None:
-    values = np.asarray(Image.open(path)).copy()
+    with Image.open(path) as image:
+        values = np.asarray(image).copy()
     Image.fromarray(change(values)).save(path)
 
 
