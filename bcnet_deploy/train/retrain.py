@@ -210,24 +210,31 @@ def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
 
     Convolutions: normal with variance 2 / fan-out (He et al., 2015); linear layers: uniform within
     1 / sqrt(fan-in); norms: 1 and 0, statistics reset. Parameters of other modules are kept: they are
-    slices of the full model's initial ones.
+    slices of the full model's initial ones. So is whatever training does not change: parameters without
+    gradient, and buffers (a fixed filter may be either), frozen norms with their statistics.
     """
     with torch.no_grad():
         for module in network.modules():
+            trained = {name for name, p in module.named_parameters(recurse=False) if p.requires_grad}
             if isinstance(module, nn.modules.conv._ConvNd):
                 weight = module.weight
                 # Per group, outputs each input feeds, times the kernel's positions.
                 fan_out = weight.shape[0] // module.groups * math.prod(weight.shape[2:])
-                weight.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+                if "weight" in trained:
+                    weight.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
             elif isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
-                module.weight.uniform_(-bound, bound, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+                if "weight" in trained:
+                    module.weight.uniform_(-bound, bound, generator=generator)
             elif isinstance(module, nn.modules.batchnorm._NormBase):
-                module.reset_parameters()
+                if "weight" in trained:
+                    module.weight.fill_(1)
+                if trained or module.weight is None:
+                    module.reset_running_stats()
+            else:
+                continue
+            if "bias" in trained and module.bias is not None:
+                module.bias.zero_()
 
 
 def load_result(folder: Path) -> RetrainResult:

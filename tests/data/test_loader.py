@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,18 @@ def test_plain_batches_are_the_images_in_order(held: bool, monkeypatch: pytest.M
     assert len(some[0:2]) == 2
     with pytest.raises(IndexError):
         some[2]
+
+
+@given(count=st.integers(1, 70), batch=st.integers(1, 17), limit=st.one_of(st.none(), st.integers(1, 80)))
+@settings(max_examples=60, deadline=None)
+def test_no_plain_batch_is_of_one_image_where_that_can_be_helped(
+    count: int, batch: int, limit: int | None
+) -> None:
+    data = replace(splits(), train=numbered(count))
+    batches = PlainBatches(data.train, data, batch, CPU, limit=limit)
+    sizes = [len(labels) for _, labels in batches]
+    assert sum(sizes) == batches.image_count == min(count, limit or count)
+    assert len({int(label) for _, labels in batches for label in labels}) == sum(sizes)
+    assert all(size <= batch + 1 for size in sizes) and set(sizes[:-1]) <= {batch}
+    if batch > 1 and sum(sizes) > 1:
+        assert min(sizes) > 1

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
 
 from bcnet_deploy.errors import CheckpointError, DataError, MissingStepError
 from bcnet_deploy.files import read_rows
 from bcnet_deploy.models.ref import ModelRef
-from bcnet_deploy.nn import load_subnet
+from bcnet_deploy.nn import Supernet, load_subnet
 from bcnet_deploy.run.directory import Given, RunConfig, RunDir
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import load_result, retrain, train_supernet
 from bcnet_deploy.train.retrain import reinitialise
-from tests.train.helpers import SIZE, Opened, make_supernet, settings, splits, tiny
+from tests.train.helpers import SIZE, Opened, images, make_supernet, settings, splits, tiny
 
+CPU = torch.device("cpu")
 REF = ModelRef("tests.train.helpers:tiny", num_classes=4, input_size=SIZE, levels=4)
 
 
@@ -118,6 +124,111 @@ def test_new_weights_have_the_variance_of_their_own_fan_out() -> None:
     other = torch.nn.Sequential(torch.nn.Conv2d(64, 128, 3))
     reinitialise(other, torch.Generator().manual_seed(0))
     assert torch.equal(other[0].weight, net[0].weight)
+
+
+def sobel(channels: int) -> nn.Conv2d:
+    """A fixed filter for each channel, each another."""
+    fixed = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False).requires_grad_(False)
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    fixed.weight.data = torch.stack([kernel * (n + 1) for n in range(channels)])[:, None]
+    return fixed
+
+
+class Frozen(nn.Module):
+    """Convolutions and norms, some of them frozen, and a scale for each channel that is a buffer."""
+
+    def __init__(self, frozen: list[bool]) -> None:
+        super().__init__()
+        self.first, self.edges, self.norm = nn.Conv2d(1, 8, 3), sobel(8), nn.BatchNorm2d(8)
+        self.second, self.last, self.head = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self.register_buffer("scale", torch.arange(1.0, 9.0).view(1, 8, 1, 1))
+        for norm in (self.norm, self.last):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                nn.init.uniform_(tensor, 0.1, 0.9)  # type: ignore[arg-type]
+        parts = (self.first, self.norm, self.second, self.last, self.head.weight, self.head.bias)
+        for part, still in zip(parts, frozen, strict=True):
+            part.requires_grad_(not still)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.edges(self.first(x)) * self.scale))
+        return self.head(self.last(self.second(x)).mean((2, 3)))
+
+
+@hypothesis_settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    frozen=st.lists(st.booleans(), min_size=6, max_size=6),
+    widths=st.tuples(st.integers(1, 8), st.integers(1, 6)),
+)
+def test_what_training_does_not_change_stays_and_is_cut_to_its_channels(
+    frozen: list[bool], widths: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    torch.manual_seed(0)
+    model = Frozen(frozen)
+    space = WidthSpace.from_model(model, SIZE, levels=24)
+    assert len(space.variables) == 2
+    net = space.extract(model, widths)
+    own = dict(model.state_dict())
+
+    def kept(name: str, tensor: torch.Tensor) -> bool:
+        full = own[name]
+        places = tuple(slice(0, n) for n in tensor.shape)
+        return torch.equal(tensor, full[places])
+
+    assert all(kept(name, tensor) for name, tensor in net.state_dict().items())
+    fixed = {name for name, p in net.named_parameters() if not p.requires_grad} | {"scale"}
+    fixed |= {f"norm.running_{k}" for k in ("mean", "var") if frozen[1]}
+    fixed |= {f"last.running_{k}" for k in ("mean", "var") if frozen[3]}
+    assert "edges.weight" in fixed
+    reinitialise(net, torch.Generator().manual_seed(1))
+    for name, tensor in net.state_dict().items():
+        if name in fixed or name.endswith("num_batches_tracked"):
+            assert kept(name, tensor), name
+        else:
+            assert not kept(name, tensor), name
+    if all(frozen):
+        return
+    folder = tmp_path_factory.mktemp("fixed")
+    retrain(
+        model,
+        space,
+        widths,
+        splits(),
+        settings(epochs=1, ema_decay=0.5),
+        folder / "r",
+        model_ref=REF,
+        device=CPU,
+    )
+    trained, supernet = load_subnet(folder / "r", model)[0], Supernet(model, space)
+    still = {name: own[name].clone() for name in own if name in fixed and "running" not in name}
+    train_supernet(supernet, splits(), settings(epochs=0.5, weight_decay=0.1), folder / "s", device=CPU)
+    for name, tensor in still.items():
+        assert torch.equal(supernet.model.state_dict()[name], tensor), name
+        assert kept(name, trained.state_dict()[name]), name
+
+
+def test_a_fixed_filter_that_is_a_buffer_is_not_drawn_anew() -> None:
+    conv = nn.Conv2d(1, 2, 3, bias=False)
+    kernel = conv.weight.detach().clone()
+    del conv.weight
+    conv.register_buffer("weight", kernel.clone())
+    reinitialise(nn.Sequential(conv), torch.Generator().manual_seed(0))
+    assert torch.equal(conv.weight, kernel)
+
+
+@pytest.mark.parametrize("batch_size", [16, 32])
+def test_a_last_batch_of_one_image_is_no_batch_of_its_own(batch_size: int, tmp_path: Path) -> None:
+    """65 = 4 batches of 16 and one image, 33 held-out ones: statistics of single images are none."""
+
+    def net() -> nn.Module:
+        body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(body, nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
+
+    data = replace(splits(), train=images(65, 1), val=images(33, 2), open_test=lambda: images(17, 3))
+    model, config = net(), settings(batch_size=batch_size, epochs=1, accumulation=3, ema_decay=0.9)
+    space = WidthSpace.from_model(model, SIZE, levels=4)
+    result = train_supernet(Supernet(net(), space), data, config, tmp_path / "s", device=CPU)
+    assert result.steps == 65 // batch_size
+    retrain(model, space, space.narrowest, data, config, tmp_path / "r", model_ref=REF, device=CPU)
 
 
 def test_data_of_another_size_is_refused(tmp_path: Path) -> None:
