@@ -54,6 +54,8 @@ def fit_layers(
     train: Sequence[Record],
     granularity: Granularity,
     known: LatencyTable | None = None,
+    *,
+    by_family: bool = False,
 ) -> Fitted:
     """Entries and fits of every key of ``network``.
 
@@ -61,6 +63,7 @@ def fit_layers(
         train: profiled networks.
         known: an earlier table. Its entries are brought to the speed of today's measurements, since a
             machine's speed drifts between hours, and fill in what today has not measured.
+        by_family: the table is of another machine or runtime: each family of operators has its own speed.
     """
     widths = np.array([record.widths for record in train], dtype=np.int64)
     times, node_us = layer_times(train)
@@ -72,7 +75,7 @@ def fit_layers(
         dims = np.concatenate([layer_dims(network.layers[index], widths) for index in indices])
         entries[key] = Entries.from_samples(dims, np.concatenate([times[:, index] for index in indices]))
     if known is not None:
-        known = at_speed(known, relative_speed(entries, known))
+        known = at_speed(known, relative_speeds(entries, known, by_family=by_family))
         earlier = known.entries
         entries = {
             # Rows of both are today's alone: the table may have come from this very log.
@@ -83,32 +86,66 @@ def fit_layers(
     return Fitted(entries, models, known, node_us)
 
 
-def relative_speed(now: Mapping[str, Entries], then: LatencyTable) -> float:
+@dataclass(frozen=True)
+class Speeds:
+    """How many times as long layers take now as when a table was made: all, and families of operators."""
+
+    overall: float = 1.0
+    families: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, key: str) -> float:
+        """The factor of one key."""
+        return self.families.get(family_of(key), self.overall)
+
+
+def family_of(key: str) -> str:
+    """Operator, form and kernel of a layer's key: what one machine may do better than another."""
+    words = key.split(" ")
+    return " ".join(words[:3]) if words[0].startswith("conv") else words[0]
+
+
+def relative_speeds(now: Mapping[str, Entries], then: LatencyTable, *, by_family: bool = False) -> Speeds:
     """How much longer layers take now than ``then`` predicts: the median, each layer weighed by its time.
 
-    1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then.
+    1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then. A family with so few
+    has the speed of all.
     """
-    quotients, weights = [np.zeros(0)], [np.zeros(0)]
-    for key in now.keys() & then.entries.keys() & then.models.keys():
+    quotients: dict[str, list[Floats]] = {}
+    weights: dict[str, list[Floats]] = {}
+    for key in sorted(now.keys() & then.entries.keys() & then.models.keys()):
         covered = then.entries[key].covers(now[key].dims)
         expected = then.models[key].time_us(now[key].dims[covered])
-        quotients.append(now[key].median_us[covered] / expected)
-        weights.append(expected)
-    quotient, weight = np.concatenate(quotients), np.concatenate(weights)
-    if len(quotient) < _COMPARABLE:
-        return 1.0
-    order = np.argsort(quotient)
+        quotients.setdefault(family_of(key), []).append(now[key].median_us[covered] / expected)
+        weights.setdefault(family_of(key), []).append(expected)
+    overall = _weighted_median(
+        [part for parts in quotients.values() for part in parts],
+        [part for parts in weights.values() for part in parts],
+    )
+    if overall is None or not by_family:
+        return Speeds(overall or 1.0)
+    found = {family: _weighted_median(parts, weights[family]) for family, parts in quotients.items()}
+    return Speeds(overall, {family: factor for family, factor in found.items() if factor is not None})
+
+
+def _weighted_median(values: Sequence[Floats], weights: Sequence[Floats]) -> float | None:
+    """None for fewer than :data:`_COMPARABLE` values."""
+    value, weight = np.concatenate([np.zeros(0), *values]), np.concatenate([np.zeros(0), *weights])
+    if len(value) < _COMPARABLE:
+        return None
+    order = np.argsort(value)
     half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
-    return float(quotient[order][half])
+    return float(value[order][half])
 
 
-def at_speed(table: LatencyTable, factor: float) -> LatencyTable:
-    """``table`` as it were on the same machine, all of whose times are ``factor`` times as long."""
+def at_speed(table: LatencyTable, speeds: Speeds) -> LatencyTable:
+    """``table`` as it were where its layers take so many times as long."""
     return replace(
         table,
-        entries={key: entries.slowed(factor) for key, entries in table.entries.items()},
-        models={key: m.slowed(factor) if isinstance(m, Fit) else m for key, m in table.models.items()},
-        networks=tuple(replace(n, overhead_us=factor * n.overhead_us) for n in table.networks),
+        entries={key: entries.slowed(speeds.of(key)) for key, entries in table.entries.items()},
+        models={
+            key: m.slowed(speeds.of(key)) if isinstance(m, Fit) else m for key, m in table.models.items()
+        },
+        networks=tuple(replace(n, overhead_us=speeds.overall * n.overhead_us) for n in table.networks),
     )
 
 
@@ -296,7 +333,8 @@ class TableMaker:
         machine: what :func:`bcnet_deploy.runtime.machine.describe_machine` says of it.
         reference: widths of the network that is measured again and again, to see the machine drift.
         seed: of the sampled networks.
-        start: a table of the same device whose entries are taken over.
+        start: a table whose entries are taken over.
+        rebase: whether ``start`` is of another machine or runtime, whose speed is fitted by family.
         fast_export: whether networks were narrowed from one export; kept as provenance.
     """
 
@@ -308,6 +346,7 @@ class TableMaker:
     seed: int
     start: LatencyTable | None
     fast_export: bool
+    rebase: bool = False
     granularity: Granularity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -328,6 +367,7 @@ class TableMaker:
             "gpu": self.machine["gpu"],
             "runtime": self.machine["runtime"],
             "runtime_version": self.machine["runtime_version"],
+            **({"rebased_from": self.start.fingerprint} if self.rebase and self.start else {}),
         }
 
     def table(self, journal: Journal, *, budget_s: float, complete: bool) -> LatencyTable:
@@ -346,7 +386,7 @@ class TableMaker:
                 f"{len(trains)} networks were measured, too few for a table; give a --budget of more than "
                 f"{budget_s:g} s"
             )
-        fitted = fit_layers(self.network, trains, self.granularity, self.start)
+        fitted = fit_layers(self.network, trains, self.granularity, self.start, by_family=self.rebase)
         provenance = {
             **self._provenance(journal),
             "budget_s": budget_s,
@@ -366,7 +406,12 @@ class TableMaker:
         )
         table = _validated(table, journal)
         if fitted.known is not None:
-            table = table.merged(without_keys(fitted.known, fitted.entries))
+            known = without_keys(fitted.known, fitted.entries)
+            if not self.rebase:
+                table = table.merged(known)
+            elif known.granularity == self.granularity:
+                # Its other layers are at this machine's speed now, as far as one can tell.
+                table = table.merged(replace(known, device=table.device, provenance=table.provenance))
         return table
 
     def _provenance(self, journal: Journal) -> dict[str, Any]:
@@ -382,7 +427,14 @@ class TableMaker:
             "reference_ms": round(float(np.median(references)), 5) if len(references) else None,
             "drift": round(float(np.ptp(references) / references.min()), 4) if len(references) > 1 else None,
             "fast_export": self.fast_export,
+            **({"rebased_from": _origin(self.start)} if self.rebase and self.start else {}),
         }
+
+
+def _origin(table: LatencyTable) -> dict[str, Any]:
+    """Where a table that is rebased was made."""
+    kept = ("cpu_model", "gpu", "runtime", "runtime_version", "threads", "date")
+    return {"fingerprint": table.fingerprint, **{key: table.provenance.get(key) for key in kept}}
 
 
 def _validated(table: LatencyTable, journal: Journal) -> LatencyTable:

@@ -78,6 +78,7 @@ class Profiler:
         budget_s: seconds of everything: export, measurements, fits.
         seed: of the sampled networks.
         start: a table of the same device whose entries are taken over (layers seen in another model).
+        rebase: ``start`` is of another machine or runtime, whose speed is fitted by family of operators.
         report: called after every measurement.
         make_probe: makes the runner of the network that stays loaded, to see slow spells; as ``make_runner``
             if not given.
@@ -98,6 +99,7 @@ class Profiler:
         budget_s: float = 120.0,
         seed: int = 0,
         start: LatencyTable | None = None,
+        rebase: bool = False,
         report: Report | None = None,
         make_probe: MakeRunner | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -133,6 +135,7 @@ class Profiler:
             seed=seed,
             start=start,
             fast_export=self.maker.fast,
+            rebase=rebase,
         )
         self.fit_seconds = 0.0
         self._spent = 0.0
@@ -363,6 +366,7 @@ def profile_device(
     estimate: bool = False,
     seed: int = 0,
     fresh: bool = False,
+    rebase: LatencyTable | None = None,
     report: Report | None = None,
 ) -> LatencyTable:
     """The latency table of ``space`` on ``device``, saved at ``path``.
@@ -376,28 +380,46 @@ def profile_device(
         estimate: from data sheets instead of measurements.
         seed: of the sampled networks.
         fresh: measure all anew: take over neither an interrupted profile nor shipped measurements.
+        rebase: a table of the same precision and batch, of another machine, runtime or version. Its entries
+            are kept; how fast each family of operators is here is measured, in seconds of ``budget_s``.
         report: called after every measurement.
 
     Raises:
         DeviceError: the device is not here and ``estimate`` is false, or its profile lacks the figures of an
             estimate.
         ExportError, EngineError: the network cannot be exported or run.
-        TableError: the budget is too small.
+        TableError: the budget is too small, or ``rebase`` is of another precision or batch, or estimated.
         RunDirError: the folder cannot be written.
     """
+    if rebase is not None:
+        require_rebasable(rebase, device)
     if estimate:
         table = estimate_table(space, device)
         table.save(path)
         return table
     device.require_here()
-    start = None if fresh else starting_table(device, path)
+    start = rebase if rebase is not None else None if fresh else starting_table(device, path)
     profiler = Profiler(
         model.eval(), space, device, make_runner=make_runner_of(device), path=path, budget_s=budget_s,
-        seed=seed, start=start, report=report, make_probe=make_runner_of(device, threads_sleep=True),
+        seed=seed, start=start, rebase=rebase is not None, report=report,
+        make_probe=make_runner_of(device, threads_sleep=True),
     )  # fmt: skip
     if fresh:
         profiler.journal_path.unlink(missing_ok=True)
     return profiler.run()
+
+
+def require_rebasable(table: LatencyTable, device: DeviceProfile) -> None:
+    """Raises :class:`TableError` unless a table can be rebased to ``device``."""
+    if table.estimated:
+        raise TableError(
+            f"an estimated table of {table.device} cannot be rebased; measure with 'profile' alone"
+        )
+    if (table.precision, table.batch) != (device.precision, device.batch):
+        raise TableError(
+            f"a table in {table.precision} at batch {table.batch} cannot be rebased to {device.name!r}: "
+            f"that is in {device.precision} at batch {device.batch}"
+        )
 
 
 def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model
-from bcnet_deploy.profiler.fitting import at_speed, layer_times, relative_speed, validate
+from bcnet_deploy.profiler.fitting import (
+    Speeds,
+    at_speed,
+    family_of,
+    layer_times,
+    relative_speeds,
+    validate,
+)  # fmt: skip
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.measure import faster_half
-from bcnet_deploy.profiler.profiling import Profiler
+from bcnet_deploy.profiler.profiling import Profiler, profile_device
 from bcnet_deploy.profiler.sampling import of_all_sizes
 from bcnet_deploy.space import WidthSpace
-from tests.lut.fakes import TinyNet
+from tests.lut.fakes import TinyNet, make_table, tiny_space
 from tests.profiler.fakes import FakeRunner, true_ms
 
 
@@ -56,13 +64,15 @@ def profiler(
     model = TinyNet().eval()
     space = WidthSpace.from_model(model, (3, 16, 16), 20)
     rng = np.random.default_rng(0)
-    return Profiler(
-        model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
-        sleep=lambda _: None,
-        make_runner=lambda network, profiling: FakeRunner(
+    options.setdefault(
+        "make_runner",
+        lambda network, profiling: FakeRunner(
             network, profiling, noise=noise, slow=slow, stamp=stamp, rng=rng
         ),
-        **options,
+    )
+    return Profiler(
+        model, space, load_device("cpu-1thread"), path=path, budget_s=budget, clock=Clock(step),
+        sleep=lambda _: None, **options,
     )  # fmt: skip
 
 
@@ -175,6 +185,81 @@ def test_layers_taken_over_are_brought_to_todays_speed(tmp_path: Path, slow: flo
     assert np.abs(table.predict(widths) / truth - 1).mean() < 0.02
 
 
+class OtherMachine(FakeRunner):
+    """Dense convolutions take 1.8 times, depthwise ones 3 times, the linear layer 0.6 times as long."""
+
+    def _activate(self) -> None:
+        super()._activate()
+
+        def slowed(name: str, time: float) -> float:
+            if "depthwise" in name:
+                return 3.0 * time
+            if name.endswith(("_nchwc", "_reorder")):
+                return 1.8 * time
+            return 0.6 * time if "fc" in name else time
+
+        self.nodes = [(name, slowed(name, time)) for name, time in self.nodes]
+
+
+def test_a_table_of_another_machine_is_rebased_in_a_fraction_of_the_budget(tmp_path: Path) -> None:
+    old = profiler(tmp_path / "old.json").run()
+    old = replace(old, provenance={**old.provenance, "cpu_model": "Z80", "runtime_version": "0.1"})
+
+    def moved(path: Path, **options: Any) -> tuple[LatencyTable, Profiler]:
+        made = profiler(
+            path, seed=5,
+            make_runner=lambda network, profiling: OtherMachine(network, profiling), **options,
+        )  # fmt: skip
+        return made.run(), made
+
+    fresh, made = moved(tmp_path / "fresh.json")
+    rebased, _ = moved(tmp_path / "rebased.json", budget=8.0, start=old, rebase=True)
+    widths = made.space.random(60, np.random.default_rng(78))
+    truth = []
+    for row in widths:
+        with OtherMachine(made.maker(row), False) as runner:
+            truth.append(runner.total_us() / 1e3)
+    errors = {
+        name: float(np.abs(table.predict(widths) / np.array(truth) - 1).mean())
+        for name, table in (("old", old), ("fresh", fresh), ("rebased", rebased))
+    }
+    assert errors["old"] > 0.2
+    assert errors["rebased"] < max(1.5 * errors["fresh"], 0.02)
+    assert rebased.provenance["networks_measured"] < fresh.provenance["networks_measured"] / 2
+    assert rebased.provenance["rebased_from"]["cpu_model"] == "Z80"
+    assert rebased.provenance["rebased_from"]["fingerprint"] == old.fingerprint
+    assert rebased.network.accuracy["networks"] >= 3  # its own held-out networks, measured here
+    for key, entries in old.entries.items():  # what was measured there is kept
+        assert set(map(tuple, entries.dims.tolist())) <= set(map(tuple, rebased.entries[key].dims.tolist()))
+    assert LatencyTable.load(tmp_path / "rebased.json").fingerprint == rebased.fingerprint
+
+
+def test_speeds_are_found_by_family(tmp_path: Path) -> None:
+    table = profiler(tmp_path / "table.json").run()
+    factors = {family: 1 + index / 4 for index, family in enumerate(sorted(map(family_of, table.entries)))}
+    moved = {key: entries.slowed(factors[family_of(key)]) for key, entries in table.entries.items()}
+    speeds = relative_speeds(moved, table, by_family=True)
+    for family, factor in factors.items():
+        assert speeds.families.get(family, factor) == pytest.approx(factor, rel=0.02)
+    assert any(family.startswith("conv depthwise") for family in speeds.families)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "estimated"}, "estimated table of cpu-1thread cannot be rebased"),
+        ({"precision": "int8"}, "a table in int8 at batch 1 cannot be rebased to 'cpu-1thread'"),
+        ({"batch": 4}, "at batch 4 cannot be rebased"),
+    ],
+)
+def test_what_cannot_be_rebased_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    table = replace(make_table(tiny_space()), **changes)
+    with pytest.raises(TableError, match=message):
+        profile_device(
+            TinyNet().eval(), tiny_space(), load_device("cpu-1thread"), tmp_path / "t.json", rebase=table
+        )
+
+
 class Spells:
     """``factor`` for ``count`` of every ``period`` timings, else 1."""
 
@@ -262,10 +347,10 @@ def test_a_table_that_came_from_the_same_log_counts_nothing_twice(tmp_path: Path
 
 def test_another_networks_table_moves_with_the_speed_as_a_whole(tmp_path: Path) -> None:
     start = profiler(tmp_path / "first.json").run()
-    moved = at_speed(start, 1.5)
+    moved = at_speed(start, Speeds(1.5))
     widths = profiler(tmp_path / "x.json").space.random(20, np.random.default_rng(1))
     assert moved.predict(widths) == pytest.approx(1.5 * start.predict(widths), rel=1e-6)
-    assert relative_speed(moved.entries, start) == pytest.approx(1.5, rel=0.02)
+    assert relative_speeds(moved.entries, start).overall == pytest.approx(1.5, rel=0.02)
 
 
 def test_networks_held_out_are_as_many_after_a_kill_in_their_first_round(tmp_path: Path) -> None:
