@@ -10,6 +10,7 @@ Readers take regular files of limited size and depth only. Anything else is one 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -130,6 +131,15 @@ def read_bytes(path: str | Path, error: type[BCNetError], what: str, limit: int 
     if len(content) > limit:
         raise error(f"{what} {path} is larger than {limit} bytes, which no {what} needs")
     return content
+
+
+def content_hash(path: str | Path, error: type[BCNetError] = RunDirError) -> str:
+    """SHA-256 of a file's content; ``error`` where it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as cause:
+        raise error(f"cannot read {path}: {_reason(cause)}; run the same command again") from cause
 
 
 def read_text(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> str:

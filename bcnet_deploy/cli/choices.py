@@ -80,6 +80,13 @@ def strategies(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
     return _named_or_file(STRATEGIES.names(), incomplete)
 
 
+def importances(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Registered scores of channels."""
+    from bcnet_deploy.importance import IMPORTANCES
+
+    return _named_or_file(IMPORTANCES.names(), incomplete)
+
+
 def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The embedded digits, folders and archives."""
     return _named_or_file(["digits"], incomplete)

@@ -47,8 +47,18 @@ def quiet_option(function: F) -> F:
 
 
 def model_options(function: F) -> F:
-    """What a run is about: ``model``, ``num_classes``, ``input_size`` (text), ``levels``, ``min_level``."""
+    """What a run is about: model and its classes, input size (text), levels, weights."""
     for option in (
+        click.option(
+            "--new-head",
+            is_flag=True,
+            default=None,
+            help="The weights are of other classes: draw the classifier anew.",
+        ),
+        click.option(
+            "--weights",
+            help="Trained weights to start from: a file, or 'pretrained' for those on this disk.",
+        ),
         click.option("--min-level", type=click.IntRange(min=0), help="Smallest level. Default: 0."),
         click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take. Default: 20."),
         click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at."),

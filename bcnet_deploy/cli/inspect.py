@@ -135,6 +135,8 @@ def _show(data: dict[str, Any]) -> None:
 @click.command("inspect")
 @click.argument("model")
 @click.option("--input-size", help="3x224x224, or 224; default: what the model is usually run at.")
+@click.option("--weights", help="Trained weights: a file, or 'pretrained'; refused where they do not fit.")
+@click.option("--new-head", is_flag=True, help="The weights are of other classes: draw the classifier anew.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's usual number.")
 @click.option(
     "--levels", type=click.IntRange(min=1), default=20, show_default=True, help="Widths a variable."
@@ -142,7 +144,14 @@ def _show(data: dict[str, Any]) -> None:
 @click.option("--min-level", type=click.IntRange(min=0), default=0, show_default=True, help="Smallest level.")
 @json_option
 def command(
-    model: str, input_size: str | None, num_classes: int | None, levels: int, min_level: int, as_json: bool
+    model: str,
+    input_size: str | None,
+    weights: str | None,
+    new_head: bool,
+    num_classes: int | None,
+    levels: int,
+    min_level: int,
+    as_json: bool,
 ) -> None:
     """Show MODEL's width variables, layers and costs, and what is frozen and why.
 
@@ -153,18 +162,24 @@ def command(
     # and cost a tenth of the command's time.
     gc.disable()
     try:
-        data = _inspect(model, size, num_classes, levels, min_level)
+        data = _inspect(model, size, num_classes, levels, min_level, weights, new_head)
     finally:
         gc.enable()
     emit(data, as_json=as_json, show=lambda: _show(data))
 
 
 def _inspect(
-    model: str, size: tuple[int, int, int] | None, num_classes: int | None, levels: int, min_level: int
+    model: str,
+    size: tuple[int, int, int] | None,
+    num_classes: int | None,
+    levels: int,
+    min_level: int,
+    weights: str | None,
+    new_head: bool,
 ) -> dict[str, Any]:
     from bcnet_deploy.models import build_model, default_input_size
     from bcnet_deploy.space import WidthSpace
 
-    network = build_model(model, num_classes=num_classes)
+    network = build_model(model, num_classes=num_classes, weights=weights, new_head=new_head)
     space = WidthSpace.from_model(network, size or default_input_size(model), levels, min_level)
     return describe(model, space, network)

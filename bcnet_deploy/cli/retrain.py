@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bcnet_deploy.cli.choices import datasets
+from bcnet_deploy.cli.choices import datasets, importances
 from bcnet_deploy.cli.common import (
     changes_of,
     console,
@@ -33,11 +33,17 @@ from bcnet_deploy.run.directory import RunDir
 @click.option("--data", shell_complete=datasets, help="Where the run has none yet.")
 @training_options
 @click.option(
-    "--inherit/--no-inherit", default=None,
-    help="Start from the supernet's weights; default: from scratch.",
+    "--from", "start", type=click.Choice(["scratch", "original", "supernet"]),
+    help="Start from random weights, the channels kept of --weights, or the supernet's. Default: the "
+    "original "
+    "where there is one, else scratch.",
 )  # fmt: skip
 @click.option(
     "--distill/--no-distill", default=None, help="Follow the supernet's full width with half of the loss."
+)
+@click.option("--inherit", is_flag=True, help="The same as --from supernet.")
+@click.option(
+    "--importance", shell_complete=importances, help="Which channels of the original are kept. Default: l2."
 )
 @click.option("--fresh", is_flag=True, help="Start anew even where there is a checkpoint or result.")
 @quiet_option
@@ -47,6 +53,7 @@ def command(
     network: str,
     widths: str | None,
     data: str | None,
+    inherit: bool,
     changes: tuple[str, ...],
     fresh: bool,
     quiet: bool,
@@ -58,6 +65,8 @@ def command(
     from bcnet_deploy.run.retrain import retrain
 
     config = describe_run(run_dir, data=data)
+    if inherit:
+        options["start"] = "supernet"
     options = {**options, **changes_of(changes)}
     settings = step_settings(run_dir, "retrain", {**options, "network": network, "widths": widths})
     if data is not None:

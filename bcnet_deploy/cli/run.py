@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 @click.option(
     "--estimate", is_flag=True, default=None, help="Estimate the table of a device that is not here."
 )
+@click.option(
+    "--train-supernet/--no-supernet", default=None,
+    help="Rank widths by a supernet. Default: unless trained weights can rank them.",
+)  # fmt: skip
 @click.option("--engine", type=ENGINE, help="Of the export of the network found.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.")
 @click.option("--force", is_flag=True, help="Replace a run of another model, data set or seed.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bcnet_deploy.cli.choices import strategies
+from bcnet_deploy.cli.choices import importances, strategies
 from bcnet_deploy.cli.common import (
     console,
     emit,
@@ -102,6 +102,15 @@ BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
     "--on-error", type=click.Choice(["stop", "skip"]),
     help="Where the evaluation of a network fails: stop (default), or go on without it.",
 )  # fmt: skip
+@click.option(
+    "--scores", type=click.Choice(["supernet", "pruned"]),
+    help="Of the trained supernet, or of slices of the run's trained weights, nothing trained. Default: the "
+    "supernet's where there is one.",
+)  # fmt: skip
+@click.option(
+    "--importance", shell_complete=importances, help="Which channels a pruned network keeps. Default: l2."
+)
+@click.option("--weights", help="Trained weights of the run's model, where it has none yet.")
 @click.option("--fresh", is_flag=True, help="Evaluate again what an interrupted or earlier search evaluated.")
 @click.option(
     "--dry-run", is_flag=True, help="Check the budgets and show the size of the space; evaluate nothing."
@@ -109,13 +118,20 @@ BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
 @run_dir_option
 @json_option
 @quiet_option
-def command(run_dir: RunDir, as_json: bool, quiet: bool, dry_run: bool, fresh: bool, **options: Any) -> None:
+def command(
+    run_dir: RunDir, as_json: bool, quiet: bool, dry_run: bool, fresh: bool, weights: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Find the best widths under hard budgets.
 
     Run again after a kill, it goes on where it stopped. Without a budget, the run's last one holds.
     """
     from bcnet_deploy.run import search as step
 
+    if weights is not None:
+        from bcnet_deploy.run.preflight import describe_run, start
+
+        start(run_dir, describe_run(run_dir, weights=weights))
     run_dir.load()
     options["latency"] = list(options["latency"]) or None
     if any(options[name] is not None for name in BUDGETS):

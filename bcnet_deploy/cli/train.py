@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bcnet_deploy.cli.choices import datasets, recipes
+from bcnet_deploy.cli.choices import datasets, importances, recipes
 from bcnet_deploy.cli.common import (
     changes_of,
     console,
@@ -49,6 +49,9 @@ def training_options(function: Any) -> Any:
     help="'digits', an image folder or its tar archive, or 'package.module:function'.",
 )  # fmt: skip
 @training_options
+@click.option(
+    "--importance", shell_complete=importances, help="Orders the channels of --weights. Default: l2."
+)
 @click.option("--fresh", is_flag=True, help="Start anew even where there is a checkpoint.")
 @quiet_option
 @json_option
@@ -59,6 +62,7 @@ def command(
     changes: tuple[str, ...],
     compute: str | None,
     seed: int | None,
+    importance: str | None,
     fresh: bool,
     quiet: bool,
     as_json: bool,
@@ -73,9 +77,15 @@ def command(
     from bcnet_deploy.run.train import train
 
     config = describe_run(run_dir, input_size=size_of(input_size), **about)
-    options = {"recipe": recipe, "compute": compute, "seed": seed, **changes_of(changes)}
+    options = {
+        "recipe": recipe,
+        "compute": compute,
+        "seed": seed,
+        "importance": importance,
+        **changes_of(changes),
+    }
     settings = step_settings(run_dir, "train", options)
-    settings.config(config.data)
+    settings.config(config.data, trained=config.model.trained)
     if os.environ.get("RANK", "0") == "0":
         check_data(run_dir, config)
         start(run_dir, config)

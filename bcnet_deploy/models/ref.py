@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from bcnet_deploy.space import WidthSpace
 
+GIVEN = "given"
+"""Weights that came with a module from Python."""
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
 
 
@@ -27,7 +29,9 @@ class ModelRef(Checked):
         input_size: (channels, height, width).
         levels: widths that each variable may take.
         min_level: the method's minimum width; see ``docs/method.md``.
-        weights: file of the trained weights to start from, or ``pretrained``; None: random weights.
+        weights: file of the trained weights to start from, ``pretrained``, or ``given`` for those of a module
+            from Python; None: random weights.
+        new_head: the weights are of another number of classes, and the classifier is drawn anew.
     """
 
     noun: ClassVar[str] = "the model reference"
@@ -38,6 +42,7 @@ class ModelRef(Checked):
     levels: Annotated[int, Interval(ge=1, le=1024)] = 20
     min_level: Annotated[int, Interval(ge=0, le=1024)] = 0
     weights: str | None = None
+    new_head: bool = False
 
     def check(self) -> None:
         if self.min_level > self.levels:
@@ -49,8 +54,13 @@ class ModelRef(Checked):
         """JSON-able; weights are left out where there are none."""
         data = super().to_dict()
         if self.weights is None:
-            del data["weights"]
+            del data["weights"], data["new_head"]
         return data
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model comes with trained weights."""
+        return self.weights is not None
 
     @property
     def is_object(self) -> bool:
@@ -87,14 +97,16 @@ def build(
 
     if module is not None:
         model = copy.deepcopy(module)
-    elif ref.is_object:
+    elif ref.is_object or ref.weights == GIVEN:
         raise RunDirError(
-            f"the run's model, {ref.name}, was given as an object from Python; go on from Python with "
+            f"the run's model, {ref.name}, or its weights were given as an object; go on from Python with "
             "bcnet_deploy.Run(path, model=...), or begin a run with 'package.module:function'"
         )
     else:
         with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
             if seed is not None:
                 torch.manual_seed(seed)
-            model = build_model(ref.name, num_classes=ref.num_classes, weights=ref.weights)
+            model = build_model(
+                ref.name, num_classes=ref.num_classes, weights=ref.weights, new_head=ref.new_head
+            )
     return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)

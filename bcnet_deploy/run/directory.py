@@ -225,6 +225,59 @@ class RunDir:
         """The run's model and its space; see :func:`bcnet_deploy.models.ref.build`."""
         return build(self.load().model, seed, module=self.given.model)
 
+    def identity(self) -> dict[str, Any]:
+        """What every step depends on: the model with the content of its weights, and the data."""
+        config = self.load()
+        model = config.model.to_dict()
+        weights = config.model.weights
+        if weights is not None and Path(weights).is_file():
+            model["weights"] = files.content_hash(Path(weights))
+        return {"model": model, "data": config.data}
+
+    def permuted(self, importance: str = "l2", *, both_ends: bool = False) -> tuple[nn.Module, WidthSpace]:
+        """The trained model with the channels of every variable in order of importance, and its space.
+
+        Args:
+            importance: registered name of the score, see :mod:`bcnet_deploy.importance`.
+            both_ends: important channels at both ends, so that left and right slices are alike.
+
+        Raises:
+            ConfigError: the run has no trained weights.
+            BCNetError: see :func:`bcnet_deploy.train.pruned.permuted_on`.
+        """
+        self.require_trained()
+        import torch
+
+        from bcnet_deploy.train.pruned import permuted_on
+
+        model, space = self.build(self.load().seed)
+        cpu = torch.device("cpu")
+        return permuted_on(model, space, self.data(), importance, both_ends=both_ends, device=cpu), space
+
+    def require_trained(self) -> None:
+        """Raise :class:`ConfigError` where the run's model has random weights."""
+        if not self.load().model.trained:
+            raise ConfigError(
+                f"the model of the run in {self.path} has random weights; begin one with --weights FILE, or "
+                "train a supernet with 'bcnet-deploy train'"
+            )
+
+    def pruned_evaluator(self, images: int | None = None, importance: str = "l2") -> SupernetEvaluator:
+        """Scores of the trained network's own slices, without any training (EagleEye, ECCV 2020).
+
+        Args:
+            images: held-out images to score on; None: all.
+            importance: see :meth:`permuted`.
+
+        Raises:
+            ConfigError, DataError: see :meth:`permuted` and :meth:`data`.
+        """
+        self.require_trained()
+        from bcnet_deploy.train.pruned import open_pruned_evaluator
+
+        model, space = self.build(self.load().seed)
+        return open_pruned_evaluator(model, space, self.data(), importance=importance, limit=images)
+
     def space(self) -> WidthSpace:
         """The width space, without PyTorch where it has been captured before.
 

@@ -76,17 +76,8 @@ def digest(identity: Any, inputs: Sequence[Path]) -> str:
     """
     total = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode())
     for path in inputs:
-        total.update(f"\0{path.name}\0{file_hash(path)}".encode())
+        total.update(f"\0{path.name}\0{files.content_hash(path)}".encode())
     return total.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content. Raises :class:`RunDirError` where it cannot be read."""
-    try:
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise RunDirError(f"cannot read {path}: {error.strerror}; run the same command again") from error
 
 
 def carry_out(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import ConfigError
+from bcnet_deploy.models.ref import GIVEN
 from bcnet_deploy.run.bench import BenchStepResult, bench
 from bcnet_deploy.run.directory import Given, RunConfig, RunDir
 from bcnet_deploy.run.display import Display, NoDisplay
@@ -79,7 +80,8 @@ def describe(run: RunDir, settings: PipelineSettings, *, force: bool = False) ->
     device = run.device(settings.device)
     return describe_run(
         run, model=settings.model, num_classes=settings.num_classes, input_size=settings.input_size,
-        levels=settings.levels, min_level=settings.min_level, weights=settings.weights, data=settings.data,
+        levels=settings.levels, min_level=settings.min_level, weights=settings.weights,
+        new_head=settings.new_head or None, data=settings.data,
         device=device.name, seed=settings.seed, replaces=force,
     )  # fmt: skip
 
@@ -99,7 +101,7 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
     if config.data is not None and run.given.data is None:
         check_classes(config.data, config.model.num_classes, config.model.input_size)
     for name in ("train", "retrain"):
-        settings.step(name).config(config.data)
+        settings.step(name).config(config.data, trained=config.model.trained)
     target_of(settings.step("export", network="found"), device)
     profiling = settings.step("profile", device=str(settings.device))
     check_table(profiling.table, device.name)
@@ -124,6 +126,10 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[Stage]:
                 engine="onnx",
                 precision=wanted.onnx_precision,
             )
+
+    by_supernet = settings.train_supernet or (settings.train_supernet is None and settings.weights is None)
+    if not by_supernet:
+        searching = searching.replace(scores="pruned")
 
     def training(progress: Progress) -> TrainResult:
         prepare(run, searching, evaluating=False)  # a budget that no network keeps is refused before training
@@ -154,7 +160,7 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[Stage]:
             "profile", f"latency table of {device}", 2 if quick else parse_duration(profiling.budget),
             lambda progress: profile(run, profiling, progress, replace=True),
         ),
-        Stage("train", "supernet", 45, training),
+        *([Stage("train", "supernet", 45, training)] if by_supernet else []),
         Stage(
             "search", f"widths within {shown}", 60,
             lambda progress: search(run, searching, progress, replace=True),
@@ -242,7 +248,9 @@ class Run:
         data: a reference as for :func:`bcnet_deploy.data.load_data`, or what it takes as an object: arrays by
             split, a data set, or :class:`bcnet_deploy.data.DataSplits`.
         device: name of a device profile, the path of one, or a :class:`bcnet_deploy.devices.DeviceProfile`.
-        num_classes, input_size, levels, min_level, weights: see :class:`bcnet_deploy.models.ref.ModelRef`.
+        num_classes, input_size, levels, min_level: see :class:`bcnet_deploy.models.ref.ModelRef`.
+        weights: trained weights to start from: a file, ``pretrained``, a trained module, or True where the
+            module given as the model is trained.
         seed: of everything random.
         progress: told the share done and a note by every step.
 
@@ -269,7 +277,7 @@ class Run:
         input_size: tuple[int, int, int] | None = None,
         levels: int | None = None,
         min_level: int | None = None,
-        weights: str | Path | None = None,
+        weights: str | Path | nn.Module | bool | None = None,
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -277,10 +285,12 @@ class Run:
         self._progress: Progress = progress or (lambda done, note: None)
         about: dict[str, Any] = {
             "num_classes": num_classes, "input_size": input_size, "levels": levels, "min_level": min_level,
-            "weights": None if weights is None else str(weights), "seed": seed,
+            "weights": str(weights) if isinstance(weights, str | Path) else None, "seed": seed,
         }  # fmt: skip
         profile_given = self._device(device)
         self._give_objects(model, data, about)
+        if weights is True or not isinstance(weights, str | Path | bool | None):
+            self._give_weights(model, weights, about)
         config = describe_run(
             self.directory, device=None if profile_given is None else profile_given.name, **about
         )
@@ -329,6 +339,17 @@ class Run:
         ref = describe_object(self.directory, model, num_classes=about["num_classes"], input_size=tuple(size))
         given.model = model
         about.update(model=ref.name, num_classes=ref.num_classes, input_size=ref.input_size)
+
+    def _give_weights(self, model: Any, weights: Any, about: dict[str, Any]) -> None:
+        """Weights that are a trained module: the one that is the model, or one of the model's name."""
+        if weights is not True:
+            self.directory.given.model = weights
+        if self.directory.given.model is None:
+            raise ConfigError(
+                f"weights=True says that the module given as the model is trained; the model is {model!r}: "
+                "give a file, 'pretrained' or a trained module"
+            )
+        about["weights"] = GIVEN
 
     def _settings(self, step: str, given: Mapping[str, Any]) -> Any:
         """The step's settings: what is given now over what was given before; they are kept."""

@@ -33,6 +33,7 @@ def describe_run(
     levels: int | None = None,
     min_level: int | None = None,
     weights: str | None = None,
+    new_head: bool | None = None,
     data: str | None = None,
     device: str | None = None,
     seed: int | None = None,
@@ -43,8 +44,8 @@ def describe_run(
 
     Args:
         run: a directory with or without a run.
-        model, num_classes, input_size, levels, min_level, weights, data, device, seed: what is given; None
-            leaves the run's, or takes the usual.
+        model, num_classes, input_size, levels, min_level, weights, new_head, data, device, seed: what is
+            given; None leaves the run's, or takes the usual.
         default_model: of a run that begins.
         replaces: whether another run that is there is to be replaced.
 
@@ -53,9 +54,11 @@ def describe_run(
         RunDirError: what is given contradicts the run.
         UnknownModelError, DataError, UnknownDeviceError: a reference names nothing.
     """
+    if weights is not None and Path(weights).is_file():
+        weights = str(Path(weights).resolve())  # a later step may run elsewhere
     given = {
         "name": model, "num_classes": num_classes, "input_size": input_size, "levels": levels,
-        "min_level": min_level, "weights": weights,
+        "min_level": min_level, "weights": weights, "new_head": new_head,
     }  # fmt: skip
     if run.exists():
         try:
@@ -91,10 +94,16 @@ def _continued(
     run: RunDir, there: RunConfig, given: dict[str, Any], data: str | None, seed: int | None
 ) -> RunConfig:
     """The run that is there, with data where it had none. Raises :class:`RunDirError` for another."""
+    late = {}
     for key, value in given.items():
         kept = getattr(there.model, key)
         if value is not None and value != kept:
+            if key in ("weights", "new_head") and not kept and not run.supernet_file.exists():
+                late[key] = value  # tables do not depend on weights
+                continue
             raise _another(run, "model" if key == "name" else key.replace("_", " "), kept, value)
+    if late:
+        there = replace(there, model=there.model.replace(**late))
     if seed is not None and seed != there.seed:
         raise _another(run, "seed", there.seed, seed)
     if data is not None and data != there.data:

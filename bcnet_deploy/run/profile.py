@@ -103,7 +103,8 @@ def profile(
     step = Step(
         name="profile", stamp=f"profile-{device.name}",
         identity={
-            "model": config.model.to_dict(), "device": device.name, "estimate": settings.estimate,
+            "model": config.model.replace(weights=None, new_head=False).to_dict(),
+            "device": device.name, "estimate": settings.estimate,
             "budget": None if given or settings.estimate else settings.budget,
             "seed": config.seed if settings.seed is None else settings.seed, **own_device(device),
         },

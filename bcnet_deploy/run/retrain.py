@@ -14,6 +14,8 @@ from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import RetrainSettings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bcnet_deploy.run.directory import Widths
     from bcnet_deploy.train import RetrainResult, TrainConfig
 
@@ -65,6 +67,9 @@ def retrain(
 ) -> RetrainStepResult:
     """Train one network and take its accuracy on the test images.
 
+    With trained weights, a network starts from the channels kept of the original and follows its outputs;
+    ``full`` is the original itself, measured and not trained.
+
     Args:
         run: a run with data; after ``search``, but for the full network and for widths of the user's own.
         settings: which network, and how.
@@ -79,24 +84,30 @@ def retrain(
     """
     from bcnet_deploy.train.retrain import load_result
 
-    in_full = settings.config(run.data_reference())
     config = run.load()
+    start = settings.start or ("original" if config.model.trained else "scratch")
+    distill = start == "original" if settings.distill is None else settings.distill
+    in_full = settings.config(run.data_reference(), trained=start == "original")
+    if start == "original":
+        run.require_trained()
     which, seed = settings.network, config.seed if settings.seed is None else settings.seed
     space = run.space()
     if settings.widths is not None:
         widths = read_widths(settings.widths, space)
     else:
         widths = run.widths(which, space)
-    shared = settings.inherit or settings.distill
+    shared = start == "supernet" or (distill and not config.model.trained)
     if shared:
         run.supernet_info()
+    settings = settings.replace(start=start, distill=distill)
     folder = run.retrained(which)
     step = Step(
         name=f"retrain-{which}",
         identity={
-            "model": config.model.to_dict(), "data": config.data, "seed": seed, "retrain": in_full.to_dict(),
+            **run.identity(), "seed": seed, "retrain": in_full.to_dict(),
             "which": which, "widths": widths.tolist(), "given": settings.widths is not None,
-            "inherit": settings.inherit, "distill": settings.distill,
+            "start": start, "distill": distill,
+            **({"importance": settings.importance} if start == "original" else {}),
         },
         # Not the search's file: the full network, and one found again, are what they were.
         inputs=[run.weights] if shared else [],
@@ -115,18 +126,28 @@ def _retrain(
 
     from bcnet_deploy.train.distributed import pick_device
     from bcnet_deploy.train.evaluate import calibrated_teacher
+    from bcnet_deploy.train.retrain import keep_trained
     from bcnet_deploy.train.retrain import retrain as train_network
 
     device = pick_device(settings.compute)
     splits = run.data()
     model, space = run.build(seed)
-    supernet = run.supernet() if settings.inherit or settings.distill else None
-    teacher = None
-    if supernet is not None and settings.distill:
-        teacher = calibrated_teacher(supernet, splits, config.batch_size, torch.device("cpu"))
+    if settings.start == "original" and settings.network == "full" and settings.widths is None:
+        keep_trained(
+            model, space, splits, config, run.retrained("full"), model_ref=run.load().model, device=device
+        )
+        return
+    initial: nn.Module | None = None
+    teacher = model if settings.distill and run.load().model.trained else None
+    if settings.start == "original":
+        initial, _ = run.permuted(settings.importance)
+    elif settings.start == "supernet":
+        initial = run.supernet()
+    if settings.distill and teacher is None:
+        teacher = calibrated_teacher(run.supernet(), splits, config.batch_size, torch.device("cpu"))
     train_network(
         model, space, widths, splits, config, run.retrained(settings.network), model_ref=run.load().model,
-        initial=supernet if settings.inherit else None, teacher=teacher, device=device, fresh=fresh,
+        initial=initial, teacher=teacher, device=device, fresh=fresh,
         seed=seed, progress=progress, widths_from=settings.widths,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":

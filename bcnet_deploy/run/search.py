@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy import files
 from bcnet_deploy.errors import ConfigError, RunDirError, TableError
 from bcnet_deploy.run.directory import RunConfig, RunDir
-from bcnet_deploy.run.engine import Progress, Step, carry_out, file_hash, silent
+from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import SearchSettings
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.search import Constraints
     from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.train import SupernetEvaluator
 
 _log = logging.getLogger("bcnet_deploy")
 
@@ -89,19 +90,32 @@ def search(
     step = Step(
         name="search",
         identity={
-            "model": config.model.to_dict(), "data": config.data, "seed": _seed(config, settings),
+            **run.identity(), "seed": _seed(config, settings),
             "latency": settings.latencies(config.device),
             "counted": {kind: str(value) for kind, value in settings.counted.items()},
             "confidence": settings.confidence, "pareto": settings.pareto, "strategy": strategy,
             "evaluations": settings.evaluations, "population_size": settings.population_size,
             "patience": settings.patience, "prior": settings.prior, "val_images": settings.val_images,
-            "channel_steps": settings.channel_steps,
+            "channel_steps": settings.channel_steps, **_scored_by(run, settings),
         },
-        inputs=[*tables, run.weights], outputs=[run.search / "search.json", run.widths_file],
+        inputs=[*tables, *([run.weights] if scores_of(run, settings) == "supernet" else [])],
+        outputs=[run.search / "search.json", run.widths_file],
         work=lambda anew, tell: _search(run, settings, prepared, anew and fresh, tell),
     )  # fmt: skip
     done = carry_out(run, step, progress, fresh=fresh, replace=replace)
     return _result(run, done.ran)
+
+
+def scores_of(run: RunDir, settings: SearchSettings) -> str:
+    """``supernet`` or ``pruned``: what is asked for, or else what there is."""
+    if settings.scores is not None:
+        return settings.scores
+    return "pruned" if run.load().model.trained and not run.supernet_file.exists() else "supernet"
+
+
+def _scored_by(run: RunDir, settings: SearchSettings) -> dict[str, str]:
+    scores = scores_of(run, settings)
+    return {"scores": scores, **({"importance": settings.importance} if scores == "pruned" else {})}
 
 
 def _seed(config: RunConfig, settings: SearchSettings) -> int:
@@ -179,7 +193,10 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     latencies = settings.latencies(config.device)
     for device in latencies:
         run.table(device)  # refused before a model is traced
-    if evaluating and run.supernet_file.exists():
+    pruned = scores_of(run, settings) == "pruned"
+    if pruned:
+        run.require_trained()
+    elif evaluating and run.supernet_file.exists():
         run.supernet_info()
     space = run.space()
     tables = {device: run.bound_table(device, space) for device in latencies}
@@ -198,7 +215,7 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     if settings.strategy == "exhaustive":
         require_enumerable(Lattice(space.variables), constraints, settings.evaluations)
     prepared = Prepared(space, tables, told, constraints)
-    if not evaluating:
+    if not evaluating or pruned:
         return prepared
     run.require_supernet_of(space)
     return replace(prepared, records=_records(run, settings, space))
@@ -276,8 +293,16 @@ def _search(
     from bcnet_deploy.search.explain import explain, uniform_to_compare
 
     config = run.load()
-    evaluator = run.evaluator(settings.val_images or None)
-    identity = _identity(run, evaluator.val_count)
+    pruned = scores_of(run, settings) == "pruned"
+    limit_of_images = settings.val_images or None
+    if pruned:
+        evaluator = run.pruned_evaluator(limit_of_images, settings.importance)
+        scored = f"{run.identity()['model']} {settings.importance}"
+        _warn_of_chance(evaluator, prepared.space, config.model.num_classes, run)
+    else:
+        evaluator = run.evaluator(limit_of_images)
+        scored = files.content_hash(run.weights)
+    identity = hashlib.sha256(f"{scored} {evaluator.val_count}".encode()).hexdigest()[:12]
     journal = run.search / f"journal-{identity}.jsonl"
     if fresh:
         journal.unlink(missing_ok=True)
@@ -312,8 +337,9 @@ def _search(
     provenance = {
         "supernet": {
             "id": identity, "records_used_for_prior": result.prior_costs is not None,
-            "scores": "top-1 in percent on held-out training images, batch norm recalibrated: "
-            "for ranking, an estimate of the trained network's",
+            "scored": f"slices of the {'trained network, nothing trained' if pruned else 'supernet'}",
+            "scores": "on held-out training images, batch norm recalibrated: for ranking, an estimate of the "
+            "trained network's",
             "images": evaluator.val_count,
         }
     }  # fmt: skip
@@ -325,9 +351,18 @@ def _search(
     files.write_yaml(run.widths_file, explained)
 
 
-def _identity(run: RunDir, images: int) -> str:
-    """Names the supernet and the images that accuracies come from."""
-    return hashlib.sha256(f"{file_hash(run.weights)} {images}".encode()).hexdigest()[:12]
+def _warn_of_chance(evaluator: SupernetEvaluator, space: WidthSpace, classes: int, run: RunDir) -> None:
+    """Say where trained weights do no better than chance on the run's data: their images were others."""
+    top1 = float(evaluator(space.full[None])[0])
+    if top1 > 150.0 / classes:
+        return
+    splits = run.data()
+    _log.warning(
+        "the trained network reaches %.1f%% of the held-out images, about what chance gives: was it trained "
+        "on such images? They are given to it with channel means %s and deviations %s, in the order %s",
+        top1, [round(v, 3) for v in splits.mean], [round(v, 3) for v in splits.std],
+        {1: "grey", 3: "RGB"}.get(splits.input_size[0], "of the data"),
+    )  # fmt: skip
 
 
 def dry_run(run: RunDir, settings: SearchSettings) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class TrainingSettings(Checked):
     """
 
     noun: ClassVar[str] = "training"
+    from_trained: ClassVar[str] = "finetune"
 
     recipe: str | None = None
     changes: dict[str, Any] = field(default_factory=dict)
@@ -83,24 +84,37 @@ class TrainingSettings(Checked):
         rest = {key: value for key, value in data.items() if key in own}
         return {**rest, "changes": {**rest.get("changes", {}), **flat}}
 
-    def config(self, data: str | None) -> TrainConfig:
-        """The training settings in full, on data of this name.
+    def config(self, data: str | None, *, trained: bool = False) -> TrainConfig:
+        """The training settings in full.
+
+        Args:
+            data: name of the data: the digits have a recipe of their own.
+            trained: whether training starts from trained weights, which has a recipe of its own too.
 
         Raises:
             ConfigError: no such recipe, or a change is not allowed.
         """
         from bcnet_deploy.train.config import TrainConfig
 
-        recipe = self.recipe or (DIGITS if data == DIGITS else None)
+        recipe = self.recipe or (self.from_trained if trained else DIGITS if data == DIGITS else None)
         base = TrainConfig.load(recipe) if recipe else TrainConfig()
         return TrainConfig.from_dict({**base.to_dict(), **self.changes}, "the training settings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(TrainingSettings):
-    """How the supernet is trained; see :class:`TrainingSettings`."""
+    """How the supernet is trained; see :class:`TrainingSettings`.
+
+    Attributes:
+        importance: orders the channels of trained weights before the supernet starts from them.
+        both_ends: important channels at both ends, so that left and right slices are alike.
+    """
 
     noun: ClassVar[str] = "train"
+    from_trained: ClassVar[str] = "short_supernet"
+
+    importance: str = "l2"
+    both_ends: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +124,20 @@ class RetrainSettings(TrainingSettings):
     Attributes:
         network: which one.
         widths: a file with widths of the user's own, trained under the name of ``network``.
-        inherit: start from the supernet's weights instead of random ones.
-        distill: follow the supernet's full width with half of the loss.
+        start: ``scratch``: random weights; ``original``: the channels kept of the run's trained weights;
+            ``supernet``: those of the trained supernet; None: the original where there is one, else scratch.
+        distill: follow the original, or else the supernet's full width, with half of the loss; None: where
+            training starts from the original.
+        importance: which channels of the original are kept.
     """
 
     noun: ClassVar[str] = "retrain"
 
     network: Which = "found"
     widths: str | None = None
-    inherit: bool = False
-    distill: bool = False
+    start: Literal["scratch", "original", "supernet"] | None = None
+    distill: bool | None = None
+    importance: str = "l2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +158,8 @@ class SearchSettings(Checked):
         prior: begin with the prior population of the supernet's loss records.
         val_images: held-out images to score on; 0: all.
         on_error: ``stop`` or ``skip`` where the evaluation of a network fails.
+        scores: ``supernet``: of the trained supernet; ``pruned``: of slices of the run's trained weights,
+            channels in order of ``importance``, nothing trained; None: the supernet's where there is one.
         channel_steps: ``levels``: the run's; ``learned``: the widths at which the tables' latency drops.
         seed: None: the run's.
     """
@@ -160,6 +180,8 @@ class SearchSettings(Checked):
     prior: bool = True
     val_images: Annotated[int, Ge(0)] = 0
     on_error: Literal["stop", "skip"] = "stop"
+    scores: Literal["supernet", "pruned"] | None = None
+    importance: str = "l2"
     channel_steps: Literal["levels", "learned"] = "levels"
     seed: Seed | None = None
 
@@ -272,8 +294,9 @@ class PipelineSettings(Checked):
     """What ``bcnet-deploy run`` is to do: what the run is about, and the settings of its steps.
 
     Attributes:
-        model, num_classes, input_size, levels, min_level, weights: see
+        model, num_classes, input_size, levels, min_level, weights, new_head: see
             :class:`bcnet_deploy.models.ref.ModelRef`; None: the data's classes, the model's usual size.
+        train_supernet: rank widths by a supernet; None: unless trained weights can rank them alone.
         data: None: the run's; the demo model's are the digits.
         networks: which of full, uniform and found are trained to the end; found always is.
         profile, train, search, retrain, export, bench: settings of each step.
@@ -287,6 +310,8 @@ class PipelineSettings(Checked):
     levels: Annotated[int, Interval(ge=1, le=1024)] = 20
     min_level: Annotated[int, Interval(ge=0, le=1024)] = 0
     weights: str | None = None
+    new_head: bool = False
+    train_supernet: bool | None = None
     data: str | None = None
     device: str = "cpu"
     seed: Seed = 0

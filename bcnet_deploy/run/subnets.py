@@ -75,10 +75,14 @@ def subnet_of(run: RunDir, which: str, *, former: bool = False) -> Subnet:
     try:
         supernet = run.supernet()
     except MissingStepError:
-        model, space = run.build(run.load().seed)
+        shared = run.load().model.trained
+        if shared:
+            model, space = run.permuted()
+            origin = "channels kept of the trained original, batch norms recalibrated, not fine-tuned"
+        else:
+            model, space = run.build(run.load().seed)
+            origin = "weights of the model as it is built: nothing was trained in this run"
         module = space.extract(model, widths := run.widths(which, space))
-        origin = "weights of the model as it is built: nothing was trained in this run"
-        shared = False
     else:
         space = supernet.space
         module = supernet.extract(widths := run.widths(which, space))

@@ -64,15 +64,16 @@ def train(
         ConfigError: no data is named, or a setting is not allowed.
         BCNetError: see :func:`bcnet_deploy.train.train_supernet`.
     """
-    settings_in_full = settings.config(run.data_reference())
     config = run.load()
+    settings_in_full = settings.config(run.data_reference(), trained=config.model.trained)
     seed = config.seed if settings.seed is None else settings.seed
     notes: list[str] = []
+    order = {"importance": settings.importance, "both_ends": settings.both_ends}
     step = Step(
         name="train",
         identity={
-            "model": config.model.to_dict(), "data": config.data, "seed": seed,
-            "train": settings_in_full.to_dict(),
+            **run.identity(), "seed": seed, "train": settings_in_full.to_dict(),
+            **(order if config.model.trained else {}),
         },
         inputs=[], outputs=[run.weights, run.supernet_file],
         work=lambda anew, tell: _train(run, settings, settings_in_full, seed, anew, tell, notes),
@@ -98,11 +99,23 @@ def _train(
     splits = run.data()
     notes += splits.notes
     model, space = run.build(seed)
+    teacher = None
+    if run.load().model.trained:
+        teacher = model
+        model, space = run.permuted(settings.importance, both_ends=settings.both_ends)
     if os.environ.get("RANK", "0") == "0":
         run.keep_space(space)
     supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
     train_supernet(
-        supernet, splits, config, run.train, seed=seed, device=device, fresh=fresh, progress=progress
+        supernet,
+        splits,
+        config,
+        run.train,
+        seed=seed,
+        device=device,
+        fresh=fresh,
+        progress=progress,
+        teacher=teacher,
     )
 
 

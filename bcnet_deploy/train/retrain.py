@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import OnProgress, Trainer
-from bcnet_deploy.train.trial import try_step
+from bcnet_deploy.train.trial import runs_in_channels_last, try_step
 
 RESULT = "result.json"
 
@@ -171,19 +172,79 @@ def retrain(
                 initial is not None, task.metric_name, task.unit, notes,
             )  # fmt: skip
             if ranks.first:
-                extra = {
-                    "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
-                    "data": splits.name, "task": task.name, "metric_name": task.metric_name,
-                    f"test_{task.key}": result.test_metric, f"val_{task.key}": val_metric, "seed": seed,
-                    **({"widths_from": widths_from} if widths_from else {}),
-                }  # fmt: skip
-                clean = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-                save_subnet(folder, clean, row, space, model_ref, extra)
-                files.write_json(
-                    folder / RESULT, {**result.to_dict(), "digest": digest, "config": config.to_dict()}
+                _save(
+                    folder,
+                    network,
+                    space,
+                    row,
+                    splits,
+                    task,
+                    model_ref,
+                    seed,
+                    result,
+                    digest,
+                    config,
+                    widths_from,
                 )
         ranks.barrier()
     return result
+
+
+def keep_trained(
+    model: nn.Module,
+    space: WidthSpace,
+    splits: DataSplits,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    model_ref: ModelRef | dict[str, Any],
+    device: torch.device | None = None,
+) -> RetrainResult:
+    """The trained full network as it is, measured like a retrained one and saved beside those.
+
+    Args:
+        model: the full network of ``space`` with its weights.
+        splits: the held-out and the test images are run; nothing is trained.
+        config: its task and batch size.
+        folder: as for :func:`retrain`.
+        model_ref: how to build the model again.
+        device: default: the GPU where there is one.
+
+    Raises:
+        DataError, TaskError: the images or targets do not fit.
+    """
+    device = device or pick_device()
+    check_fit(splits, space)
+    task = load_task(config.task)
+    network = model.to(device)
+    last = runs_in_channels_last(network, splits.input_size, device)
+    config = config.replace(channels_last=last)
+    val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=last)
+    val_metric, _ = evaluate_network(network, val, task)
+    row = space.full
+    result = RetrainResult(
+        tuple(row.tolist()), int(space.macs(row)[0]), int(space.params(row)[0]), val_metric,
+        *_test(network, splits, config, task, device), 0, 0.0, 0.0, True, task.metric_name, task.unit,
+        ("the original, as it was given; not trained here",),
+    )  # fmt: skip
+    _save(folder, network, space, row, splits, task, model_ref, None, result, "", config, None)
+    return result
+
+
+def _save(
+    folder: Path, network: nn.Module, space: WidthSpace, row: npt.NDArray[np.int64], splits: DataSplits,
+    task: Task, model_ref: ModelRef | dict[str, Any], seed: int | None, result: RetrainResult, digest: str,
+    config: TrainConfig, widths_from: str | None,
+) -> None:  # fmt: skip
+    extra = {
+        "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
+        "data": splits.name, "task": task.name, "metric_name": task.metric_name,
+        f"test_{task.key}": result.test_metric, f"val_{task.key}": result.val_metric, "seed": seed,
+        **({"widths_from": widths_from} if widths_from else {}),
+    }  # fmt: skip
+    clean = network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    save_subnet(folder, clean, row, space, model_ref, extra)
+    files.write_json(folder / RESULT, {**result.to_dict(), "digest": digest, "config": config.to_dict()})
 
 
 def slice_of(source: nn.Module, space: WidthSpace, widths: npt.ArrayLike) -> nn.Module:
@@ -275,4 +336,4 @@ def _finished(folder: Path, digest: str) -> RetrainResult | None:
     return load_result(folder)
 
 
-__all__ = ["RetrainResult", "load_result", "reinitialise", "retrain"]
+__all__ = ["RetrainResult", "keep_trained", "load_result", "reinitialise", "retrain"]
