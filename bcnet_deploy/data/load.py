@@ -15,8 +15,8 @@ FEW = 200
 """With fewer held-out images, what one of them is worth is said."""
 
 FORMS = (
-    "'digits', a folder with train/<class>/ and test/<class>/, a tar archive of one, 'module:function', "
-    "'file.py:function'"
+    "'digits', 'digits-canvas', a folder with train/<class>/ and test/<class>/, a tar archive of one, "
+    "'module:function', 'file.py:function'"
 )
 
 
@@ -34,9 +34,9 @@ def load_data(
     """The data set that ``reference`` names or is.
 
     Args:
-        reference: ``digits``; a folder with ``train/<class>/`` and ``test/<class>/``, or a tar archive of
-            one (also ``folder:PATH``); ``package.module:function`` or ``file.py:function``; or an object:
-            (images, labels), a torch data set, a mapping of several
+        reference: ``digits``, or ``digits-canvas`` (segmentation); a folder with ``train/<class>/`` and
+            ``test/<class>/``, or a tar archive of one (also ``folder:PATH``); ``package.module:function`` or
+            ``file.py:function``; or an object: (images, labels), a torch data set, a mapping of several
             (:data:`bcnet_deploy.data.given.CONTRACT`), or splits made before.
         input_size: (C, H, W) of the model; images are brought to it.
         num_classes: of the model, checked against the data.
@@ -105,7 +105,7 @@ def classes_of(reference: Any, input_size: tuple[int, int, int]) -> int:
 def _path(reference: str | Path) -> Path | None:
     """Of the folder or archive, where the reference names one."""
     path = Path(str(reference).removeprefix("folder:")).expanduser()
-    return path if path.exists() and str(reference) != "digits" else None
+    return path if path.exists() and str(reference) not in ("digits", "digits-canvas") else None
 
 
 def _named(
@@ -116,6 +116,10 @@ def _named(
         from bcnet_deploy.data.digits import load_digits
 
         return load_digits(size, val_fraction)
+    if reference == "digits-canvas":
+        from bcnet_deploy.data.canvas import load_canvases
+
+        return load_canvases(size)
     if reference.endswith(".py"):
         raise DataError(f"{reference} is a Python file; name the function in it: {reference}:FUNCTION")
     if (path := _path(reference)) is not None:

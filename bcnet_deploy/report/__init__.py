@@ -1,7 +1,8 @@
 """The report of a run directory: one self-contained HTML file."""
 
+from bcnet_deploy.report.build import write_report
 from bcnet_deploy.report.content import Content
 from bcnet_deploy.report.load import gather
-from bcnet_deploy.report.page import render, write_report
+from bcnet_deploy.report.page import render
 
 __all__ = ["Content", "gather", "render", "write_report"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,8 @@ class ReportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            "path": str(self.path), "networks": self.content.rows(), "warnings": self.content.warnings,
-        }  # fmt: skip
+        networks = [asdict(network) for network in self.content.networks]
+        return {"path": str(self.path), "networks": networks, "warnings": self.content.warnings}
 
 
 def report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> ReportResult:

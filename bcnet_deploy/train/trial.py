@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bcnet_deploy.data import DataSplits, PlainBatches
+from bcnet_deploy.data import DataSplits, ImageSet, PlainBatches
+from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.errors import BCNetError, ConfigError, DataError, TaskError, TrainingError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.tasks import Task, as_float, checked_score
 from bcnet_deploy.train.config import TrainConfig
 
-IMAGES = 8
+IMAGES, TARGETS = 8, 64
 
 
 def try_step(
@@ -50,7 +51,7 @@ def try_step(
     config, notes = _fitting_batch(splits, config, world)
     for images, what in ((splits.train, "training"), (splits.val, "held-out")):
         task.check_targets(
-            images.labels, splits.num_classes, splits.input_size, f"{splits.name}, {what} images"
+            _targets_of(images), splits.num_classes, splits.input_size, f"{splits.name}, {what} images"
         )
     for name, tensor in network.named_parameters():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -88,6 +89,13 @@ def runs_in_channels_last(network: nn.Module, input_size: tuple[int, ...], devic
     with _undisturbed(network, device), torch.no_grad():
         network.eval()
         return _error_of(network, images) is None
+
+
+def _targets_of(images: ImageSet) -> torch.Tensor:
+    """All of them where they are in memory; else of some images: masks are files, too."""
+    if images.memory is not None:
+        return images.labels
+    return torch.stack([images.target(int(i), None) for i in drawing_order(len(images))[:TARGETS]])
 
 
 def _laid_out(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:

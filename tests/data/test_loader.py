@@ -173,3 +173,25 @@ def test_no_plain_batch_is_of_one_image_where_that_can_be_helped(
     assert all(size <= batch + 1 for size in sizes) and set(sizes[:-1]) <= {batch}
     if batch > 1 and sum(sizes) > 1:
         assert min(sizes) > 1
+
+
+@pytest.mark.parametrize("kind", ["none", "crop", "crop-flip", "resized-crop-flip"])
+def test_masks_move_with_their_images(kind: str) -> None:
+    """Images that show their own masks: they still do afterwards, and what is outside is labelled 255."""
+    masks = torch.randint(0, 3, (12, 4, 4), generator=torch.Generator().manual_seed(0))
+    masks = masks.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    data = MemoryImages((50 + 50 * masks[:, None]).to(torch.uint8), masks)
+    source = BatchLoader(data, 12, Augmentation(kind, (0.0,), (1.0,)), CPU, seed=1)
+    images, moved = source.next_batch()
+    plain = BatchLoader(MemoryImages(data.images, torch.arange(12)), 12, source.augmentation, CPU, seed=1)
+    assert torch.equal(plain.next_batch()[0], images)
+    assert moved.shape == masks.shape and moved.dtype == torch.int64
+    shown = (images[:, 0] * 255 - 50) / 50
+    outside = moved == 255
+    assert (shown[outside] == -1).all() and bool(outside.any()) == kind.startswith("crop")
+    # Resizing blurs the images at edges, not the masks.
+    same = (shown - moved).abs()[~outside] < 0.01
+    assert float(same.float().mean()) > (0.7 if kind == "resized-crop-flip" else 0.9999)
+    assert set(moved[~outside].tolist()) <= {0, 1, 2}
+    order = source.indices(0)
+    assert torch.equal(moved, masks[order]) == (kind == "none")
