@@ -112,23 +112,28 @@ class Preprocessing:
     view: View | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able. ``steps`` says in words and in order what the other keys say in figures."""
-        view = self.view
-        steps = []
+        """JSON-able. ``steps`` says in words and in order what the other keys say in figures.
+
+        ``crop`` is the share of the centre's sides that is resized, of pictures larger than the input.
+        ``resize``, ``crop`` and ``interpolation`` are None where the data came as arrays.
+        """
+        view, (channels, height, width) = self.view, self.input_size
+        steps = ["divide by 255, so that values are 0..1", "subtract mean and divide by std, by channel"]
         if view is not None:
-            height, width = self.input_size[1:]
+            kept = f", of larger pictures {view.kept:g} of its sides" if view.kept < 1 else ""
             steps = [
-                "turn the picture upright by its EXIF orientation",
-                f"convert it to {view.mode}; transparent parts become white",
-                f"resize the centre of it (the largest part of aspect ratio {width}:{height}"
-                + (f"; {view.kept:g} of its sides if it is larger than the input" if view.kept < 1 else "")
-                + f") to {height}x{width} pixels, {view.interpolation} with antialiasing",
+                "turn the picture upright by its EXIF orientation, and lay it on white if it is transparent",
+                f"convert it to {view.mode}",
+                f"take its centre: the largest part of aspect ratio {width}:{height}{kept}",
+                f"resize that to {height}x{width} (height x width), {view.interpolation}, antialiased",
+                *steps,
             ]
-        steps += ["divide by 255, so that values are 0..1", "subtract mean, divide by std", "order: NCHW"]
         return {
-            "input_size": list(self.input_size), "layout": "NCHW", "range": [0, 1],
+            "layout": "NCHW", "channels": {3: "RGB", 1: "grey"}.get(channels, str(channels)),
+            "size": [height, width], "value_range": [0.0, 1.0],
             "mean": list(self.mean), "std": list(self.std),
-            "channels": None if view is None else view.mode,
+            "formula": "(value - mean) / std, by channel",
+            "resize": None if view is None else "centre of the input's aspect ratio",
             "crop": None if view is None else view.kept,
             "interpolation": None if view is None else view.interpolation,
             "steps": steps,

@@ -249,21 +249,18 @@ def _export(
 
 def describe(source: Subnet, splits: DataSplits | None) -> ModelMetadata:
     """The metadata that go into the file: what was retrained with, or else what the data is now."""
+    from bcnet_deploy.data import Preprocessing
     from bcnet_deploy.export.metadata import ModelMetadata
 
     extra = source.extra
-    mean = extra.get("mean") or (list(splits.mean) if splits else [])
-    std = extra.get("std") or (list(splits.std) if splits else [])
-    channels = source.model.input_size[0]
+    size = source.model.input_size
+    now = Preprocessing(size, (), ()) if splits is None else splits.preprocessing
+    then = {key: extra[key] for key in ("mean", "std") if key in extra}
     known = splits is not None and len(splits.classes) == source.model.num_classes
     return ModelMetadata(
         model=source.model.to_dict(), which=source.which, widths=source.widths,
         fingerprint=source.fingerprint,
-        preprocessing={
-            "layout": "NCHW", "channels": {3: "RGB", 1: "grey"}.get(channels, str(channels)),
-            "size": list(source.model.input_size[1:]), "value_range": [0.0, 1.0], "mean": mean, "std": std,
-            "formula": "(value - mean) / std, by channel",
-        },
+        preprocessing=extra.get("preprocessing") or {**now.to_dict(), **then},
         class_names=tuple(extra.get("classes") or (splits.classes if splits is not None and known else ())),
         extra={"weights": source.origin},
     )  # fmt: skip

@@ -238,6 +238,7 @@ def _save(
 ) -> None:  # fmt: skip
     extra = {
         "mean": list(splits.mean), "std": list(splits.std), "classes": list(splits.classes),
+        "preprocessing": splits.preprocessing.to_dict(),
         "data": splits.name, "task": task.name, "metric_name": task.metric_name,
         f"test_{task.key}": result.test_metric, f"val_{task.key}": result.val_metric, "seed": seed,
         **({"widths_from": widths_from} if widths_from else {}),

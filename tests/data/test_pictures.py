@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from scipy import stats
 
-from bcnet_deploy.data import Augmentation, Preprocessing, View, load_data
+from bcnet_deploy.data import Augmentation, PlainBatches, View, load_data
 from bcnet_deploy.data.augment import crop_boxes
 from bcnet_deploy.data.pictures import decode
 from bcnet_deploy.errors import DataError
@@ -136,25 +139,42 @@ def test_transparent_parts_are_white(mode: str, tmp_path: Path) -> None:
 
 
 def test_what_the_metadata_say_is_what_decoding_does(tmp_path: Path) -> None:
-    """A plain Pillow reading by the description alone sees the same, for all sizes of pictures."""
+    """The function in docs/your-own.md, which knows the metadata alone, makes the product's batches."""
+    page = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text()
+    (code,) = re.findall(r"```python\n# prepare.py\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
     rng = np.random.default_rng(2)
-    for target, interpolation, crop in ((96, "bicubic", 0.9), (96, "bilinear", None), (12, "bilinear", None)):
-        view = View(input_size=(3, target, target), interpolation=interpolation, crop=crop)  # type: ignore[arg-type]
-        said = Preprocessing(view.input_size, (0.5,) * 3, (0.25,) * 3, view).to_dict()
-        assert said["crop"] == (crop or (0.875 if target == 96 else 1.0))
-        for size in ((10, 30), (97, 95), (300, 140), (96, 96), (12, 12)):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = []
+    for index, size in enumerate(((10, 30), (97, 95), (300, 140), (96, 96), (12, 12), (20, 500))):
+        for name in "ab":
             smooth = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size)
-            smooth.save(tmp_path / "a.png")
-            height, width = said["input_size"][1:]
-            scale = min(size[0] / width, size[1] / height)
-            scale *= said["crop"] if scale > 1 else 1
-            left, top = (size[0] - width * scale) / 2, (size[1] - height * scale) / 2
-            expected = smooth.resize(
-                (width, height), Image.Resampling[said["interpolation"].upper()],
-                box=(left, top, left + width * scale, top + height * scale),
-            )  # fmt: skip
-            difference = pixels(tmp_path / "a.png", view).astype(int) - np.asarray(expected).astype(int)
-            assert np.abs(difference).max() <= 3  # reducing_gap
+            if index == 3:
+                smooth.putalpha(Image.fromarray(np.full(size, 130, dtype=np.uint8)))
+            path = tmp_path / "train" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            smooth.save(path, exif=exif)
+            paths.append(path)
+    for target, channels, options in (
+        (96, 3, {"interpolation": "bicubic", "crop": 0.9}),
+        (96, 3, {}),
+        (96, 1, {"interpolation": "lanczos"}),
+        (12, 3, {}),
+    ):
+        data = load_data(str(tmp_path), (channels, target, target), memory_bytes=10, **options)  # type: ignore[arg-type]
+        said = json.loads(json.dumps(data.preprocessing.to_dict()))
+        assert said["crop"] == options.get("crop", 0.875 if target == 96 else 1.0)
+        for images in (data.train, data.val):
+            batches = PlainBatches(images, data, 1, torch.device("cpu"))
+            for index, path in enumerate(images.paths):  # type: ignore[attr-defined]
+                own = names["prepare"](path, said)
+                difference = (
+                    np.abs(own - batches[index][0].numpy()) * np.array(said["std"])[:, None, None] * 255
+                )
+                assert difference.max() <= 4  # Pillow's shortcut for large pictures
+                assert difference.mean() <= 0.5
 
 
 @pytest.mark.parametrize(
