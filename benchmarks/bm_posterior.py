@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ from scipy.stats import kendalltau, multivariate_normal
 import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.search.lattice import Lattice
-from bcnet_deploy.search.posterior import BETWEEN_SUPERNETS, Posterior, Transfer
+from bcnet_deploy.search.posterior import BETWEEN_SUPERNETS, Posterior
 from bcnet_deploy.search.regression import GroupedRegression, joined
 
 Float = npt.NDArray[np.float64]
@@ -242,13 +242,15 @@ def forms_table(
     return rows, shares, by_form
 
 
-def posterior_of(space: bd.WidthSpace, scores: Scores, transfer: Transfer) -> tuple[Float, Float]:
-    """(N,) mean and (N,) standard deviation, by the product's own class."""
-    lattice = Lattice(space.variables)
-    indices = np.array([[int(digit) - 1 for digit in arch] for arch in scores.archs])
-    model = Posterior(lattice, transfer)
-    model.fit(indices, scores.score, scores.noise)
-    return model.predict(indices)
+def indices_of(archs: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.array([[int(digit) - 1 for digit in arch] for arch in archs])
+
+
+def fitted(space: bd.WidthSpace, scores: Scores) -> Posterior:
+    """The product's own posterior of one supernet's scores."""
+    model = Posterior(Lattice(space.variables), BETWEEN_SUPERNETS)
+    model.fit(indices_of(scores.archs), scores.score, scores.noise)
+    return model
 
 
 def write_csv(path: Path, rows: Table) -> None:
@@ -292,6 +294,30 @@ def judge(
         print(f"  {name:60} {'   '.join(parts)}")
 
 
+def regrets(data: Path, space: bd.WidthSpace, all_scores: list[Scores], models: list[Posterior]) -> None:
+    """True regret of the highest posterior, and of the most MACs, at nine budgets of MACs.
+
+    Among the networks whose accuracy is published; budgets are the deciles of all networks' MACs.
+    """
+    with (data / "channel_bench_macro_mobilenet.csv").open(encoding="utf-8") as file:
+        truth = {row["arch"]: float(row["acc_mean"]) for row in csv.DictReader(file)}
+    everything = Lattice(space.variables).all()
+    macs = space.macs(Lattice(space.variables).widths(everything))
+    known = np.array(["".join(str(i + 1) for i in row) in truth for row in everything])
+    values = np.array([truth.get("".join(str(i + 1) for i in row), np.nan) for row in everything])
+    budgets = np.quantile(macs, np.arange(1, 10) / 10)
+
+    def regret(scores: Float) -> list[float]:
+        rows = [np.flatnonzero(known & (macs <= budget)) for budget in budgets]
+        return [float(values[r].max() - values[r[scores[r].argmax()]]) for r in rows]
+
+    print("true regret in points at nine budgets of MACs, and the mean:")
+    print("  most MACs:", np.round(regret(macs.astype(np.float64)), 2), f"{np.mean(regret(macs * 1.0)):.3f}")
+    for scores, model in zip(all_scores, models, strict=True):
+        found = regret(model.predict(everything)[0])
+        print(f"  {scores.rule} seed {scores.seed}:", np.round(found, 2), f"{np.mean(found):.3f}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -310,7 +336,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     print("shares between rules:", {kind: round(share, 3) for kind, share in shares.items()})
     print("shares in the product:", BETWEEN_SUPERNETS)
-    found = [posterior_of(space, scores, BETWEEN_SUPERNETS) for scores in all_scores]
+    models = [fitted(space, scores) for scores in all_scores]
+    found = [
+        model.predict(indices_of(scores.archs)) for model, scores in zip(models, all_scores, strict=True)
+    ]
     write_csv(options.out / "posterior_forms.csv", rows)
     write_csv(
         options.out / "posterior.csv",
@@ -322,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if options.judge:
         judge(shared_data(options.data), forms, all_scores, [mean for mean, _ in found], by_form)
+        regrets(shared_data(options.data), space, all_scores, models)
     return 0
 
 

@@ -227,6 +227,14 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
             *(_interval(latency) for latency in network["latency"]),
         )  # fmt: skip
     out.print(table)
+    if "posterior" in explained:
+        belief = explained["posterior"]
+        out.print(
+            f"by all scores together, found: {belief['mean']:.2f}% ({belief['low']:.2f} .. "
+            f"{belief['high']:.2f}); better than uniform with probability {belief['beats_uniform']:.0%}"
+        )
+        for remark in belief["notes"]:
+            out.print(remark)
     for budget in explained["budgets"]:
         if budget["cost"].endswith("bytes"):
             limit = f"{budget['cost']} <= {format_bytes(budget['limit'])}"

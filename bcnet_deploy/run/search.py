@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("bcnet_deploy")
 
+_TOGETHER = 16
+"""Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
+
 
 @dataclass(frozen=True)
 class SearchStepResult:
@@ -302,7 +305,9 @@ def _search(
     else:
         evaluator = run.evaluator(limit_of_images)
         scored = files.content_hash(run.weights)
-    identity = hashlib.sha256(f"{scored} {evaluator.val_count}".encode()).hexdigest()[:12]
+    identity = hashlib.sha256(
+        f"{scored} {evaluator.val_count} {prepared.space.choices_fingerprint}".encode()
+    ).hexdigest()[:12]
     journal = run.search / f"journal-{identity}.jsonl"
     if fresh:
         journal.unlink(missing_ok=True)
@@ -321,7 +326,7 @@ def _search(
             seed=_seed(config, settings), strategy=settings.strategy,
             population_size=settings.population_size, patience=settings.patience, pareto=settings.pareto,
             records=prepared.records, on_error=settings.on_error,
-            checkpoint=journal, evaluator_id=identity, batch_size=1, progress=generation,
+            checkpoint=journal, evaluator_id=identity, batch_size=_TOGETHER, progress=generation,
             answered=lambda count: progress(count / limit, f"{count} networks{note['text']}"),
         )  # fmt: skip
     except NetworkFailedError as error:
