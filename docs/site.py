@@ -39,7 +39,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages made here."""
     made = {f"commands/{name}.md": command_page(name) for name in COMMANDS}
-    made["api.md"] = api_page()
     made |= {page: (ROOT / source).read_text("utf-8") for page, source in BESIDE.items()}
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
@@ -47,7 +46,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as they are in the checkout, turned into links of the site."""
+    """Links as they are in the checkout, turned into links of the site; and the API page's names."""
+    if page.file.src_uri == "api.md":
+        return f"{markdown}\n{api_names()}"
     beside = {source: name for name, source in BESIDE.items()}
 
     def link(found: re.Match[str]) -> str:
@@ -111,18 +112,12 @@ def _cell(text: str, html: bool = False) -> str:
     return re.sub(r"[*_`|\[]", r"\\\g<0>", line.replace("<", "&lt;")) if html else line
 
 
-def api_page() -> str:
-    """Markdown of the API page: a heading for each package, a directive for each of its public names."""
+def api_names() -> str:
+    """Markdown: a heading for each package, a directive for each of its public names."""
     packages = {name: public_names(name) for name in public_packages()}
     where = {name: package for package, names in packages.items() for name in names}
     top = [name for name in public_names("bcnet_deploy") if name != "__version__"]
-    lines = [
-        "# API",
-        "",
-        "Everything public. A name that is here keeps its meaning; all else may change.",
-        "",
-    ]
-    lines += ["## bcnet_deploy", "", "`import bcnet_deploy as bd` has these names, and every error:", ""]
+    lines = ["## bcnet_deploy", "", "`import bcnet_deploy as bd` has these names, and every error:", ""]
     lines += [
         f"- [`{name}`][{where.get(name, 'bcnet_deploy')}.{name}]" for name in top if name not in _errors()
     ]

@@ -71,6 +71,25 @@ def test_each_command_has_a_page_with_its_options(site: Path) -> None:
                 assert option in text, f"{name}: {option}"
 
 
+def test_the_notebook_page_runs(tmp_path: Path) -> None:
+    """Every Python block of the page, one after the other, in an empty folder and in at most 20 lines."""
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    first, *more = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert sum(bool(line.strip()) for line in first.splitlines()) <= 20 and "open(" not in first
+    code = first + "".join(more).replace('"bcnet-run"', '"my-run"')
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "my-run/report.html" in done.stdout and "2 width variables" in done.stdout
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"my-run"}, "nothing is written beside the run directory"
+    text = (tmp_path / "my-run" / "report.html").read_text("utf-8")
+    summary = text.split('<section id="summary">')[1].split("</section>")[0]
+    assert "No network has been trained" not in summary and "Nothing has been measured" not in summary
+
+
 def test_everything_public_is_on_the_api_page(site: Path) -> None:
     text = (site / "api.html").read_text("utf-8")
     for package in (module.name for module in pkgutil.iter_modules(bcnet_deploy.__path__) if module.ispkg):
