@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,11 +12,21 @@ from bcnet_deploy.cli.common import console, emit, json_option
 
 @click.command("devices")
 @click.argument("name", required=False)
+@click.option("--new", help="Write a commented profile of a device of your own, of this name, as NAME.yaml.")
+@click.option("--kind", default="cpu", show_default=True, help="Of the new device: cpu, gpu or npu.")
+@click.option("--runtime", default="onnxruntime", show_default=True, help="Of the new device.")
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, new: str | None, kind: str, runtime: str, as_json: bool) -> None:
     """List the device profiles, or show the figures and sources of one (NAME or a .yaml file)."""
     from bcnet_deploy.devices import known_devices, load_device
 
+    if new is not None:
+        path = _write_new(new, kind, runtime)
+        emit(
+            {"path": str(path)}, as_json=as_json,
+            show=lambda: console().print(f"wrote {path}", soft_wrap=True, markup=False),
+        )  # fmt: skip
+        return
     profiles = [load_device(name)] if name else [load_device(known) for known in known_devices()]
 
     def show() -> None:
@@ -50,8 +61,21 @@ def command(name: str | None, as_json: bool) -> None:
     emit({"devices": [_json(device) for device in profiles]}, as_json=as_json, show=show)
 
 
+def _write_new(name: str, kind: str, runtime: str) -> Path:
+    """The file of a new profile in the current folder. Raises :class:`DeviceError` where there is one."""
+    from bcnet_deploy import files
+    from bcnet_deploy.devices import known_devices, new_profile_text
+    from bcnet_deploy.errors import DeviceError
+
+    text, path = new_profile_text(name, kind=kind, runtime=runtime), Path(f"{name}.yaml")
+    if name in known_devices() or path.exists():
+        raise DeviceError(f"there is a device {name!r} already; choose another name, or remove {path}")
+    files.write_text(path, text)
+    return path
+
+
 def _figures(device: Any) -> dict[str, Any]:
-    return {
+    figures = {
         **{f"peak_tflops.{precision}": figure for precision, figure in device.peak_tflops.items()},
         "bandwidth_gb_s": device.bandwidth_gb_s,
         "launch_overhead_us": device.launch_overhead_us,
@@ -61,6 +85,7 @@ def _figures(device: Any) -> dict[str, Any]:
             for precision, figure in device.channel_granularity.items()
         },
     }
+    return {key: figure for key, figure in figures.items() if figure is not None}
 
 
 def _json(device: Any) -> dict[str, Any]:

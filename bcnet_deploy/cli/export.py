@@ -42,6 +42,11 @@ from bcnet_deploy.run.directory import RunDir
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder. Default: export/ of the run directory.",
 )  # fmt: skip
+@click.option("--keep-fp32", multiple=True, help="A layer that stays in FP32 in an INT8 network. Repeatable.")
+@click.option(
+    "--max-loss", type=click.FloatRange(0, 1),
+    help="Accuracy that INT8 may lose, 0.005 is half a point; the layers that lose most stay in FP32 for it.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @run_dir_option
 @json_option
@@ -71,6 +76,9 @@ def command(
         parity = result.entry["onnx"].get("parity")
         if parity is not None:
             target.print(f"parity  {parity['summary']}", soft_wrap=True)
+        quantised = result.entry["onnx"].get("quantised")
+        if quantised is not None:
+            target.print(f"INT8    {quantised['summary']}", soft_wrap=True, markup=False)
         for key, value in (result.entry["engine"] or {}).items():
             target.print(f"{key}: {value}", soft_wrap=True, markup=False)
 

@@ -45,6 +45,7 @@ DEFAULT_MODEL = "mobilenet_v2"
     "--estimate", is_flag=True, default=None, help="From data sheets, for a device that is not here."
 )
 @click.option("--table", help="Take this latency table, made on another host, instead of measuring one.")
+@click.option("--rebase", help="Begin with this table of another machine or runtime; 20s measure the rest.")
 @click.option("--fresh", is_flag=True, help="Measure anew; neither go on nor start from shipped tables.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the sampled networks. Default: the run's.")
 @run_dir_option
@@ -57,6 +58,7 @@ def command(
     budget: str | None,
     estimate: bool | None,
     table: str | None,
+    rebase: str | None,
     fresh: bool,
     seed: int | None,
     run_dir: RunDir,
@@ -80,7 +82,9 @@ def command(
     if devices is not None and not names:
         raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     names = names or [run_dir.load().device if begun else "cpu"]
-    options = {"budget": budget, "estimate": estimate, "table": table, "seed": seed}
+    options = {"budget": budget, "estimate": estimate, "table": table, "rebase": rebase, "seed": seed}
+    if rebase is not None and budget is None:
+        options["budget"] = "20s"
     settings = step_settings(run_dir, "profile", options)
     # An estimate is asked for each time: a later call without it means to measure.
     settings = settings.replace(estimate=bool(estimate))

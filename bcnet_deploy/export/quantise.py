@@ -58,7 +58,7 @@ class Quantised:
         return {
             "accuracy": self.score, "fp32_accuracy": self.fp32_score, "calibration": self.method,
             "weakest": [{"layer": name, "output_error": round(value, 5)} for name, value in self.weakest],
-            "kept_fp32": list(self.kept_fp32),
+            "kept_fp32": list(self.kept_fp32), "summary": self.summary(),
         }  # fmt: skip
 
     def summary(self) -> str:

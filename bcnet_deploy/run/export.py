@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,16 @@ from bcnet_deploy.run.engine import Progress, Step, begun, carry_out, silent
 from bcnet_deploy.run.settings import ExportSettings
 from bcnet_deploy.run.subnets import Subnet, recalibrated, subnet_of
 from bcnet_deploy.runtime.base import Runtime
-from bcnet_deploy.runtime.engine_file import sidecar_path
 from bcnet_deploy.runtime.registry import RUNTIMES, find_runtime, runtime_of_engine
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
     from bcnet_deploy.export.metadata import ModelMetadata
+    from bcnet_deploy.export.quantise import Score
 
 PARITY_IMAGES = 256
 CALIBRATION_IMAGES = 128
+ACCURACY_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ def exported_files(run: RunDir, settings: ExportSettings, out: Path | None = Non
     onnx = folder / f"{stem}.onnx"
     if runtime is None:
         return (onnx,)
-    engine = folder / f"{stem}{runtime.suffix}"
-    return engine, sidecar_path(engine), onnx
+    return *runtime.engine_files(folder / f"{stem}{runtime.suffix}"), onnx
 
 
 def export(
@@ -187,7 +187,7 @@ def export(
         stamp=f"export-{path.name}" if out is None else f"export-{path.name}-elsewhere",
         identity={
             "engine": settings.engine, "precision": target.precision, "device": target.device.name,
-            "opset": settings.opset,
+            "opset": settings.opset, "keep_fp32": list(settings.keep_fp32), "max_loss": settings.max_loss,
             "folder": None if out is None else str(out.resolve()), "model": config.model.to_dict(),
         },
         inputs=[file for file in sources if file.exists()], outputs=written,
@@ -220,15 +220,17 @@ def _export(
     splits = None if run.load().data is None else run.data(checked=False)
     module = recalibrated(source.module, splits) if source.shared and splits is not None else source.module
     checked_on = noise(source.model.input_size) if splits is None else images(splits, splits.val)
-    calibration = None
+    calibration = score = None
+    quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
         calibration = images(splits, splits.train, CALIBRATION_IMAGES)
+        score = held_out_accuracy(splits, quantised_for)
     progress(0.2, "exporting to ONNX")
     onnx = export_onnx(
         module, onnx_path, source.model.input_size, precision=target.onnx_precision,  # type: ignore[arg-type]
         parity_inputs=checked_on, calibration_inputs=calibration,
         batch=None if settings.dynamic_batch else 1, opset=settings.opset,
-        target="ort" if runtime is None else runtime.quantised_for,
+        target=quantised_for, score=score, keep_fp32=settings.keep_fp32, max_loss=settings.max_loss,
         metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
     )  # fmt: skip
     engine = None
@@ -274,6 +276,27 @@ def images(splits: DataSplits, chosen: ImageSet, count: int = PARITY_IMAGES) -> 
 
     batches = PlainBatches(chosen, splits, 64, torch.device("cpu"), limit=count, channels_last=False)
     return np.concatenate([batch.numpy() for batch, _ in batches])
+
+
+def held_out_accuracy(splits: DataSplits, target: Literal["ort", "trt"]) -> Score | None:
+    """Accuracy of a quantised network on held-out images; None where labels are no classes.
+
+    Test images are taken where there are some: the validation ones have chosen the widths.
+    """
+    import torch
+
+    from bcnet_deploy.data import PlainBatches
+    from bcnet_deploy.export.quantise import accuracy_on
+
+    chosen = splits.open_test() or splits.val
+    batches = list(
+        PlainBatches(chosen, splits, 64, torch.device("cpu"), limit=ACCURACY_IMAGES, channels_last=False)
+    )
+    labels = np.concatenate([np.asarray(labels) for _, labels in batches])
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return None
+    found = np.concatenate([batch.numpy() for batch, _ in batches])
+    return accuracy_on(found, labels, target=target, threads=os.cpu_count() or 1)
 
 
 def noise(input_size: tuple[int, int, int], count: int = 32) -> NDArray[np.float32]:

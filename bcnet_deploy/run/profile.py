@@ -62,12 +62,17 @@ def check_profile(
 
     Raises:
         DeviceError: the device is not here and no estimate is asked for.
-        TableError: the table that is given is not there, or of another device.
+        TableError: the table that is given is not there, of another device, or cannot be rebased.
     """
     device = run.device(settings.device)
     check_table(settings.table, device.name)
     if not settings.estimate and settings.table is None:
         device.require_here(model, whole=whole)
+    if settings.rebase is not None:
+        from bcnet_deploy.lut import LatencyTable
+        from bcnet_deploy.profiler.profiling import require_rebasable
+
+        require_rebasable(LatencyTable.load(settings.rebase), device)
     return device
 
 
@@ -99,13 +104,13 @@ def profile(
     config = run.load()
     device = check_profile(run, settings, model=config.model.name)
     path = run.latency_table(device.name)
-    given = [] if settings.table is None else [Path(settings.table)]
+    given = [Path(file) for file in (settings.table, settings.rebase) if file is not None]
     step = Step(
         name="profile", stamp=f"profile-{device.name}",
         identity={
             "model": config.model.replace(weights=None, new_head=False).to_dict(),
             "device": device.name, "estimate": settings.estimate,
-            "budget": None if given or settings.estimate else settings.budget,
+            "budget": None if settings.table or settings.estimate else settings.budget,
             "seed": config.seed if settings.seed is None else settings.seed, **own_device(device),
         },
         inputs=given, outputs=[path],
@@ -138,6 +143,7 @@ def _make(
     profile_device(
         model, space, device, path, budget_s=parse_duration(settings.budget), estimate=settings.estimate,
         seed=seed, fresh=fresh, report=report,
+        rebase=None if settings.rebase is None else LatencyTable.load(settings.rebase),
     )  # fmt: skip
 
 

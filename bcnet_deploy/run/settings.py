@@ -40,6 +40,7 @@ class ProfileSettings(Checked):
         budget: time for everything, such as ``120s`` or ``2m``.
         estimate: from data sheets, for a device that is not here.
         table: take this table, made on another host, instead of measuring one.
+        rebase: begin with this table of another machine or runtime, and measure how fast this one is.
         seed: of the sampled networks; None: the run's.
     """
 
@@ -49,12 +50,15 @@ class ProfileSettings(Checked):
     budget: str = "120s"
     estimate: bool = False
     table: str | None = None
+    rebase: str | None = None
     seed: Seed | None = None
 
     def check(self) -> None:
         units.parse_duration(self.budget)
         if self.table is not None and self.estimate:
             raise ConfigError("profile: a table is given and an estimate asked for; give one of them")
+        if self.rebase is not None and (self.estimate or self.table is not None):
+            raise ConfigError("profile: a rebased table is measured; leave out --estimate and --table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +245,8 @@ class ExportSettings(Checked):
         dynamic_batch: any batch size instead of 1.
         opset: ONNX operator set.
         device: profile of an engine; None: the run's.
+        keep_fp32: layers that stay in FP32 in an INT8 network.
+        max_loss: share of the accuracy that INT8 may lose; the layers that lose most stay in FP32 for it.
     """
 
     noun: ClassVar[str] = "export"
@@ -251,6 +257,8 @@ class ExportSettings(Checked):
     dynamic_batch: bool = False
     opset: int = 19
     device: str | None = None
+    keep_fp32: tuple[str, ...] = ()
+    max_loss: Annotated[float, Interval(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,44 @@ def test_the_same_command_again_measures_nothing(measured: Path) -> None:
     assert table["device"] == "cpu-1thread"
 
 
+def test_a_table_of_another_machine_is_rebased(measured: Path, tmp_path: Path) -> None:
+    table = json.loads((measured / "latency" / "cpu-1thread.json").read_text())
+    table["provenance"]["cpu_model"] = "Z80"
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(table))
+    run_dir = tmp_path / "run"
+    arguments = ("--model", "demo", "--levels", "4", "--device", "cpu-1thread", "--run-dir", run_dir)
+    result = call("profile", *arguments, "--rebase", old, "--budget", "3s", "--json")
+    assert result.exit_code == 0, result.output
+    (made,) = json.loads(result.stdout)["tables"]
+    assert made["provenance"]["rebased_from"]["cpu_model"] == "Z80"
+    assert made["accuracy"]["networks"] >= 3
+    refused = call("profile", "--run-dir", run_dir, "--rebase", old, "--estimate")
+    assert refused.exit_code in (1, 2)
+    assert "a rebased table is measured" in refused.output
+
+
+def test_a_new_device_is_written_and_measured_without_a_data_sheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "wrote my-board.yaml" in call("devices", "--new", "my-board").output
+    assert call("devices", "my-board.yaml", "--json").exit_code == 0
+    assert call("devices", "my-board.yaml").exit_code == 0
+    again = call("devices", "--new", "my-board")
+    assert again.exit_code == 1
+    assert "there is a device 'my-board' already" in again.output
+    assert call("devices", "--new", "t4").exit_code == 1
+    assert call("devices", "--new", "../x").exit_code == 1
+    result = call(
+        "profile", "--device", "my-board.yaml", "--model", "demo", "--levels", "4", "--budget", "3s"
+    )
+    assert result.exit_code == 0, result.output
+    refused = call("profile", "--device", "my-board", "--estimate")
+    assert refused.exit_code == 1
+    assert "'my-board' has no peak_tflops" in refused.output
+
+
 @pytest.mark.skipif(gpu_name() is not None, reason="a GPU is here")
 def test_a_device_that_is_not_here_offers_both_ways(tmp_path: Path) -> None:
     result = call("profile", "--device", "t4", "--model", "demo", "--run-dir", tmp_path / "run")

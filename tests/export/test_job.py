@@ -270,3 +270,33 @@ def test_widths_of_another_model_are_refused(tmp_path: Path) -> None:
     assert "make it again with 'bcnet-deploy search --fresh'" in export(run).stderr
     files.write_yaml(run.widths_file, [1, 2])
     assert "make it again with 'bcnet-deploy search --fresh'" in export(run).stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_an_ir_is_exported_with_all_its_files(run: RunDir) -> None:
+    result = export(run, "--engine", "openvino", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    names = {Path(file).name for file in data["files"]}
+    assert names == {"found.xml", "found.xml.json", "found.bin", "found.onnx"}
+    assert all(Path(file).exists() for file in data["files"])
+    assert data["engine"]["flavour"] == "openvino"
+    assert data["engine"]["parity"]["passed"]
+    assert data["engine"]["parity"]["tolerance"] == 1e-4
+
+
+def test_int8_states_what_it_loses_on_held_out_images(run: RunDir) -> None:
+    result = export(run, "--precision", "int8", "--json")
+    assert result.exit_code == 0, result.output
+    quantised = json.loads(result.stdout)["onnx"]["quantised"]
+    assert 0 <= quantised["accuracy"] <= 1 and 0 <= quantised["fp32_accuracy"] <= 1
+    assert quantised["kept_fp32"] == []
+    worst = quantised["weakest"][0]["layer"]
+    kept = export(run, "--precision", "int8", "--keep-fp32", worst, "--force", "--json")
+    assert kept.exit_code == 0, kept.output
+    assert json.loads(kept.stdout)["onnx"]["quantised"]["kept_fp32"] == [worst]
+    graph = onnx.load(run.export / "found-int8.onnx").graph
+    assert f"{worst}.weight" in {tensor.name for tensor in graph.initializer}  # not its quantised form
+    wrong = export(run, "--precision", "int8", "--keep-fp32", "nothing", "--force")
+    assert wrong.exit_code == 1
+    assert "the network has no layer 'nothing'" in wrong.stderr
