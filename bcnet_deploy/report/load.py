@@ -220,9 +220,11 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
     if unit == "ms" and table is not None and evaluated:
         costs = table.predict(np.array([r["widths"] for r in evaluated]))
         cloud = tuple(Candidate(r["accuracy"] / 100, float(c)) for r, c in zip(evaluated, costs, strict=True))
+    # The front is of posterior means where scores are noisy: so is the point on it.
+    believed = (data.get("posterior") or {}).get("mean", data["accuracy"])
     content.front = FrontPlot(
         name, unit, cloud, tuple(candidate(record) for record in data["front"]),
-        candidate({"accuracy": data["accuracy"], "costs": data["costs"]}),
+        candidate({"accuracy": believed, "costs": data["costs"]}),
     )  # fmt: skip
     before = 0
     for record in data["generations"]:
