@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable as LatencyTable
     from bcnet_deploy.models import build_model as build_model
     from bcnet_deploy.nn import Supernet as Supernet
+    from bcnet_deploy.profiler.profiling import profile as profile
     from bcnet_deploy.run.directory import RunDir as RunDir
+    from bcnet_deploy.run.parts import export as export
+    from bcnet_deploy.run.parts import train_supernet as train_supernet
     from bcnet_deploy.run.pipeline import Run as Run
     from bcnet_deploy.search import search as search
     from bcnet_deploy.space import WidthSpace as WidthSpace
@@ -28,6 +31,9 @@ _LAZY = {
     "Supernet": "bcnet_deploy.nn",
     "LatencyTable": "bcnet_deploy.lut",
     "search": "bcnet_deploy.search",
+    "profile": "bcnet_deploy.profiler.profiling",
+    "train_supernet": "bcnet_deploy.run.parts",
+    "export": "bcnet_deploy.run.parts",
     "Run": "bcnet_deploy.run.pipeline",
     "RunDir": "bcnet_deploy.run.directory",
 }

@@ -114,3 +114,19 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         if added and str(folder) in sys.path:
             sys.path.remove(str(folder))
+
+
+def make_callable(package: str, reference: str) -> None:
+    """Let a package of ours be called like the function that has its name: ``bcnet_deploy.search(...)``.
+
+    Args:
+        package: whose ``__init__`` asks.
+        reference: ``module:function``, imported when first called.
+    """
+
+    class CallableModule(ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            module, _, function = reference.partition(":")
+            return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+    sys.modules[package].__class__ = CallableModule

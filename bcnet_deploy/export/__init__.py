@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bcnet_deploy.references import make_callable
+
 if TYPE_CHECKING:
     from bcnet_deploy.export.engine import EngineResult as EngineResult
     from bcnet_deploy.export.engine import build_engine as build_engine
@@ -38,3 +40,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# bd.export is this module, as every subpackage is bound to its parent: it has to be callable.
+make_callable(__name__, "bcnet_deploy.run.parts:export")

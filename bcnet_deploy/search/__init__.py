@@ -6,9 +6,9 @@ Names are loaded when first used, so that a list of strategies costs no SciPy.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from bcnet_deploy.references import make_callable
 
 if TYPE_CHECKING:
     from bcnet_deploy.search.api import search as search
@@ -59,12 +59,5 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
-class _CallableModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> SearchResult:
-        from bcnet_deploy.search.api import search
-
-        return search(*args, **kwargs)
-
-
 # Importing a subpackage always binds it to its parent, so bd.search is this module: it has to be callable.
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__, "bcnet_deploy.search.api:search")
