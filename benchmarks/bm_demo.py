@@ -89,7 +89,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             assert network is not None
             latency = measured[name]["runtimes"]["onnxruntime-cpu"]["latency"]
             row[name] = {
-                "test_top1": network.test_top1, "predicted_ms": network.predicted_ms,
+                "test_top1": network.test_metric / 100, "predicted_ms": network.predicted_ms,
                 "measured_ms": network.measured_ms, "macs": network.macs,
                 "median_ms": latency["median_ms"], "noise_floor": latency["noise_floor"],
             }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,7 +89,7 @@ def command(
 
     result = run_all(run_dir, settings, display, force=force)
     data = {
-        "networks": [asdict(network) for network in result.content.networks],
+        "networks": result.content.rows(),
         "budget_ms": result.budget_ms, "budget_share": result.content.budget_share,
         "measured_share": result.content.measured_share, "measured_on": result.content.measured_on,
         "measured_departs": result.content.measured_departs, "estimated": result.content.estimated,
@@ -145,14 +144,15 @@ def show(result: PipelineResult) -> None:
     # What was measured on another runtime than the device's must not pass for the device's time.
     here = f" on {content.measured_on.split(',')[0]} here" if content.measured_departs else ""
     for header in (
-        "test top-1", f"predicted{estimated}", f"measured{here}", f"p90{here}", "MACs", "parameters",
+        f"test {content.metric}", f"predicted{estimated}", f"measured{here}", f"p90{here}", "MACs",
+        "parameters",
     ):  # fmt: skip
         table.add_column(header, justify="right")
     for network in content.networks:
         times = (network.predicted_ms, network.measured_ms, network.measured_p90_ms)
         table.add_row(
             network.name,
-            "–" if network.test_top1 is None else f"{network.test_top1:.2%}",
+            content.score(network.test_metric),
             *("–" if value is None else format_milliseconds(value) for value in times),
             *("–" if value is None else format_count(value) for value in (network.macs, network.params)),
         )
@@ -166,8 +166,8 @@ def verdict(result: PipelineResult) -> str:
     """One line: found against uniform scaling, and measured against the budget."""
     found, uniform = (result.content.network(name) for name in ("found", "uniform"))
     parts = []
-    if found and uniform and found.test_top1 is not None and uniform.test_top1 is not None:
-        gap = 100 * (found.test_top1 - uniform.test_top1)
+    content = result.content
+    if found and uniform and found.test_metric is not None and uniform.test_metric is not None:
         over = (
             uniform.predicted_ms is not None
             and result.budget_ms is not None
@@ -178,10 +178,11 @@ def verdict(result: PipelineResult) -> str:
             if over
             else "uniform scaling within the same budget"
         )
+        gap, unit = content.gap(found.test_metric, uniform.test_metric)
+        size, unit = gap.lstrip("+-"), unit.removeprefix("percentage ")
+        apart = f"{size} {unit} {'fewer' if gap.startswith('-') else 'more'} than"
         # As it is printed: less than a hundredth of a point is no difference.
-        apart = f"{abs(gap):.2f} points {'more' if gap > 0 else 'fewer'} than"
-        parts.append(f"Found: {apart if round(abs(gap), 2) else 'as accurate as'} {kept}")
-    content = result.content
+        parts.append(f"Found: {apart if float(gap) else 'as accurate as'} {kept}")
     if content.measured_departs and found and found.measured_ms is not None:
         parts.append(
             f"measured on {content.measured_on}, not as predicted for {content.device} "

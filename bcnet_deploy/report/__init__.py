@@ -1,8 +1,7 @@
 """The report of a run directory: one self-contained HTML file."""
 
-from bcnet_deploy.report.build import write_report
 from bcnet_deploy.report.content import Content
 from bcnet_deploy.report.load import gather
-from bcnet_deploy.report.page import render
+from bcnet_deploy.report.page import render, write_report
 
 __all__ = ["Content", "gather", "render", "write_report"]

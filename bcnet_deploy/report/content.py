@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of the summary: ``full``, ``uniform`` or ``found``. None: that step has not run.
+    """One line of the summary: ``full``, ``uniform``, ``found``, or the trained ``original``.
 
-    Latencies in milliseconds at the profile's batch size; accuracies between 0 and 1. ``measured_ms`` is the
-    undisturbed time (the fastest run of each round, median of the rounds), which is what tables predict.
+    None: that step has not run. Latencies are in milliseconds at the profile's batch size.
+
+    Attributes:
+        test_metric: on the test images, in the metric's own unit.
+        measured_ms: the undisturbed time (the fastest run of each round, median of the rounds), which is what
+            tables predict.
+        inherited: whether its training started from trained weights.
     """
 
     name: str
-    test_top1: float | None = None
+    test_metric: float | None = None
     predicted_ms: float | None = None
     predicted_low_ms: float | None = None
     predicted_high_ms: float | None = None
@@ -23,6 +29,7 @@ class SummaryRow:
     measured_p90_ms: float | None = None
     macs: int | None = None
     params: int | None = None
+    inherited: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class LayerLatency:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A width vector the search scored."""
+    """A width vector the search scored; its accuracy is in the metric's own unit."""
 
     accuracy: float
     cost: float
@@ -88,7 +95,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class GenerationPoint:
-    """The search's state after one generation; accuracies between 0 and 1."""
+    """The search's state after one generation; accuracies in the metric's own unit."""
 
     number: int
     best: float | None
@@ -101,7 +108,7 @@ class Content:
     """Everything on the page; an empty field becomes a line naming the command that fills it.
 
     Attributes:
-        metric: what the accuracies are, such as ``top-1``.
+        metric, unit: what the accuracies are, such as ``top-1`` in ``%``. More is better.
         budget_ms: the latency budget; ``budget_share`` is the same as given, where that was a share of the
             full network's latency (0.5x).
         measured_on: runtime, threads and machine of the measurements.
@@ -116,6 +123,7 @@ class Content:
     data: str
     device: str
     metric: str = "top-1"
+    unit: str = "%"
     estimated: bool = False
     budget: str = ""
     budget_ms: float | None = None
@@ -132,6 +140,31 @@ class Content:
     curves: list[Curve] = field(default_factory=list)
     generations: list[GenerationPoint] = field(default_factory=list)
     provenance: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> str:
+        """Metric and unit: ``top-1, %``."""
+        return self.metric + (f", {self.unit}" if self.unit else "")
+
+    def score(self, value: float | None) -> str:
+        """An accuracy for people: ``98.67%``, ``0.412``, or a dash."""
+        if value is None:
+            return "–"
+        return f"{value:.2f}%" if self.unit == "%" else f"{value:.4g} {self.unit}".rstrip()
+
+    def gap(self, value: float, other: float) -> tuple[str, str]:
+        """By how much an accuracy is above another, with its sign, and the unit in words."""
+        if self.unit == "%":
+            return f"{value - other:+.2f}", "percentage points"
+        return f"{value - other:+.4g}", f"{self.unit} {self.metric}".lstrip()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary, JSON-able. Of a classification also ``test_top1``, between 0 and 1."""
+        found = [{**asdict(row), "metric": self.metric, "unit": self.unit} for row in self.networks]
+        if self.metric == "top-1" and self.unit == "%":
+            for row in found:
+                row["test_top1"] = None if row["test_metric"] is None else row["test_metric"] / 100
+        return found
 
     @property
     def measured_share(self) -> float | None:

@@ -1,10 +1,13 @@
 """Gathers what a run directory holds into :class:`Content`; steps that have not run leave their part empty.
 
 Only files are read, by numpy alone: a report can be made where neither PyTorch nor the device is.
+Results of other widths than the latest search's are left out. Measurements that were not made on the device,
+or not under its table's conditions, are named as such.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +30,11 @@ from bcnet_deploy.report.content import (
     Pair,
     SummaryRow,
 )
-from bcnet_deploy.report.measured import drop_former, measured_latency, measured_on
-from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
+from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir, difference
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
+_ROWS = ("original", *NETWORKS)
+"""The lines of the summary; the first is there where the run began with a trained network."""
 _REACH = NormalDist().inv_cdf(0.975)
 
 
@@ -46,24 +50,27 @@ def gather(run: RunDir) -> Content:
     table = _table(run, config)
     content = Content(
         title=f"bcnet-deploy: {config.model.name}", model=f"{config.model.name} ({size})",
-        data=config.data or '–',
+        data=config.data or "–",
         device=config.device, estimated=table is not None and table.estimated,
     )  # fmt: skip
     try:
         explained = _yaml(run.widths_file)
         bench = _json(run.bench, "benchmark")
-        results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
+        results = {name: _json(run.retrained(name) / "result.json", "training result") for name in _ROWS}
+        content.metric, content.unit = _metric(run, results)
         widths = _widths(explained)
-        content.warnings = drop_former(run, widths, results, bench)
+        content.warnings = _drop_former(run, widths, results, bench)
         content.networks = _networks(widths, explained, results, bench, table)
         content.widths = _layer_widths(widths)
-        content.measured_on, content.measured_departs = measured_on(bench)
+        content.measured_on, content.measured_departs = _measured_on(bench)
         content.pairs = _held_out(run, table)
         if not content.measured_departs:
             content.pairs += _measured_pairs(content.networks)
         content.layers = _layers(widths, table)
         _add_search(content, run, explained)
-        content.curves = _curves(run, [name for name in NETWORKS if results[name] is not None])
+        content.curves = _curves(
+            run, [name for name in NETWORKS if results[name] is not None], content.accuracy
+        )
         content.provenance = _provenance(config, table, explained, bench)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, (TableError, WidthError)):
@@ -99,28 +106,110 @@ def _widths(explained: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return {name: found[name] for name in NETWORKS if name in found}
 
 
+def _metric(run: RunDir, results: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and unit of the accuracies, as the trainings say; top-1 in percent where none does."""
+    said = [*results.values(), _json(run.train / "supernet.json", "supernet description")]
+    named: dict[str, str] = next((one for one in said if one is not None and "metric_name" in one), {})
+    return named.get("metric_name", "top-1"), named.get("unit", "%")
+
+
 def _networks(
     widths: Mapping[str, Mapping[str, int]], explained: Mapping[str, Any], results: Mapping[str, Any],
     bench: Any, table: LatencyTable | None,
 ) -> list[SummaryRow]:  # fmt: skip
-    networks = []
-    for name in NETWORKS:
+    rows = []
+    for name in _ROWS:
         result = results[name]
         if name not in widths and result is None:
             continue
         said = explained if name == "found" else explained.get("compared_with", {}).get(name, {})
-        predicted, low, high = _prediction(table, widths.get(name))
-        measured = measured_latency(bench, name)
-        test = None if result is None else result["test_top1"]
+        measured = _measured_latency(bench, name)
         costs = said.get("costs", {}) if result is None else result
-        networks.append(
+        result = result or {}
+        rows.append(
             SummaryRow(
-                name, None if test is None else test / 100, predicted, low, high,
+                name, result.get("test_metric", result.get("test_top1")),
+                *_prediction(table, widths.get("full" if name == "original" else name)),
                 measured.get("low_ms"), measured.get("median_ms"), measured.get("p90_ms"),
-                costs.get("macs"), costs.get("params"),
+                costs.get("macs"), costs.get("params"), result.get("inherited"),
             )
         )  # fmt: skip
-    return networks
+    return rows
+
+
+def _drop_former(
+    run: RunDir, widths: dict[str, dict[str, int]], results: dict[str, Any], bench: Any
+) -> list[str]:
+    """Take out, in place, what is of other widths than the latest search's, and say what was taken out.
+
+    Args:
+        run: the run directory.
+        widths: by network and variable; what the user gave to ``retrain --widths`` replaces the search's.
+        results: of the retrainings by network; those taken out become None.
+        bench: the benchmark's JSON, or None.
+    """
+    notes = []
+    for name in NETWORKS:
+        if (given := run.given_widths(name)) is not None:
+            widths[name] = given
+            notes.append(f"{name}: widths given to 'retrain --widths', not the search's")
+        wanted = widths.get(name)
+        if wanted is None:
+            continue
+        result = results[name]
+        if result is not None:
+            trained = run.trained(name) or dict(zip(wanted, result["widths"], strict=False))
+            if other := difference(trained, wanted):
+                results[name] = None
+                notes.append(
+                    f"{name}: its training is left out, since it was at other widths than the latest search "
+                    f"found ({other}); run 'bcnet-deploy retrain --network {name} --fresh'"
+                )
+        measured = bench["networks"].get(name) if bench is not None else None
+        if measured and measured["widths"] and (other := difference(measured["widths"], wanted)):
+            del bench["networks"][name]
+            notes.append(
+                f"{name}: its measurement is left out, since it was at other widths than the latest search "
+                f"found ({other}); run 'bcnet-deploy export --which {name} --force' and 'bcnet-deploy bench'"
+            )
+    return notes
+
+
+def _measured_latency(bench: Any, name: str) -> dict[str, float]:
+    """Latency statistics on the runtime that the prediction speaks of (else the first)."""
+    chosen = _runtime(bench, name)
+    return {} if chosen is None else dict(chosen[1]["latency"])
+
+
+def _measured_on(bench: Any) -> tuple[str, str]:
+    """Runtime, threads and machine of the measurements shown, and how they depart from the device's."""
+    for name in reversed(NETWORKS):
+        chosen = _runtime(bench, name)
+        if chosen is not None:
+            runtime, entry = chosen
+            machine = bench["machine"]
+            # A benchmark of an earlier version does not name the kind.
+            on_cpu = entry.get("kind", runtime.rpartition("-")[2]) == "cpu"
+            threads = f", {bench['settings']['threads']} thread(s)" if on_cpu else ""
+            where = machine.get("cpu_model") if on_cpu else machine.get("gpu")
+            return f"{runtime}{threads}, {where}", _departs(bench["networks"][name], entry)
+    return "", ""
+
+
+def _runtime(bench: Any, name: str) -> tuple[str, Mapping[str, Any]] | None:
+    if bench is None or name not in bench["networks"]:
+        return None
+    network = bench["networks"][name]
+    entries = list(network["runtimes"].items())
+    return next((pair for pair in entries if not _departs(network, pair[1])), entries[0] if entries else None)
+
+
+def _departs(network: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    if "departs" in entry:
+        return str(entry["departs"])
+    # An earlier benchmark says only that it was not compared.
+    compared = network["prediction"] is None or entry["prediction_error"] is not None
+    return "" if compared else "other conditions than the table's; run 'bcnet-deploy bench' again"
 
 
 def _prediction(
@@ -212,14 +301,14 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
 
     def candidate(record: Mapping[str, Any]) -> Candidate:
         macs = record["costs"].get("macs")
-        return Candidate(record["accuracy"] / 100, record["costs"][key], None if macs is None else int(macs))
+        return Candidate(record["accuracy"], record["costs"][key], None if macs is None else int(macs))
 
     evaluated = [r for r in data["evaluated"] if r["accuracy"] is not None]
     cloud: tuple[Candidate, ...] = ()
     table = _table(run, run.load())
     if unit == "ms" and table is not None and evaluated:
         costs = table.predict(np.array([r["widths"] for r in evaluated]))
-        cloud = tuple(Candidate(r["accuracy"] / 100, float(c)) for r, c in zip(evaluated, costs, strict=True))
+        cloud = tuple(Candidate(r["accuracy"], float(c)) for r, c in zip(evaluated, costs, strict=True))
     # The front is of posterior means where scores are noisy: so is the point on it.
     believed = (data.get("posterior") or {}).get("mean", data["accuracy"])
     content.front = FrontPlot(
@@ -234,8 +323,8 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
         best = record["best_accuracy"]
         content.generations.append(
             GenerationPoint(
-                record["generation"], None if best is None else best / 100,
-                float(np.mean(known)) / 100 if known else None, record.get("proposed_feasible"),
+                record["generation"], best,
+                float(np.mean(known)) if known else None, record.get("proposed_feasible"),
             )
         )  # fmt: skip
 
@@ -250,20 +339,22 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return text
 
 
-def _curves(run: RunDir, retrained: Sequence[str]) -> list[Curve]:
-    sources = {"supernet": run.train, **{name: run.retrained(name) for name in retrained}}
-    accuracy = "validation top-1, %"
-    quantities = {"loss": "training loss", "val_top1": accuracy}
-    quantities |= {f"val_top1_{widths}": accuracy for widths in ("full", "half", "narrowest")}
+def _curves(run: RunDir, retrained: Sequence[str], accuracy: str) -> list[Curve]:
+    """Losses, then held-out accuracies; a supernet has those of its full, half and narrowest widths."""
+    logs = {"supernet": run.train, **{name: run.retrained(name) for name in retrained}}
     curves = []
-    for key, label in quantities.items():
-        widths = key.removeprefix("val_top1_")
-        for name, folder in sources.items():
-            lines = files.read_rows(folder / "curves.jsonl", RunDirError)
+    for name, folder in logs.items():
+        lines = files.read_rows(folder / "curves.jsonl", RunDirError)
+        for key in dict.fromkeys(key for line in lines for key in line):
+            if not re.match("loss$|val_(?!loss)", key):
+                continue
             points = tuple((float(r["epoch"]), float(r[key])) for r in lines if r.get(key) is not None)
+            widths = key.rpartition("_")[2]
+            shown = f"{name}, {widths}" if widths in ("full", "half", "narrowest") else name
+            label = "training loss" if key == "loss" else f"validation {accuracy}"
             if points:
-                curves.append(Curve(name if widths == key else f"{name}, {widths}", label, "epoch", points))
-    return curves
+                curves.append(Curve(shown, label, "epoch", points))
+    return sorted(curves, key=lambda curve: curve.quantity != "training loss")
 
 
 def _version(package: str) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from bcnet_deploy import files
+from bcnet_deploy.errors import ExportError
 from bcnet_deploy.report.charts import (
     Axis,
     Point,
@@ -24,6 +27,8 @@ from bcnet_deploy.report.charts import (
     xy_chart,
 )
 from bcnet_deploy.report.content import Candidate, Content, FrontPlot, LayerLatency, Pair, SummaryRow
+from bcnet_deploy.report.load import gather
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds
 
 SECTIONS = {
@@ -34,7 +39,43 @@ SECTIONS = {
 """Anchor and heading of each part, in order."""
 _COLOUR = {"found": "c0", "uniform": "c1", "full": "c2", "supernet": "c3"}
 _NAMED_LAYERS = 8
+_MARK = b"<title>bcnet-deploy: "
 Rows = list[list[str]]
+
+
+def write_report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> tuple[Path, Content]:
+    """Write the report, and return where it is and what it shows.
+
+    Args:
+        run: any run directory; steps that have not run are named on the page.
+        path: default: ``report.html`` of the run directory.
+        force: replace a file at ``path`` that is no report.
+
+    Raises:
+        ExportError: a file that is no report lies at ``path`` and ``force`` is false.
+        MissingStepError: there is no run.
+        RunDirError, TableError: a file of the run is damaged, or ``path`` cannot be written.
+    """
+    if path is not None and not force:
+        _require_report(Path(path))
+    content = gather(run)
+    target = Path(path) if path is not None else run.report
+    files.write_text(target, render(content))
+    return target, content
+
+
+def _require_report(path: Path) -> None:
+    """Raise :class:`ExportError` where ``path`` is a file that is not a report of ours."""
+    if not path.exists():
+        return
+    try:
+        ours = _MARK in path.read_bytes()[:2000]
+    except OSError:
+        ours = False
+    if not ours:
+        raise ExportError(
+            f"{path} exists already and is no report; give --force to replace it, or another --out"
+        )
 
 
 def render(content: Content) -> str:
@@ -44,7 +85,7 @@ def render(content: Content) -> str:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters |= {
-        "ms": _ms, "percent": _percent, "count": _count, "interval": _interval,
+        "ms": _ms, "score": content.score, "count": _count, "interval": _interval,
         "identity": lambda text: re.sub(r"[^a-zA-Z0-9]", "-", text),
     }  # fmt: skip
     charts: dict[str, Any] = {
@@ -81,10 +122,6 @@ def _ms(value: float | None) -> str:
     return "–" if value is None else format_milliseconds(value)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}%"
-
-
 def _count(value: int | None) -> str:
     return "–" if value is None else format_count(value)
 
@@ -117,11 +154,12 @@ def _cards(content: Content) -> list[dict[str, Any]]:
         if mine and theirs:
             card(f"{theirs / mine:.2f}×", f"faster than the full network, {kind}", kind == "predicted")
             break
-    if found.test_top1 is not None:
-        card(_percent(found.test_top1), f"test {content.metric}, found widths")
+    if found.test_metric is not None:
+        card(content.score(found.test_metric), f"test {content.metric}, found widths")
         for other, name in ((uniform, "uniform scaling"), (full, "the full network")):
-            if other is not None and other.test_top1 is not None:
-                card(f"{100 * (found.test_top1 - other.test_top1):+.2f}", f"percentage points against {name}")
+            if other is not None and other.test_metric is not None:
+                gap, unit = content.gap(found.test_metric, other.test_metric)
+                card(gap, f"{unit} against {name}")
     if found.macs and full and full.macs:
         card(f"{found.macs / full.macs:.2f}×", "of the full network's MACs")
     return cards
@@ -193,8 +231,8 @@ def _front(content: Content) -> tuple[Markup | str, Rows]:
         short = f" {front.cost_unit}" if front.cost_unit else ""
         return [
             Point(
-                c.cost, c.accuracy * 100,
-                tip=f"{what}\n{c.cost:.4g}{short}\n{c.accuracy:.2%}"
+                c.cost, c.accuracy,
+                tip=f"{what}\n{c.cost:.4g}{short}\n{content.score(c.accuracy)}"
                 + (f"\n{format_count(c.macs)} MACs" if c.macs else ""),
             )
             for c in candidates
@@ -207,9 +245,9 @@ def _front(content: Content) -> tuple[Markup | str, Rows]:
     ]
     if front.chosen is not None:
         series.append(Series("chosen", points([front.chosen], "chosen"), "star", "c0"))
-    up = Axis(f"supernet validation {content.metric}, %")
+    up = Axis(f"supernet validation {content.accuracy}")
     chart = xy_chart("Accuracy against cost", series, Axis(_cost(front)), up)
-    return chart, [[f"{c.cost:.5g}", _percent(c.accuracy), _count(c.macs)] for c in ordered]
+    return chart, [[f"{c.cost:.5g}", content.score(c.accuracy), _count(c.macs)] for c in ordered]
 
 
 def _curves(content: Content) -> dict[str, Markup]:
@@ -233,17 +271,17 @@ def _progress(content: Content) -> tuple[Markup | str, Rows]:
 
     def line(name: str, values: list[tuple[int, float | None]], colour: str) -> Series:
         known = [(number, value) for number, value in values if value is not None]
-        points = [Point(n, 100 * v, tip=f"generation {n}\n{name} {v:.2%}") for n, v in known]
+        points = [Point(n, v, tip=f"generation {n}\n{name} {content.score(v)}") for n, v in known]
         return Series(name, points, "line", colour)
 
     series = [
         line("best", [(g.number, g.best) for g in shown], "c0"),
         line("mean", [(g.number, g.mean) for g in shown], "c2"),
     ]
-    axes = Axis("generation"), Axis(f"validation {content.metric}, %")
+    axes = Axis("generation"), Axis(f"validation {content.accuracy}")
     return xy_chart("Search progress", series, *axes), [
         [
-            str(g.number), _percent(g.best), _percent(g.mean),
+            str(g.number), content.score(g.best), content.score(g.mean),
             "–" if g.feasible is None else f"{g.feasible:.0%}",
         ]
         for g in shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,9 @@ class ReportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        networks = [asdict(network) for network in self.content.networks]
-        return {"path": str(self.path), "networks": networks, "warnings": self.content.warnings}
+        return {
+            "path": str(self.path), "networks": self.content.rows(), "warnings": self.content.warnings,
+        }  # fmt: skip
 
 
 def report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> ReportResult:

@@ -270,6 +270,7 @@ def _result(
         prior_costs=prior_costs,
         belief=None if posterior is None else _belief(lattice, budgets, posterior, indices[rows[row]]),
         images=evaluator.images_used(images) if images else None,
+        posterior=posterior,
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bcnet_deploy.errors import ConstraintError, nearest
 from bcnet_deploy.search.constraints import Constraints
 from bcnet_deploy.search.lattice import Float, Int64
-from bcnet_deploy.search.posterior import Belief
+from bcnet_deploy.search.posterior import Belief, Posterior
 
 FORMAT = 1
 
@@ -195,6 +195,7 @@ class SearchResult:
             probability that it beats uniform scaling. ``widths`` and ``front`` are then chosen by posterior
             means, and ``front.accuracy`` holds these.
         images: scored over all networks, where the accuracy is of images.
+        posterior: for accuracies with noise: what all scores say about any network.
     """
 
     widths: Int64
@@ -213,6 +214,7 @@ class SearchResult:
     prior_costs: dict[str, float] | None = None
     belief: Belief | None = None
     images: int | None = None
+    posterior: Posterior | None = field(default=None, repr=False, compare=False)
 
     @property
     def evaluations(self) -> int:

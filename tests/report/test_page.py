@@ -39,17 +39,17 @@ PLOTS = {"plot-widths", "plot-pairs", "plot-layers", "plot-front", "plot-curve-l
 def content(*, estimated: bool = False) -> Content:
     layers = [LayerLatency("stem.0", 0.21), LayerLatency("a<b.conv", 0.4), LayerLatency("overhead", 0.05)]
     candidates = (
-        Candidate(0.81, 0.52, 900_000),
-        Candidate(0.9, 0.6, 1_200_000),
-        Candidate(0.85, 0.7, 1_500_000),
+        Candidate(81.0, 0.52, 900_000),
+        Candidate(90.0, 0.6, 1_200_000),
+        Candidate(85.0, 0.7, 1_500_000),
     )
     return Content(
         title="bcnet-deploy: demo", model="demo", data="digits", device="cpu", estimated=estimated,
         budget="latency <= 0.6 ms", noise_floor=0.012,
         networks=[
-            SummaryRow("full", 0.9912, 1.25, 1.2, 1.3, 1.26, 1.3, 1.4, 25_000_000, 1_000_000),
-            SummaryRow("uniform", 0.9701, 0.61, 0.6, 0.62, 0.615, 0.63, 0.7, 9_000_000, 400_000),
-            SummaryRow("found", 0.9833, 0.6, 0.59, 0.61, 0.605, 0.63, 0.7, 8_000_000, 300_000),
+            SummaryRow("full", 99.12, 1.25, 1.2, 1.3, 1.26, 1.3, 1.4, 25_000_000, 1_000_000),
+            SummaryRow("uniform", 97.01, 0.61, 0.6, 0.62, 0.615, 0.63, 0.7, 9_000_000, 400_000),
+            SummaryRow("found", 98.33, 0.6, 0.59, 0.61, 0.605, 0.63, 0.7, 8_000_000, 300_000),
         ],
         widths=[LayerWidth("stem.0", 64, 48, 32), LayerWidth("a<b.conv", 128, 16, 64)],
         pairs=[
@@ -60,7 +60,7 @@ def content(*, estimated: bool = False) -> Content:
         layers={"full": layers, "found": layers[:2]},
         front=FrontPlot("latency", "ms", candidates, candidates[:2], candidates[1], 0.6),
         curves=[Curve("supernet", "loss", "epoch", ((0, 2.3), (1, 1.2), (2, 0.7)))],
-        generations=[GenerationPoint(0, 0.8, 0.7, 1.0), GenerationPoint(1, 0.9, 0.8, 0.95)],
+        generations=[GenerationPoint(0, 80.0, 70.0, 1.0), GenerationPoint(1, 90.0, 80.0, 0.95)],
         provenance=[("device", "cpu"), ("runtime", "onnxruntime <1>")],
     )  # fmt: skip
 
@@ -213,7 +213,7 @@ def test_the_summary_says_what_the_content_does() -> None:
     for cells, network in zip(body, given_content.networks, strict=True):
         values = dict(zip(head, cells, strict=True))
         assert values["network"] == network.name
-        assert float(values["test top-1"].rstrip("%")) / 100 == pytest.approx(network.test_top1)
+        assert values["test top-1"] == f"{network.test_metric:.2f}%"
         for column, value in (
             ("measured", network.measured_ms), ("median", network.measured_median_ms),
             ("p90", network.measured_p90_ms),
@@ -226,6 +226,42 @@ def test_the_summary_says_what_the_content_does() -> None:
         bounds = network.predicted_low_ms, network.predicted_high_ms
         for shown, value in zip((number, low, high), (network.predicted_ms, *bounds), strict=True):
             assert float(shown) * scale[unit] == pytest.approx(value, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "cell", "gap", "axis"),
+    [
+        ("mean IoU", "%", "98.33%", ("+1.32", "percentage points against"), "validation mean IoU, %"),
+        ("R²", "", "98.33", ("+1.32", "R² against"), "validation R²"),
+        ("PSNR", "dB", "98.33 dB", ("+1.32", "dB PSNR against"), "validation PSNR, dB"),
+    ],
+)
+def test_another_tasks_metric_is_called_by_its_name(
+    metric: str, unit: str, cell: str, gap: tuple[str, str], axis: str
+) -> None:
+    given_content = replace(content(), metric=metric, unit=unit)
+    page = render(given_content)
+    assert f"<th>test {metric}</th>" in page and f"<td>{cell}</td>" in page and "top-1" not in page
+    assert f"<strong>{gap[0]}</strong><span>{gap[1]} uniform scaling</span>" in page
+    assert f">{axis}</text>" in page and f">supernet {axis}</text>" in page
+    assert all("test_top1" not in row and row["metric"] == metric for row in given_content.rows())
+
+
+def test_a_trained_original_stands_beside_what_was_made_of_it() -> None:
+    rows = [replace(row, inherited=row.name == "found") for row in content().networks]
+    page = render(replace(content(), networks=[SummaryRow("original", 99.5), *rows]))
+    body = page.split('<section id="summary">')[1].split("</section>")[0]
+    lines = re.findall(r"<tr[^>]*>(<td>.*?)</tr>", body, re.S)
+    cells = [re.findall(r"<td>(.*?)</td>", line) for line in lines]
+    assert [(row[0], row[-1]) for row in cells] == [
+        ("original", "–"), ("full", "new weights"), ("uniform", "new weights"), ("found", "trained weights"),
+    ]  # fmt: skip
+    assert "began with" not in render(content())
+
+
+def test_the_rows_of_a_classification_have_its_old_name_too() -> None:
+    (full, *_) = content().rows()
+    assert full["test_metric"] == 99.12 and full["test_top1"] == pytest.approx(0.9912)
 
 
 def test_rendering_twice_gives_the_same_bytes() -> None:

@@ -325,8 +325,8 @@ def test_a_new_search_takes_the_former_networks_figures_out(
     content = gather(RunDir(target))
     found, full = content.network("found"), content.network("full")
     assert found is not None and full is not None
-    assert found.test_top1 is None and found.measured_ms is None and found.predicted_ms is not None
-    assert full.test_top1 is not None and full.measured_ms is not None
+    assert found.test_metric is None and found.measured_ms is None and found.predicted_ms is not None
+    assert full.test_metric is not None and full.measured_ms is not None
     assert [curve.run for curve in content.curves].count("found") == 0
     result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
     assert result.exit_code == 0 and "retrain --network found" in result.stderr
@@ -469,10 +469,10 @@ def test_an_estimate_is_not_called_noisy(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("found", "uniform", "words"),
     [
-        (0.9, 0.9, "Found: as accurate as uniform scaling"),
-        (0.90001, 0.9, "Found: as accurate as uniform scaling"),
-        (0.91, 0.9, "Found: 1.00 points more than uniform scaling"),
-        (0.89, 0.9, "Found: 1.00 points fewer than uniform scaling"),
+        (90, 90, "Found: as accurate as uniform scaling"),
+        (90.001, 90, "Found: as accurate as uniform scaling"),
+        (91, 90, "Found: 1.00 points more than uniform scaling"),
+        (89, 90, "Found: 1.00 points fewer than uniform scaling"),
     ],
 )
 def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, words: str) -> None:

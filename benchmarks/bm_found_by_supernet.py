@@ -1,0 +1,294 @@
+"""What the search returns by trained supernets, at nine budgets of MACs and nine of latency.
+
+For each supernet of :mod:`bm_ranking` and each budget, by quantiles of all networks of the space: the network
+found by latency, the one found by MACs, the uniformly scaled one, the largest and random ones. The search
+runs over the whole space. Nothing here opens the published accuracies: the rows are judged elsewhere.
+
+"By MACs" at a latency budget is what somebody gets who counts MACs alone: of the networks that a search
+along the front of MACs returns, the best by posterior that keeps the latency; and the reverse.
+
+    python benchmarks/bm_ranking.py run --rules bilateral-complementary-distilled --seeds 0  # trains
+    python benchmarks/bm_found_by_supernet.py --rules bilateral-complementary-distilled --seeds 0 \\
+        --table cpu-1thread.json --measure
+
+A score that was had is kept beside the supernet: run again after a kill, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from bm_ranking import LEVELS, MODEL, RECIPE, Plan, run_name, shared_data, sides_of, trained
+
+import bcnet_deploy as bd
+from bcnet_deploy import files
+from bcnet_deploy.data import DataSplits, PlainBatches, load_data
+from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.search import SearchResult
+from bcnet_deploy.search.lattice import Lattice, uniform_ladder
+from bcnet_deploy.search.posterior import INTERVAL, Posterior
+from bcnet_deploy.train.evaluate import SupernetEvaluator
+
+Int64 = npt.NDArray[np.int64]
+RESULTS = Path(__file__).resolve().parent / "results" / "search"
+QUANTILES = tuple(q / 10 for q in range(1, 10))
+RANDOM_NETWORKS = 5
+FIELDS = (
+    "rule", "seed", "budget_kind", "budget", "searched_by", "arch", "score", "posterior", "low", "high",
+    "predicted_ms", "measured_ms", "evaluations", "image_passes",
+)  # fmt: skip
+
+
+class Remembered:
+    """An evaluator whose answers are kept in a file, so that searches share them and a kill loses none.
+
+    ``passes_of`` counts what a search would have used by itself.
+    """
+
+    shares_weights = True
+
+    def __init__(self, evaluator: SupernetEvaluator, path: Path, identity: str) -> None:
+        self._evaluator = evaluator
+        self.images, self.image_passes = evaluator.images, 0
+        self._log = files.JsonLines(path, "supernet scores", header={"supernet": identity})
+        self._known: dict[tuple[bytes, int], tuple[float, float]] = {
+            (np.array(row["widths"], dtype=np.int64).tobytes(), row["images"]): (row["score"], row["noise"])
+            for _, row in self._log.read()
+        }
+
+    def on(self, widths: Any, images: int) -> npt.NDArray[np.float64]:
+        return self._answers(widths, images)[:, 0]
+
+    def __call__(self, widths: Any) -> npt.NDArray[np.float64]:
+        return self.on(widths, self.images)
+
+    def noise(self, widths: Any, images: int | None = None) -> npt.NDArray[np.float64]:
+        return self._answers(widths, images or self.images)[:, 1]
+
+    def passes_of(self, result: SearchResult) -> int:
+        """Images through the network, on all sides, for the statistics and scores of one search."""
+        recalibration = sum(len(batch[0]) for batch in self._evaluator.train_batches)
+        assert result.images is not None, "scores are of images"
+        return len(self._evaluator.side_names) * (result.images + result.evaluations * recalibration)
+
+    def _answers(self, widths: Any, images: int) -> npt.NDArray[np.float64]:
+        rows = np.ascontiguousarray(widths, dtype=np.int64)
+        new = [row for row in rows if (row.tobytes(), images) not in self._known]
+        if new:
+            fresh = np.unique(np.stack(new), axis=0)
+            scores, noises = self._evaluator.on(fresh, images), self._evaluator.binomial_noise(fresh, images)
+            self.image_passes = self._evaluator.image_passes
+            self._log.append(
+                {"widths": row.tolist(), "images": images, "score": float(s), "noise": float(n)}
+                for row, s, n in zip(fresh, scores, noises, strict=True)
+            )
+            for row, s, n in zip(fresh, scores, noises, strict=True):
+                self._known[row.tobytes(), images] = float(s), float(n)
+        return np.array([self._known[row.tobytes(), images] for row in rows])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One network at one budget."""
+
+    kind: str
+    budget: float
+    searched_by: str
+    widths: Int64
+    posterior: Posterior
+    evaluations: int
+    image_passes: int
+
+
+class Budgets:
+    """The space's networks with their MACs and predicted latencies, and the budgets on both."""
+
+    def __init__(self, space: bd.WidthSpace, table: LatencyTable, quantiles: Sequence[float]) -> None:
+        self.space, self.lattice, self.table = space, Lattice(space.variables), table.for_space(space)
+        self.everything = self.lattice.widths(self.lattice.all())
+        self.costs = {kind: self.cost(kind, self.everything) for kind in ("macs", "latency")}
+        self.limits = {kind: np.quantile(values, quantiles) for kind, values in self.costs.items()}
+
+    def cost(self, kind: str, widths: Int64) -> npt.NDArray[np.float64]:
+        values = self.space.macs(widths) if kind == "macs" else self.table.predict(widths)
+        return np.asarray(values, dtype=np.float64)
+
+    def constraint(self, kind: str, limit: float) -> dict[str, Any]:
+        return {"macs": limit} if kind == "macs" else {"latency_ms": (self.table, limit)}
+
+
+def chosen(budgets: Budgets, accuracy: Remembered, evaluations: int, seed: int) -> Iterator[Chosen]:
+    """Every network of every budget."""
+    other = {"macs": "latency", "latency": "macs"}
+    fronts = {
+        kind: bd.search(
+            budgets.space, accuracy, budgets.constraint(kind, float(budgets.costs[kind].max())), evaluations,
+            seed, pareto=True,
+        )
+        for kind in other
+    }  # fmt: skip
+    ladder = budgets.lattice.widths(uniform_ladder(budgets.lattice))
+    for kind, limits in budgets.limits.items():
+        for number, limit in enumerate(limits):
+            budget = float(limit)
+            found = bd.search(budgets.space, accuracy, budgets.constraint(kind, budget), evaluations, seed)
+            assert found.posterior is not None, "supernet scores have noise"
+
+            def row(
+                by: str, widths: Int64, result: SearchResult | None = None, *, kind: str = kind,
+                budget: float = budget, posterior: Posterior = found.posterior,
+            ) -> Chosen:  # fmt: skip
+                used = (0, 0) if result is None else (result.evaluations, accuracy.passes_of(result))
+                return Chosen(kind, budget, by, widths, posterior, *used)
+
+            yield row(kind, found.widths, found)
+            front = fronts[other[kind]]
+            inside = np.flatnonzero(budgets.cost(kind, front.front.widths) <= budget)
+            if len(inside):
+                best = inside[front.front.accuracy[inside].argmax()]
+                yield row(other[kind], front.front.widths[best], front)
+            uniform = ladder[budgets.cost(kind, ladder) <= budget]
+            if len(uniform):
+                yield row("uniform", uniform[-1])
+            within = budgets.everything[budgets.costs[kind] <= budget]
+            yield row("largest", within[budgets.cost("macs", within).argmax()])
+            drawn = np.random.default_rng([seed, number]).permutation(len(within))[:RANDOM_NETWORKS]
+            for one in drawn:
+                yield row("random", within[one])
+
+
+def rows_of(
+    rule: str, seed: int, budgets: Budgets, accuracy: Remembered, found: Iterable[Chosen]
+) -> list[dict[str, Any]]:
+    """The table's rows, but for the measured latency."""
+    rows = []
+    for one in found:
+        indices = budgets.lattice.nearest(one.widths[None])
+        mean, deviation = (float(values[0]) for values in one.posterior.predict(indices))
+        reach = deviation * _normal_quantile((1 + INTERVAL) / 2)
+        rows.append(
+            {
+                "rule": rule, "seed": seed, "budget_kind": one.kind, "budget": f"{one.budget:.6g}",
+                "searched_by": one.searched_by, "arch": "".join(str(i + 1) for i in indices[0]),
+                "score": f"{float(accuracy(one.widths[None])[0]):.4f}", "posterior": f"{mean:.4f}",
+                "low": f"{mean - reach:.4f}", "high": f"{mean + reach:.4f}",
+                "predicted_ms": f"{float(budgets.cost('latency', one.widths[None])[0]):.6g}",
+                "measured_ms": "", "evaluations": one.evaluations, "image_passes": one.image_passes,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _normal_quantile(probability: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(probability)
+
+
+def measured(archs: Sequence[str], space: bd.WidthSpace, device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds by arch, all networks interleaved in one run."""
+    from bcnet_deploy.bench import BenchSettings, bench
+    from bcnet_deploy.export import export_onnx
+
+    model = bd.build_model(MODEL, num_classes=10)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for arch in archs:
+            widths = np.array([int(digit) for digit in arch]) * space.full // LEVELS
+            paths[arch] = Path(folder) / f"{arch}.onnx"
+            export_onnx(space.extract(model, widths), paths[arch], space.input_size, parity_inputs=None)
+        settings = BenchSettings(rounds=rounds, runs=20, batches=(), layers=False)
+        result = bench(paths, device, settings=settings)
+    return {
+        name: next(iter(network.runtimes.values())).latency.low_ms
+        for name, network in result.networks.items()
+    }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows in place of former ones of the same supernets; others stay."""
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        ours = {(row["rule"], str(row["seed"])) for row in rows}
+        with path.open(encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if (row["rule"], row["seed"]) not in ours]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*kept, *rows])
+    files.write_text(path, text.getvalue())
+
+
+def open_supernet(rule: str, seed: int, plan: Plan, splits: DataSplits) -> SupernetEvaluator:
+    """The evaluator of a finished training of :mod:`bm_ranking`; an unfinished one goes on."""
+    folder = plan.work / run_name(rule, seed, plan)
+    recipe = {**RECIPE, "augment": plan.augment}
+    supernet, config, _ = trained(rule, seed, plan.cost, recipe, splits, folder)
+    cpu = torch.device("cpu")
+    train = PlainBatches(splits.train, splits, config.batch_size, cpu, limit=plan.recalibration_images)
+    val = PlainBatches(
+        splits.val, splits, 2 * config.batch_size, cpu, limit=max(plan.held_out_images), mixed=True
+    )
+    return SupernetEvaluator(supernet, train, val, sides=sides_of(rule))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder with CIFAR-10; default $BCNET_SHARED_DATA")
+    parser.add_argument("--work", type=Path, help="folder of bm_ranking's trainings; default its own")
+    parser.add_argument("--rules", default="bilateral-complementary-distilled")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--cost", type=float, default=600_000.0)
+    parser.add_argument("--size", type=int, default=16, help="pixels of the images in training and scoring")
+    parser.add_argument("--recalibration", type=int, default=512)
+    parser.add_argument("--held-out", type=int, default=2000)
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--table", type=Path, required=True, help="latency table of the network at 3x32x32")
+    parser.add_argument("--measure", action="store_true", help="measure the networks on the table's device")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "found_by_supernet.csv")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    from bcnet_deploy.data.folders import cache_folder
+
+    work = options.work or cache_folder() / "ranking"
+    data = shared_data(options.data)
+    splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
+    plan = Plan(
+        options.cost, options.size, RECIPE["augment"], options.recalibration, (options.held_out,), data, work
+    )
+    space = bd.WidthSpace.from_model(bd.build_model(MODEL, num_classes=10), (3, 32, 32), levels=LEVELS)
+    table = LatencyTable.load(options.table)
+    budgets = Budgets(space, table, QUANTILES)
+    for rule in options.rules.split(","):
+        for seed in map(int, options.seeds.split(",")):
+            evaluator = open_supernet(rule, seed, plan, splits)
+            folder = work / run_name(rule, seed, plan)
+            identity = f"{folder.name} {options.recalibration} {options.held_out}"
+            accuracy = Remembered(evaluator, folder / "found_scores.jsonl", identity)
+            found = chosen(budgets, accuracy, options.evaluations, seed)
+            rows = rows_of(rule, seed, budgets, accuracy, found)
+            if options.measure:
+                times = measured(sorted({row["arch"] for row in rows}), space, table.device, options.rounds)
+                rows = [{**row, "measured_ms": f"{times[row['arch']]:.6g}"} for row in rows]
+            write_rows(options.out, rows)
+            print(f"{rule} seed {seed}: {len(rows)} rows in {options.out}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
