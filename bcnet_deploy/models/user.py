@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,15 +19,24 @@ def build(reference: str, num_classes: int | None) -> nn.Module:
         UnknownModelError: there is no such module or function.
         ModelError: importing or calling it fails, or it returns no ``nn.Module``.
     """
-    function = references.find(reference, "model", ModelError, UnknownModelError)
+    return called(references.find(reference, "model", ModelError, UnknownModelError), num_classes, reference)
+
+
+def called(function: Callable[..., Any], num_classes: int | None, name: str = "") -> nn.Module:
+    """What ``function`` returns, called with ``num_classes`` if it takes such an argument.
+
+    Raises:
+        ModelError: calling it fails, or it returns no ``nn.Module``.
+    """
+    name = name or getattr(function, "__name__", type(function).__name__)
     arguments: dict[str, Any] = {}
     if num_classes is not None:
         parameters = inspect.signature(function).parameters.values()
         if any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters):
             arguments["num_classes"] = num_classes
-    model = references.call(function, reference, ModelError, **arguments)
+    model = references.call(function, name, ModelError, **arguments)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{reference} returned {type(model).__name__}; a torch.nn.Module is needed")
+        raise ModelError(f"{name} returned {type(model).__name__}; a torch.nn.Module is needed")
     return model
 
 

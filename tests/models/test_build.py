@@ -11,7 +11,13 @@ import torchvision
 from torch import nn
 
 import bcnet_deploy as bd
-from bcnet_deploy.models import build_model, default_input_size, default_num_classes, model_names
+from bcnet_deploy.models import (
+    build_model,
+    default_input_size,
+    default_num_classes,
+    input_config,
+    model_names,
+)
 from tests.zoo import counted_macs, counted_params
 
 OWN = [
@@ -138,3 +144,88 @@ def test_what_can_go_wrong_with_a_users_function(
 ) -> None:
     with pytest.raises(error, match=message):
         build_model(reference)
+
+
+# -- models of installed libraries, and objects ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "classes"),
+    [
+        ("timm:mobilenetv3_small_050", (3, 224, 224), 1000),
+        ("timm:test_resnet.r160_in1k", (3, 160, 160), 1000),
+        ("torchvision:resnet18", (3, 224, 224), 1000),
+        ("torchvision:lraspp_mobilenet_v3_large", (3, 520, 520), 21),
+        ("smp:unet/resnet18", (3, 224, 224), 1),
+    ],
+)
+def test_models_of_libraries(name: str, size: tuple[int, int, int], classes: int) -> None:
+    assert (default_input_size(name), default_num_classes(name)) == (size, classes)
+    model = build_model(name, num_classes=7).eval()
+    with torch.no_grad():
+        output = model(torch.zeros(1, 3, 64, 64))
+    assert (output["out"] if isinstance(output, dict) else output).shape[1] == 7
+    assert bd.WidthSpace.from_model(model, (3, 64, 64)).variables
+
+
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    for name in ("timm:test_resnet.r160_in1k", "torchvision:lraspp_mobilenet_v3_large", "smp:fpn/resnet18"):
+        build_model(name, num_classes=2)
+        input_config(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:mobilnetv3_small_050", "timm has no model .*'mobilenetv3_small_050'"),
+        ("torchvision:resnet19", "torchvision has no .*'resnet1[85]"),
+        ("smp:unet", "names no encoder; write smp:unet/"),
+        ("smp:unett/resnet18", "'unet'"),
+        ("smp:unet/resnet19", "'resnet18'"),
+        ("timm:", "timm has no model"),
+    ],
+)
+def test_unknown_models_of_libraries_offer_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(bd.UnknownModelError, match=message):
+        build_model(name)
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(bd.UnknownModelError, match="need timm.*pip install timm"):
+        build_model("timm:test_resnet")
+
+
+def test_the_input_that_published_weights_were_made_for() -> None:
+    """Against the two libraries' own pages: torchvision's recipe of resnet50 (V2), timm's of test_resnet."""
+    resnet = input_config("resnet50")
+    assert resnet is not None and resnet == input_config("torchvision:resnet50")
+    assert resnet.input_size == (3, 224, 224) and resnet.crop == pytest.approx(224 / 232)
+    assert resnet.mean == (0.485, 0.456, 0.406) and resnet.std == (0.229, 0.224, 0.225)
+    assert resnet.interpolation == "bilinear"
+    tiny = input_config("timm:test_resnet.r160_in1k")
+    assert tiny is not None and (tiny.input_size, tiny.crop) == ((3, 160, 160), 0.95)
+    convnext = input_config("timm:convnext_atto.d2_in1k")
+    assert convnext is not None and (convnext.interpolation, convnext.crop) == ("bicubic", 0.875)
+    for name in ("demo", "vgg19_cifar10", "smp:unet/resnet18"):
+        assert input_config(name) is None
+    with pytest.raises(bd.UnknownModelError):
+        input_config("no_such_model")
+
+
+def test_a_function_or_a_module_instead_of_a_name() -> None:
+    def make(num_classes: int = 4) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, num_classes))
+
+    assert build_model(make)[-1].out_features == 4
+    assert build_model(make, num_classes=9)[-1].out_features == 9
+    module = make()
+    assert build_model(module) is module
+    with pytest.raises(bd.ModelError, match="<lambda> returned int"):
+        build_model(lambda: 3)  # type: ignore[arg-type,return-value]
+    with pytest.raises(bd.ModelError, match="a name, a function .* given: int"):
+        build_model(3)  # type: ignore[arg-type]
