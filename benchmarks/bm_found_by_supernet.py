@@ -7,11 +7,13 @@ runs over the whole space. Nothing here opens the published accuracies: the rows
 "By MACs" at a latency budget is what somebody gets who counts MACs alone: of the networks that a search
 along the front of MACs returns, the best by posterior that keeps the latency; and the reverse.
 
-    python benchmarks/bm_ranking.py run --rules bilateral-complementary-distilled --seeds 0  # trains
+    bcnet-deploy profile --run-dir cbm --model channel_bench_macro_mobilenet --num-classes 10 \\
+        --input-size 3x32x32 --levels 4 --device cpu-1thread
     python benchmarks/bm_found_by_supernet.py --rules bilateral-complementary-distilled --seeds 0 \\
-        --table cpu-1thread.json --measure
+        --table cbm/latency/cpu-1thread.json --measure
 
-A score that was had is kept beside the supernet: run again after a kill, it goes on.
+A supernet that is not trained yet is trained first, as by :mod:`bm_ranking` and in its folder: an hour of a
+core and more. A score that was had is kept beside the supernet: run again after a kill, it goes on.
 """
 
 from __future__ import annotations
