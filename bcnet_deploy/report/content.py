@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of the summary: ``full``, ``uniform``, ``found``, or the trained ``original``.
+    """One line of the summary: ``full``, ``uniform`` or ``found``.
 
     None: that step has not run. Latencies are in milliseconds at the profile's batch size.
 
@@ -16,7 +16,7 @@ class SummaryRow:
         test_metric: on the test images, in the metric's own unit.
         measured_ms: the undisturbed time (the fastest run of each round, median of the rounds), which is what
             tables predict.
-        inherited: whether its training started from trained weights.
+        began: what its training began with, such as ``trained weights``; empty where it has not run.
     """
 
     name: str
@@ -29,7 +29,7 @@ class SummaryRow:
     measured_p90_ms: float | None = None
     macs: int | None = None
     params: int | None = None
-    inherited: bool | None = None
+    began: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class Content:
 
     Attributes:
         metric, unit: what the accuracies are, such as ``top-1`` in ``%``. More is better.
+        scored: what the search's accuracies are of.
+        beats_uniform: by these accuracies, the probability that found is better than uniform.
         budget_ms: the latency budget; ``budget_share`` is the same as given, where that was a share of the
             full network's latency (0.5x).
         measured_on: runtime, threads and machine of the measurements.
@@ -125,6 +127,8 @@ class Content:
     metric: str = "top-1"
     unit: str = "%"
     estimated: bool = False
+    scored: str = "slices of the supernet"
+    beats_uniform: float | None = None
     budget: str = ""
     budget_ms: float | None = None
     budget_share: float | None = None

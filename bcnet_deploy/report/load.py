@@ -33,8 +33,6 @@ from bcnet_deploy.report.content import (
 from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir, difference
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
-_ROWS = ("original", *NETWORKS)
-"""The lines of the summary; the first is there where the run began with a trained network."""
 _REACH = NormalDist().inv_cdf(0.975)
 
 
@@ -56,7 +54,7 @@ def gather(run: RunDir) -> Content:
     try:
         explained = _yaml(run.widths_file)
         bench = _json(run.bench, "benchmark")
-        results = {name: _json(run.retrained(name) / "result.json", "training result") for name in _ROWS}
+        results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
         content.metric, content.unit = _metric(run, results)
         widths = _widths(explained)
         content.warnings = _drop_former(run, widths, results, bench)
@@ -118,7 +116,7 @@ def _networks(
     bench: Any, table: LatencyTable | None,
 ) -> list[SummaryRow]:  # fmt: skip
     rows = []
-    for name in _ROWS:
+    for name in NETWORKS:
         result = results[name]
         if name not in widths and result is None:
             continue
@@ -129,12 +127,21 @@ def _networks(
         rows.append(
             SummaryRow(
                 name, result.get("test_metric", result.get("test_top1")),
-                *_prediction(table, widths.get("full" if name == "original" else name)),
+                *_prediction(table, widths.get(name)),
                 measured.get("low_ms"), measured.get("median_ms"), measured.get("p90_ms"),
-                costs.get("macs"), costs.get("params"), result.get("inherited"),
+                costs.get("macs"), costs.get("params"), _began(result),
             )
         )  # fmt: skip
     return rows
+
+
+def _began(result: Mapping[str, Any]) -> str:
+    """What a network's training began with; nothing where it has not been trained."""
+    if not result:
+        return ""
+    if not result.get("inherited"):
+        return "new weights"
+    return "trained weights" if result["steps"] else "trained weights, as given"
 
 
 def _drop_former(
@@ -315,6 +322,9 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
         name, unit, cloud, tuple(candidate(record) for record in data["front"]),
         candidate({"accuracy": believed, "costs": data["costs"]}),
     )  # fmt: skip
+    content.scored = explained.get("provenance", {}).get("supernet", {}).get("scored", content.scored)
+    if "posterior" in explained:
+        content.beats_uniform = explained["posterior"]["beats_uniform"]
     before = 0
     for record in data["generations"]:
         fresh = [r["accuracy"] for r in data["evaluated"][before : record["evaluations"]]]

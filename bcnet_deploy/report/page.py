@@ -245,7 +245,7 @@ def _front(content: Content) -> tuple[Markup | str, Rows]:
     ]
     if front.chosen is not None:
         series.append(Series("chosen", points([front.chosen], "chosen"), "star", "c0"))
-    up = Axis(f"supernet validation {content.accuracy}")
+    up = Axis(f"validation {content.accuracy}")
     chart = xy_chart("Accuracy against cost", series, Axis(_cost(front)), up)
     return chart, [[f"{c.cost:.5g}", content.score(c.accuracy), _count(c.macs)] for c in ordered]
 

@@ -52,3 +52,28 @@ def test_what_has_not_been_done_is_empty(run: RunDir) -> None:
     full = [variable.channels for variable in table.network.variables]
     layers = sum(layer.milliseconds for layer in content.layers["full"])
     assert layers == pytest.approx(table.predict(full)[0])
+
+
+@pytest.mark.parametrize(
+    ("inherited", "steps", "began"),
+    [(False, 9, "new weights"), (True, 9, "trained weights"), (True, 0, "trained weights, as given")],
+)
+def test_a_trained_network_says_its_metric_and_what_it_began_with(
+    run: RunDir, inherited: bool, steps: int, began: str
+) -> None:
+    result = {
+        "widths": [], "test_metric": 41.5, "macs": 5, "params": 6, "inherited": inherited, "steps": steps,
+        "metric_name": "mean IoU", "unit": "%",
+    }  # fmt: skip
+    folder = run.retrained("full")
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    curves = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5, "val_mean_iou": 40.0, "val_loss": 1.4}]
+    (folder / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curves))
+    content = gather(run)
+    (row,) = content.networks
+    assert (row.name, row.test_metric, row.macs, row.began) == ("full", 41.5, 5, began)
+    assert content.score(row.test_metric) == "41.50%" and content.accuracy == "mean IoU, %"
+    assert [(curve.quantity, curve.points) for curve in content.curves] == [
+        ("training loss", ((1.0, 2.0), (2.0, 1.5))), ("validation mean IoU, %", ((2.0, 40.0),)),
+    ]  # fmt: skip

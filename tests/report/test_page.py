@@ -243,20 +243,27 @@ def test_another_tasks_metric_is_called_by_its_name(
     page = render(given_content)
     assert f"<th>test {metric}</th>" in page and f"<td>{cell}</td>" in page and "top-1" not in page
     assert f"<strong>{gap[0]}</strong><span>{gap[1]} uniform scaling</span>" in page
-    assert f">{axis}</text>" in page and f">supernet {axis}</text>" in page
+    assert f">{axis}</text>" in page
     assert all("test_top1" not in row and row["metric"] == metric for row in given_content.rows())
 
 
-def test_a_trained_original_stands_beside_what_was_made_of_it() -> None:
-    rows = [replace(row, inherited=row.name == "found") for row in content().networks]
-    page = render(replace(content(), networks=[SummaryRow("original", 99.5), *rows]))
+def test_what_training_began_with_is_said_where_weights_were_inherited() -> None:
+    began = {"full": "trained weights, as given", "uniform": "", "found": "trained weights"}
+    rows = [replace(row, began=began[row.name]) for row in content().networks]
+    page = render(replace(content(), networks=rows))
     body = page.split('<section id="summary">')[1].split("</section>")[0]
     lines = re.findall(r"<tr[^>]*>(<td>.*?)</tr>", body, re.S)
     cells = [re.findall(r"<td>(.*?)</td>", line) for line in lines]
-    assert [(row[0], row[-1]) for row in cells] == [
-        ("original", "–"), ("full", "new weights"), ("uniform", "new weights"), ("found", "trained weights"),
-    ]  # fmt: skip
-    assert "began with" not in render(content())
+    assert {row[0]: row[-1] for row in cells} == {**began, "uniform": "–"}
+    fresh = [replace(row, began="new weights") for row in content().networks]
+    assert "began with" not in render(replace(content(), networks=fresh))
+
+
+def test_what_the_scores_are_of_and_how_sure_they_are() -> None:
+    page = render(replace(content(), scored="slices of the trained network", beats_uniform=0.931))
+    assert "Accuracy is of slices of the trained network, on" in page
+    assert "found is better than uniform with a probability of 93%" in page
+    assert "probability" not in render(content())
 
 
 def test_the_rows_of_a_classification_have_its_old_name_too() -> None:
