@@ -1,10 +1,12 @@
-"""``kill -9`` of ``bcnet-deploy run`` at random moments, then the same command again.
+"""``kill -9`` of ``bcnet-deploy run`` or of single commands at random moments, then the others go on.
 
     python -m benchmarks.check_run_kill --folder FOLDER [--kills 20] [--seconds S]
 
 A small run (a network of three layers, digits, an epoch, a few evaluations) is made once undisturbed. Each
 trial starts it in a new run directory, kills its process group at a moment drawn evenly from the
-undisturbed run's duration, starts the same command again, and compares what that leaves: the supernet's
+undisturbed run's duration, and goes on. Trials take turns: ``run`` is killed and goes on by the single
+commands; the single commands are killed and ``run`` goes on; ``run`` is killed and goes on itself. Compared
+is what that leaves: the supernet's
 weights, the widths found, the final weights and the test accuracies, all exactly. The latency table is an
 estimate: a measured one would be another in every run. Goes on where it was stopped; results in
 ``docs/run_kill.json``.
@@ -48,6 +50,36 @@ def command(folder: Path, name: str) -> list[str]:
     return [*base, "--run-dir", str(folder / name), "--quiet"]
 
 
+def single_commands(folder: Path, name: str) -> list[str]:
+    """The same steps by their own commands, one after the other."""
+    recipe = [f"--set {key}={value}" for key, value in RECIPE.items() if key != "recipe"]
+    training = " ".join(["--config digits", *recipe])
+    lines = [
+        "profile --model tinynet:net --input-size 1x16x16 --levels 8 --data digits --device cpu-1thread "
+        "--estimate",
+        f"train {training}",
+        "search --latency 0.7x --confidence 0.5 --evaluations 10 --population 5 --val-images 100",
+        *(f"retrain --network {network} {training}" for network in NETWORKS),
+        *(f"export --which {network}" for network in NETWORKS),
+        "bench --rounds 2 --runs 5 --batches 1 --no-layers",
+        "report",
+    ]
+    program = f"{sys.executable} -m bcnet_deploy"
+    return [
+        "bash",
+        "-c",
+        " && ".join(f"{program} {line} --quiet --run-dir {folder / name}" for line in lines),
+    ]
+
+
+WAYS = (("run", "commands"), ("commands", "run"), ("run", "run"))
+"""What is killed, and what goes on."""
+
+
+def line_of(way: str, folder: Path, name: str) -> list[str]:
+    return command(folder, name) if way == "run" else single_commands(folder, name)
+
+
 def environment() -> dict[str, str]:
     """With this checkout importable from the folder in which the model is."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -82,11 +114,13 @@ def unfinished(run: Path) -> str:
     return "-"
 
 
-def trial(folder: Path, name: str, seconds: float, expected: dict[str, Any]) -> dict[str, Any]:
-    """One kill after ``seconds`` and the run after it."""
+def trial(
+    folder: Path, name: str, seconds: float, expected: dict[str, Any], way: tuple[str, str]
+) -> dict[str, Any]:
+    """One kill after ``seconds``, and what goes on after it."""
     start = time.monotonic()
     with subprocess.Popen(
-        command(folder, name), cwd=folder, env=environment(), start_new_session=True,
+        line_of(way[0], folder, name), cwd=folder, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as first:  # fmt: skip
         try:
@@ -96,10 +130,16 @@ def trial(folder: Path, name: str, seconds: float, expected: dict[str, Any]) -> 
     killed = first.returncode == -signal.SIGKILL
     step = unfinished(folder / name)
     again = subprocess.run(
-        command(folder, name), cwd=folder, env=environment(), capture_output=True, text=True, check=False
+        line_of(way[1], folder, name),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     result: dict[str, Any] = {
-        "after_s": round(seconds, 3), "killed": killed, "in_step": step, "exit_code": again.returncode,
+        "of": way[0], "went_on_by": way[1], "after_s": round(seconds, 3), "killed": killed,
+        "in_step": step, "exit_code": again.returncode,
         "seconds": round(time.monotonic() - start, 1), "differs": [],
     }  # fmt: skip
     if again.returncode:
@@ -143,7 +183,10 @@ def main() -> None:
         killed = sum(one["killed"] for one in results["trials"])
         if killed >= options.kills or time.monotonic() - began > options.seconds:
             break
-        one = trial(folder, f"kill-{index}", float(moments[index]), expected)
+        way = WAYS[index % len(WAYS)]
+        # Single commands start a process a step: they take about twice as long.
+        moment = float(moments[index]) * (1.0 if way[0] == "run" else 2.0)
+        one = trial(folder, f"kill-{index}", moment, expected, way)
         results["trials"].append(one)
         files.write_json(state, results)
         print(index, one, flush=True)
