@@ -133,7 +133,8 @@ def test_the_reports_marks_are_the_numbers_in_the_files(place: Path, done: dict[
     assert measured == {(n["measured_ms"], n["predicted_ms"]) for n in done["networks"]}
     search = json.loads((run / "search" / "search.json").read_text())
     chosen = values("plot-front")[-1]
-    assert chosen[0] == search["costs"]["latency_ms"] and chosen[1] == pytest.approx(search["accuracy"])
+    believed = search["posterior"]["mean"]  # the scores are noisy: shown is what all of them say
+    assert chosen[0] == search["costs"]["latency_ms"] and chosen[1] == pytest.approx(believed)
     curve = [json.loads(line) for line in (run / "train" / "curves.jsonl").read_text().splitlines()]
     losses = [pair[1] for pair in values("plot-curve-training-loss")]
     trained = [row["loss"] for row in curve if "loss" in row]

@@ -47,7 +47,7 @@ def brute_mixtures(losses, cost, vectors):
     """
     values = cost(vectors)
     expected = sum(loss[vectors[:, i]] for i, loss in enumerate(losses))
-    best = expected[values <= 1].min()
+    best = expected[values <= 1 + 1e-9].min()  # a space of one network spends its budget to the last digit
     for i, j in itertools.combinations(range(len(vectors)), 2):
         if (vectors[i] != vectors[j]).sum() == 1 and (values[i] - 1) * (values[j] - 1) < 0:
             share = (1 - values[j]) / (values[i] - values[j])
