@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +113,15 @@ class Extent:
 
     @classmethod
     def from_list(cls, data: list[Any]) -> Extent:
+        """What :meth:`to_list` gave. Raises ValueError for anything else."""
         const, maximum, terms, steps = data
-        return cls(const, tuple((m, v) for m, v in terms), tuple(steps), maximum)
+        found = cls(const, tuple((m, v) for m, v in terms), tuple(steps), maximum)
+        numbers = (const, maximum, *(number for term in found.terms for number in term), *found.steps)
+        if not all(type(number) is int and 0 <= number < 2**40 for number in numbers):
+            raise ValueError(f"{reprlib.repr(data)} is no size of a dimension: sizes are whole numbers")
+        if len(found.steps) != len(found.terms) or 0 in found.steps:
+            raise ValueError(f"{reprlib.repr(data)} is no size of a dimension: each term has a step")
+        return found
 
 
 def extent_of(segments: Segments, steps: tuple[int, ...]) -> Extent:

@@ -1,0 +1,500 @@
+"""Hostile files and options, for minutes: whatever is given is used or refused on one line.
+
+    python -m benchmarks.fuzz --minutes 10 [--seed 0] [--family tables] [--out fuzz.json]
+
+A small run directory is made first (estimated table, one short training, one search). Each case copies it,
+spoils one of its files or makes another hostile input, and runs a command on it in this process. Counted are
+tracebacks, cases that take longer than 10 s, and files written outside the run directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click.testing import CliRunner
+
+LIMIT_S = 10
+SEARCH = ("search", "--macs", "0.5x", "--evaluations", "12", "--population", "6", "-q")
+VALUES: list[Any] = [
+    None, True, False, "", "abc", "\x00", "[/red]", "a\nb", "../../out", "/tmp/out", "x" * 5000,
+    0, -1, 1, 2, 0.5, 255, 2**31, 10**30, 10**400, -(10**18), 1e300, 1e-300, -0.0, float("inf"),
+    float("nan"), [], {}, [[]], [1, -1, 16],
+    {"a": {"b": []}}, "2020-13-45", "5ms", "!!python/object:os.system", "digits", "demo", "no:such", "a.py:f",
+]  # fmt: skip
+OPTIONS = [
+    *("", "0", "-1", "1", "5", "5ms", "=5ms", "t4=5ms", "0.5x", "1e308x", "1e30G", "1e-9s", "abc"),
+    *("[/red]", "../../x", "/", ".", "99999999999", "1x1000000x1000000", "3x8x8", "²", "9" * 5000, "a=b"),
+    *("epochs=", "epochs=x", "epochs=!!python/object:x", "batch_size=10**9", "nan", "inf", "-inf"),
+    *("1,2,3", ",", "t4,t4", "cpu", "digits"),
+]  # fmt: skip
+COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "inspect": (
+        ("inspect", "demo"), ("--input-size", "--weights", "--num-classes", "--levels", "--min-level"),
+    ),
+    "profile": (
+        ("profile", "--estimate"),
+        (
+            "--device", "--devices", "--model", "--input-size", "--levels", "--budget", "--table", "--seed",
+            "--data",
+        ),
+    ),
+    "search": (
+        ("search", "--dry-run"),
+        (
+            "--latency", "--macs", "--params", "--peak-memory", "--weight-size", "--confidence",
+            "--channel-steps", "--strategy", "--evaluations", "--population", "--patience", "--val-images",
+            "--on-error", "--scores",
+        ),
+    ),
+    "export": (("export",), ("--engine", "--which", "--precision", "--opset", "--device")),
+    "bench": (("bench",), ("--device", "--rounds", "--runs", "--warmup", "--threads", "--batches")),
+    "devices": (("devices",), ("",)),
+    "table": (("table", "show"), ("",)),
+}  # fmt: skip
+
+
+class Hang(BaseException):
+    """A case took too long."""
+
+
+# -- spoiling -------------------------------------------------------------------------------------
+
+
+def spoil_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Cut off, flipped, repeated, or with something put in."""
+    how = rng.choice(("cut", "flip", "repeat", "insert", "empty", "zeros"))
+    place = rng.randrange(len(content) + 1)
+    if how == "cut":
+        return content[:place]
+    if how == "flip" and content:
+        spoilt = bytearray(content)
+        for _ in range(rng.choice((1, 3, 30))):
+            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+        return bytes(spoilt)
+    if how == "repeat":
+        return content + content
+    if how == "insert":
+        text = rng.choice(
+            (b"\x00", b"[" * 100_000, b"9" * 5000, b"\xff\xfe", b"\n", b'"', b"&a [*a]", b"1e999", b"NaN")
+        )
+        return content[:place] + text + content[place:]
+    return b"" if how == "empty" else b"\x00" * len(content)
+
+
+def spoil_value(data: Any, rng: random.Random) -> Any:
+    """One value somewhere in it replaced, removed, doubled or added."""
+    data = copy.deepcopy(data)
+    holders = [node for node in nodes(data) if isinstance(node, dict | list) and node]
+    if not holders:
+        return rng.choice(VALUES)
+    for _ in range(rng.choice((1, 1, 1, 3))):
+        holder = rng.choice(holders)
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        if not keys:
+            continue
+        key, how = rng.choice(keys), rng.choice(("replace", "replace", "replace", "remove", "double", "add"))
+        if how == "replace":
+            holder[key] = rng.choice(VALUES)
+        elif how == "remove":
+            del holder[key]
+        elif isinstance(holder, list):
+            holder.append(holder[key])
+        else:
+            holder[rng.choice(("x", 5, "", f"{key}s"))] = holder[key]
+    return data
+
+
+def nodes(data: Any) -> Iterator[Any]:
+    yield data
+    for inner in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from nodes(inner)
+
+
+def spoil_file(path: Path, rng: random.Random) -> None:
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".json" and rng.random() < 0.75:
+            path.write_text(json.dumps(spoil_value(json.loads(content), rng)))
+        elif path.suffix == ".yaml" and rng.random() < 0.75:
+            path.write_text(yaml.safe_dump(spoil_value(yaml.safe_load(content), rng), allow_unicode=True))
+        elif path.suffix == ".jsonl" and rng.random() < 0.75:
+            lines = [json.loads(line) for line in content.splitlines()]
+            place = rng.randrange(len(lines))
+            lines[place] = spoil_value(lines[place], rng)
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        else:
+            path.write_bytes(spoil_bytes(content, rng))
+    except (ValueError, IndexError):
+        path.write_bytes(spoil_bytes(content, rng))
+
+
+# -- families -------------------------------------------------------------------------------------
+
+Case = tuple[str, Callable[[], Any]]
+"""What is tried, in words, and the trial."""
+
+
+def on_file(suffixes: tuple[str, ...], parts: tuple[str, ...], commands: tuple[tuple[str, ...], ...]) -> Any:
+    """A family: one of the run's files that lies in ``parts``, spoilt, then one of ``commands``."""
+
+    def make(run: Path, rng: random.Random) -> Case:
+        found = [
+            path
+            for path in sorted(run.rglob("*"))
+            if path.suffix in suffixes and path.relative_to(run).parts[0] in parts
+        ]
+        path = rng.choice(found)
+        spoil_file(path, rng)
+        command = [str(path) if word == "FILE" else word for word in rng.choice(commands)]
+        return f"{path.relative_to(run)}: {' '.join(command)}", lambda: call(run, command)
+
+    return make
+
+
+def call(run: Path, command: list[str]) -> None:
+    """Run a command; raise what it raised, or where its error is no single line."""
+    from bcnet_deploy.cli.main import cli
+
+    own = [] if command[0] in ("table", "devices", "inspect") else ["--run-dir", str(run)]
+    result = CliRunner().invoke(cli, [*command, *own], catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if result.exit_code not in (0, 1, 2):
+        raise AssertionError(f"exit code {result.exit_code}")
+    error = [line for line in result.stderr.splitlines() if line.startswith("bcnet-deploy: error")]
+    if result.exit_code == 1 and (len(error) != 1 or "Traceback" in result.stderr):
+        raise AssertionError(f"no single line of an error: {result.stderr[-500:]!r}")
+
+
+def options(run: Path, rng: random.Random) -> Case:
+    first, names = COMMANDS[rng.choice(list(COMMANDS))]
+    given = [
+        word
+        for name in rng.sample(names, min(len(names), rng.choice((1, 1, 2))))
+        for word in (name, rng.choice(OPTIONS))
+    ]
+    command = [*first, *(word for word in given if word != "" or first[0] not in ("devices", "table"))]
+    return " ".join(map(repr, command)), lambda: call(run, command)
+
+
+def quantities(run: Path, rng: random.Random) -> Case:
+    from bcnet_deploy import units
+    from bcnet_deploy.errors import UnitError
+
+    number = rng.choice((*OPTIONS, str(rng.uniform(-1, 1) * 10 ** rng.uniform(-320, 308))))
+    text = number + rng.choice(("", "x", "%", "ms", "s", "m", "h", "us", "k", "M", "G", "T", "MiB", "B"))
+
+    def trial() -> None:
+        for read, (least, largest, _) in (
+            (units.parse_latency, units.LATENCIES_MS), (units.parse_count, units.COUNTS),
+            (units.parse_bytes, units.BYTES),
+        ):  # fmt: skip
+            try:
+                quantity = read(text)
+            except UnitError:
+                continue
+            lower, upper = (units.SHARES[:2]) if quantity.relative else (least, largest)
+            assert lower <= quantity.value <= upper, (text, quantity)
+        for parse in (units.parse_duration, units.parse_size):
+            try:
+                parse(text)
+            except UnitError:
+                continue
+
+    return repr(text), trial
+
+
+def images(run: Path, rng: random.Random) -> Case:
+    root = hostile_folder(run, rng)
+    return "folder", lambda: load(root)
+
+
+def archives(run: Path, rng: random.Random) -> Case:
+    root = hostile_folder(run, rng)
+    path = run / "set.tar"
+    with tarfile.open(path, rng.choice(("w", "w:gz", "w:xz", "w:bz2"))) as tar:
+        tar.add(root, "set")
+        for name in rng.sample(("../../out", "/tmp/out", "set/train/a/link.png", "set/train"), 1):
+            entry = tarfile.TarInfo(name)
+            entry.type = rng.choice(
+                (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
+            )
+            entry.linkname = "../../../../etc/passwd"
+            if rng.random() < 0.5:
+                tar.addfile(entry)
+    if rng.random() < 0.7:
+        path.write_bytes(spoil_bytes(path.read_bytes(), rng))
+    return "archive", lambda: load(path)
+
+
+def load(path: Path) -> None:
+    from bcnet_deploy.data import load_data
+    from bcnet_deploy.errors import BCNetError
+
+    try:
+        data = load_data(str(path), (3, 16, 16), memory_bytes=random.choice((None, 10)))
+        assert len(data.train) and len(data.val)
+        data.train.read(0, None), data.train.target(0, None), data.train.read(0, 5)
+        test = data.open_test()
+        assert test is None or len(test)
+    except BCNetError as error:
+        assert str(error).isprintable(), repr(str(error))
+
+
+def hostile_folder(run: Path, rng: random.Random) -> Path:
+    """Classes, or images and masks, of good and spoilt pictures under good and odd names."""
+    from PIL import Image
+
+    root = run / "pictures"
+    masked = rng.random() < 0.3
+    kinds = ("images", "masks") if masked else ("a", "b", "c")
+    for part in ("train", *rng.sample(("test", "val", ".x", "valid"), rng.randrange(3))):
+        for kind in kinds if rng.random() < 0.8 else rng.sample((*kinds, "[red]", ".hidden", "a\nb"), 2):
+            folder = root / part / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(rng.choice((0, 2, 5, 5, 5))):
+                mode = (
+                    rng.choice(("L", "P"))
+                    if kind == "masks"
+                    else rng.choice(("RGB", "L", "P", "RGBA", "LA", "I;16", "1", "F"))
+                )
+                size = (20, 24) if rng.random() < 0.95 else (rng.randrange(1, 40), rng.randrange(1, 40))
+                picture = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
+                if kind == "masks":
+                    picture = picture.point(lambda value: value % 3)
+                else:
+                    picture = picture.convert("F" if mode == "F" else "I;16" if mode == "I;16" else mode)
+                stream = io.BytesIO()
+                picture.save(stream, "TIFF" if mode == "F" else "PNG")
+                content = stream.getvalue()
+                if rng.random() < 0.05:
+                    content = spoil_bytes(content, rng)
+                suffix = rng.choice(("png", "PNG", "jpg", "txt")) if rng.random() < 0.1 else "png"
+                (folder / f"{index}.{suffix}").write_bytes(content)
+    return root
+
+
+SHOW, REPORT, DRY = ("table", "show", "FILE"), ("report", "-q"), ("search", "--dry-run")
+LOOK = (REPORT, (*DRY, "--macs", "0.5x"), SEARCH)
+ESTIMATE = ("profile", "--estimate", "--device", "FILE", "--fresh", "-q")
+FEW = (
+    "search",
+    "--macs",
+    "0.5x",
+    "--evaluations",
+    "2",
+    "--population",
+    "2",
+    "--val-images",
+    "50",
+    "--fresh",
+    "-q",
+)
+WEIGHTS = (FEW, ("train", "-q"), ("inspect", "demo", "--weights", "FILE"))
+FAMILIES: dict[str, Callable[[Path, random.Random], Case]] = {
+    "tables": on_file((".json",), ("latency",), (SHOW, REPORT, (*DRY, "--latency", "0.5x"))),
+    "devices": on_file((".yaml",), ("devices",), (("devices", "FILE"), ESTIMATE)),
+    "run.yaml": on_file((".yaml",), ("run.yaml",), LOOK),
+    "steps": on_file((".json",), ("steps", ".writer.json"), LOOK),
+    "journals": on_file((".jsonl",), ("search", "train", "latency"), (SEARCH, REPORT)),
+    "checkpoints": on_file((".safetensors",), ("train",), WEIGHTS),
+    "searched": on_file((".json", ".yaml"), ("search", "train"), (*LOOK, ("export", "-q", "--force"))),
+    "options": options,
+    "quantities": quantities,
+    "folders": images,
+    "archives": archives,
+}
+
+
+# -- watching -------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Notes every file that Python opens for writing, makes, renames or removes outside ``allowed``."""
+
+    def __init__(self) -> None:
+        self.allowed: tuple[str, ...] = ()
+        self.outside: list[str] = []
+        self.on = False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            if not writes and not (isinstance(mode, str) and set(mode) & set("wax+")):
+                return
+        elif event in (
+            "os.rename",
+            "os.mkdir",
+            "os.remove",
+            "os.rmdir",
+            "os.symlink",
+            "os.link",
+            "os.truncate",
+        ):
+            path = arguments[1] if event in ("os.rename", "os.symlink", "os.link") else arguments[0]
+        else:
+            return
+        if event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] != -1:
+            return  # named within an open folder, whose own opening was seen
+        if isinstance(path, str | bytes | os.PathLike):
+            where = os.path.realpath(os.fsdecode(path))
+            if not where.startswith(self.allowed):
+                self.outside.append(f"{event} {where}")
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise :class:`Hang` after so much time of the processor, or nine times as much on the wall."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise Hang
+
+    bells = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, 9 * seconds))
+    before = [signal.signal(number, ring) for number, _, _ in bells]
+    for _, timer, after in bells:
+        signal.setitimer(timer, after)
+    try:
+        yield
+    finally:
+        for (number, timer, _), handler in zip(bells, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
+
+
+def prepare(folder: Path) -> Path:
+    """A small run directory with everything that the cases spoil."""
+    run = folder / "base"
+    for command in (
+        (
+            "profile",
+            "--model",
+            "demo",
+            "--data",
+            "digits",
+            "--device",
+            "t4",
+            "--estimate",
+            "--levels",
+            "4",
+            "-q",
+        ),
+        ("train", "--set", "epochs=1", "-q"),
+        SEARCH,
+    ):
+        call_checked(run, list(command))
+    (run / "devices").mkdir(exist_ok=True)
+    from bcnet_deploy.devices import known_devices
+
+    shutil.copy(known_devices()["t4"], run / "devices" / "mine.yaml")
+    return run
+
+
+def call_checked(run: Path, command: list[str]) -> None:
+    from bcnet_deploy.cli.main import cli
+
+    result = CliRunner().invoke(cli, [*command, "--run-dir", str(run)])
+    if result.exit_code:
+        raise SystemExit(f"{' '.join(command)}: {result.output}")
+
+
+def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
+    """Cases for ``minutes``: counts by family, and each failure with what reproduces it."""
+    import torch
+
+    torch.set_num_threads(1)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in families}
+    failures: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        os.environ["BCNET_CACHE"] = str(folder / "cache")
+        (folder / "tmp").mkdir()
+        tempfile.tempdir = str(folder / "tmp")
+        base = prepare(folder)
+        os.chdir(folder)
+        watch = Watch()
+        watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
+        end, number = time.monotonic() + 60 * minutes, 0
+        while time.monotonic() < end:
+            family = families[number % len(families)]
+            rng = random.Random(f"{seed} {number}")
+            random.seed(number)
+            run = folder / "case"
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.copytree(base, run)
+            what, trial = FAMILIES[family](run, rng)
+            outcome, detail = "ok", ""
+            watch.outside.clear()
+            try:
+                with at_most(LIMIT_S):
+                    watch.on = True
+                    trial()
+            except Hang:
+                outcome, detail = "hang", "".join(traceback.format_stack(limit=3))
+            except Exception:
+                outcome, detail = "traceback", traceback.format_exc(limit=-4)
+            finally:
+                watch.on = False
+            strays = [line for line in watch.outside if "__pycache__" not in line]
+            if strays:
+                outcome, detail = "outside", "; ".join(strays[:5])
+            counts[family][outcome] += 1
+            if outcome != "ok":
+                failures.append(
+                    {
+                        "family": family,
+                        "case": f"{seed} {number}",
+                        "what": what,
+                        "how": outcome,
+                        "detail": detail,
+                    }
+                )
+                print(f"{family} {number}: {outcome}: {what[:200]}\n{detail}", flush=True)
+            number += 1
+        os.chdir("/")
+    return {
+        "minutes": minutes,
+        "seed": seed,
+        "counts": {k: dict(v) for k, v in counts.items()},
+        "failures": failures,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", action="append", choices=list(FAMILIES))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    result = fuzz(arguments.minutes, arguments.seed, arguments.family or list(FAMILIES))
+    for family, counts in result["counts"].items():
+        print(f"{family:12} {counts}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(1 if result["failures"] else 0)
+
+
+if __name__ == "__main__":
+    main()
