@@ -33,12 +33,21 @@ def test_errors_by_hand() -> None:
     ],
 )  # fmt: skip
 def test_top1_bars(precision: str, count: int, wrong: int, passed: bool) -> None:
-    reference = np.tile([1.0, 1.0 - 1e-7], (count, 1))
+    reference = np.tile([1.0, 1.0 - 1e-3], (count, 1))
     outputs = reference.copy()
     outputs[:wrong] = outputs[:wrong, ::-1]
     result = compare(reference, outputs, precision=precision, runtime="none")
     assert result.disagreements == wrong
     assert result.passed is passed
+
+
+@pytest.mark.parametrize(("ulps", "wrong"), [(0, 0), (4, 0), (100, 1)])
+def test_classes_that_float32_cannot_tell_apart_are_a_tie(ulps: int, wrong: int) -> None:
+    best = np.float32(18.0)
+    second = best - np.float32(ulps) * np.spacing(np.float32(9.0))
+    reference = np.array([[best, second, 1.0]])
+    result = compare(reference, reference[:, [1, 0, 2]], precision="fp32", runtime="none")
+    assert result.disagreements == wrong and result.passed is (wrong == 0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
