@@ -329,6 +329,11 @@ class Operators:
             self._number(value)
         for call in trace.calls:
             if not call.outputs or call.outputs[0] not in self._activations:
+                if call.op in ("convolution", "linear", *MATMULS):
+                    self.notes.append(
+                        f"multiply-accumulates of {call.op} in {call.module or 'the model'} are not counted: "
+                        "its result does not depend on the image"
+                    )
                 continue
             inputs = tuple(self._number(v) for v in dict.fromkeys(call.inputs) if v in self._activations)
             self.ops.append(self._operator(call, inputs, self._number(call.outputs[0])))
@@ -348,12 +353,14 @@ class Operators:
         """Sizes for a batch of one: the traced batch is divided out of the first dimension that has it."""
         shape: list[Extent] = []
         divided = False
-        for layout, size in zip(self.layouts.of(value), value.shape, strict=True):
-            if layout is None and not divided and size % TRACE_BATCH == 0:
-                shape.append(constant(size // TRACE_BATCH))
+        for axis, (layout, size) in enumerate(zip(self.layouts.of(value), value.shape, strict=True)):
+            extent = self._extent(layout, size)
+            # A constant of the batch's size leaves its first dimension frozen where the two meet.
+            may_be_batch = layout is None or (axis == 0 and extent.is_fixed)
+            if may_be_batch and not divided and size % TRACE_BATCH == 0:
+                extent = constant(size // TRACE_BATCH)
                 divided = True
-            else:
-                shape.append(self._extent(layout, size))
+            shape.append(extent)
         return tuple(shape)
 
     def _operator(self, call: Call, inputs: tuple[int, ...], output: int) -> Op:

@@ -301,3 +301,40 @@ def test_pooling_of_any_signature(pool: Callable[[torch.Tensor], torch.Tensor]) 
     subnet = space.extract(model, [5, 3])
     assert subnet(torch.randn(2, *SIZE)).shape == (2, 5)
     assert counted(subnet) == space.macs([5, 3])[0]
+
+
+def test_products_that_depend_on_no_image_are_noted() -> None:
+    class Positions(nn.Module):
+        """Adds a map that a convolution makes of fixed positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.p, self.h = nn.Conv2d(3, 12, 3), nn.Conv2d(2, 12, 1), nn.Linear(12, 5)
+            self.register_buffer("grid", torch.randn(1, 2, 14, 14))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.h((self.a(x) + self.p(self.grid)).mean((2, 3)))
+
+    model = Positions()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert len(space.notes) == 1 and "convolution in p are not counted" in space.notes[0]
+    (variable,) = space.variables
+    assert set(variable.layers) <= {"a", "p"} and variable.channels == 12
+    subnet = space.extract(model, [5])
+    assert counted(subnet) - 2 * 5 * 14 * 14 == space.macs([5])[0]
+
+
+def test_constants_of_the_batch_size_do_not_hide_the_batch() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.h = nn.Conv2d(3, 12, 3), nn.Linear(12, 8), nn.Linear(8, 5)
+            self.register_buffer("grid", torch.randn(1, 1, 14, 14))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x) + torch.zeros(2 * x.shape[0] // 2, 1, 1, 1) + self.grid.repeat(len(x), 1, 1, 1)
+            return self.h(self.b(y.permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model = Repeated()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    runs_as_said(model, space, space.narrowest, SIZE)
