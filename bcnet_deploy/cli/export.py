@@ -78,7 +78,9 @@ def command(
             target.print(f"parity  {parity['summary']}", soft_wrap=True)
         quantised = result.entry["onnx"].get("quantised")
         if quantised is not None:
-            target.print(f"INT8    {quantised['summary']}", soft_wrap=True, markup=False)
+            target.print(f"INT8    held-out {quantised['summary']}", soft_wrap=True, markup=False)
+            if (tested := result.entry["int8_test_accuracy"]) is not None:
+                target.print(f"INT8    test accuracy {tested:.2%}")
         for key, value in (result.entry["engine"] or {}).items():
             target.print(f"{key}: {value}", soft_wrap=True, markup=False)
 

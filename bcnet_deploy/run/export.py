@@ -224,7 +224,8 @@ def _export(
     quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
         calibration = images(splits, splits.train, CALIBRATION_IMAGES)
-        score = held_out_accuracy(splits, quantised_for)
+        # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
+        score = accuracy_of_onnx(splits, splits.val, quantised_for)
     progress(0.2, "exporting to ONNX")
     onnx = export_onnx(
         module, onnx_path, source.model.input_size, precision=target.onnx_precision,  # type: ignore[arg-type]
@@ -233,6 +234,10 @@ def _export(
         target=quantised_for, score=score, keep_fp32=settings.keep_fp32, max_loss=settings.max_loss,
         metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
     )  # fmt: skip
+    tested = None
+    if score is not None and splits is not None and (test := splits.open_test()) is not None:
+        final = accuracy_of_onnx(splits, test, quantised_for)
+        tested = None if final is None else final(onnx.path.read_bytes())
     engine = None
     if runtime is not None:
         progress(0.8, f"building the engine of {runtime.title}")
@@ -241,7 +246,7 @@ def _export(
         )
     entry = {
         "which": settings.network, "file": path.name, "origin": source.origin, "onnx": onnx.to_dict(),
-        "engine": engine.to_dict() if engine else None,
+        "engine": engine.to_dict() if engine else None, "int8_test_accuracy": tested,
     }  # fmt: skip
     list_path = path.parent / "export.json"
     exports = {**listed(list_path, anew=anew), path.name: entry}
@@ -278,17 +283,13 @@ def images(splits: DataSplits, chosen: ImageSet, count: int = PARITY_IMAGES) -> 
     return np.concatenate([batch.numpy() for batch, _ in batches])
 
 
-def held_out_accuracy(splits: DataSplits, target: Literal["ort", "trt"]) -> Score | None:
-    """Accuracy of a quantised network on held-out images; None where labels are no classes.
-
-    Test images are taken where there are some: the validation ones have chosen the widths.
-    """
+def accuracy_of_onnx(splits: DataSplits, chosen: ImageSet, target: Literal["ort", "trt"]) -> Score | None:
+    """Accuracy of a quantised network on ``chosen`` images; None where labels are no classes."""
     import torch
 
     from bcnet_deploy.data import PlainBatches
     from bcnet_deploy.export.quantise import accuracy_on
 
-    chosen = splits.open_test() or splits.val
     batches = list(
         PlainBatches(chosen, splits, 64, torch.device("cpu"), limit=ACCURACY_IMAGES, channels_last=False)
     )

@@ -291,6 +291,7 @@ def test_int8_states_what_it_loses_on_held_out_images(run: RunDir) -> None:
     quantised = json.loads(result.stdout)["onnx"]["quantised"]
     assert 0 <= quantised["accuracy"] <= 1 and 0 <= quantised["fp32_accuracy"] <= 1
     assert quantised["kept_fp32"] == []
+    assert 0 <= json.loads(result.stdout)["int8_test_accuracy"] <= 1, "stated of images that chose nothing"
     worst = quantised["weakest"][0]["layer"]
     kept = export(run, "--precision", "int8", "--keep-fp32", worst, "--force", "--json")
     assert kept.exit_code == 0, kept.output
