@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    from bcnet_deploy.data.folders import cache_folder
+    from bcnet_deploy.data.archives import cache_folder
 
     work = options.work or cache_folder() / "ranking"
     data = shared_data(options.data)

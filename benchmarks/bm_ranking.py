@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_report(RESULTS, data, HERE.parent / "docs")
         return 0
     torch.set_num_threads(options.threads)
-    from bcnet_deploy.data.folders import cache_folder
+    from bcnet_deploy.data.archives import cache_folder
 
     work = Path(options.work) if options.work else cache_folder() / "ranking"
     splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
