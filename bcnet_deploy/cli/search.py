@@ -17,6 +17,7 @@ from bcnet_deploy.cli.common import (
     shown_step,
     step_settings,
 )
+from bcnet_deploy.errors import RunDirError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_bytes, format_count, format_milliseconds
 
@@ -147,7 +148,17 @@ def command(
     with shown_step("search", quiet=quiet or as_json) as progress:
         result = step.search(run_dir, settings, progress, fresh=fresh)
     keep(run_dir, "search", options)
-    emit(result.to_dict(), as_json=as_json, show=lambda: show_result(run_dir, result))
+    emit(result.to_dict(), as_json=as_json, show=lambda: _shown(run_dir, result))
+
+
+def _shown(run: RunDir, result: SearchStepResult) -> None:
+    """:func:`show_result`; a file that was spoilt since it was written is named."""
+    try:
+        show_result(run, result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunDirError(
+            f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
+        ) from error
 
 
 _NOTHING: dict[str, Any] = {

@@ -6,7 +6,6 @@ steps left, and what of that is out of date. PyTorch is loaded where a model is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -308,9 +307,9 @@ class RunDir:
         if ref.may_change or not path.exists():
             return None
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = files.read_json(path, RunDirError, "width space")
             return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
-        except (OSError, ValueError, KeyError, TypeError, BCNetError):
+        except (ValueError, KeyError, TypeError, BCNetError):
             return None
 
     def data(self, *, checked: bool = True) -> DataSplits:

@@ -416,3 +416,13 @@ def test_a_failing_evaluation_names_its_type_and_the_option_and_resumes(
     assert skipped["search"]["evaluations"] == 10
     failures = json.loads((run / "search" / "search.json").read_text())["failures"]
     assert [f["reason"] for f in failures] == ["MemoryError"]
+
+
+def test_a_result_spoilt_since_it_was_written_is_named(run: Path) -> None:
+    arguments = ["--macs", "0.6x", "--evaluations", "6", "--population", "4"]
+    assert search(run, *arguments).exit_code == 0
+    path = run / "search" / "widths.yaml"
+    spoilt = yaml.safe_load(path.read_text())
+    spoilt["latency"] = [{"device": "cpu", "source": "measured", "budget_ms": None, "predicted_ms": "soon"}]
+    path.write_text(yaml.safe_dump(spoilt))
+    refused(search(run, *arguments), "widths.yaml", "search again with --fresh")
