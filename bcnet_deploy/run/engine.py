@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def carry_out(
     path = stamp_path(run, step)
     # Ranks of one torchrun share the first one's lock.
     follower = os.environ.get("RANK", "0") != "0"
-    with _nothing() if follower else only_writer(run):
+    with nullcontext() if follower else only_writer(run):
         wanted = digest(step.identity, step.inputs)
         stamp = _load(path)
         same = stamp is not None and stamp["digest"] == wanted
@@ -208,8 +208,3 @@ def _who(holder: Path) -> str:
         return f"process {int(data['pid'])} on {data['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
