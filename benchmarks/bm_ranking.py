@@ -44,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "ranking"
 MODEL = "channel_bench_macro_mobilenet"
 LEVELS = 4
+CPU = torch.device("cpu")
 RULES: dict[str, dict[str, Any]] = {
     "bilateral-complementary": {"rule": "bilateral", "distillation": False},
     "unilateral": {"rule": "unilateral", "distillation": False},
@@ -102,9 +103,13 @@ def run_name(rule: str, seed: int, plan: Plan, count: int = USUAL_IMAGES) -> str
 
 
 def trained(
-    rule: str, seed: int, cost: float, recipe: dict[str, Any], splits: DataSplits, folder: Path
-) -> tuple[bd.Supernet, TrainConfig, TrainOutcome]:
-    """A supernet trained by a rule and a recipe; resumed where ``folder`` has a checkpoint."""
+    rule: str, seed: int, cost: float, recipe: dict[str, Any], splits: DataSplits, folder: Path,
+    device: torch.device = CPU,
+) -> tuple[bd.Supernet, TrainConfig, TrainOutcome]:  # fmt: skip
+    """A supernet trained by a rule and a recipe, with averaged weights where the recipe averages.
+
+    Resumed where ``folder`` has a checkpoint.
+    """
     torch.manual_seed(seed)
     size = splits.input_size
     model = bd.build_model(MODEL, num_classes=10)
@@ -115,7 +120,7 @@ def trained(
     sampler = make_sampler(config.rule, WidthGrid.of(supernet), rng, config)
     loader = BatchLoader(
         splits.train, config.batch_size, Augmentation(config.augment, splits.mean, splits.std),
-        torch.device("cpu"), seed=seed,
+        device, seed=seed,
     )  # fmt: skip
     said = time.monotonic()
 
@@ -130,6 +135,9 @@ def trained(
         identity={"space": space.fingerprint, "rule": rule, "seed": seed},
     )  # fmt: skip
     outcome = trainer.run()
+    with trainer.averaged():
+        weights = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
+    supernet.load_state_dict(weights)
     print(f"{folder.name}: trained, {outcome}", flush=True)
     return supernet, config, outcome
 
@@ -200,8 +208,11 @@ def pilot(plan: Plan, splits: DataSplits) -> None:
             files.write_json(target, rows)
 
 
-def joined(images: Any, splits: DataSplits, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = PlainBatches(images, splits, 128, torch.device("cpu"), limit=count)
+def joined(
+    images: Any, splits: DataSplits, count: int, device: torch.device = CPU
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``count`` images of a set and their labels, the same ones always."""
+    batches = PlainBatches(images, splits, 128, device, limit=count)
     inputs, labels = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(labels)
 

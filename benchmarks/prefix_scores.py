@@ -20,7 +20,7 @@ import bcnet_deploy as bd
 from bcnet_deploy.nn import recalibrate
 
 _CHUNK = 64
-"""Held-out images at once: larger parts leave the cache."""
+"""Held-out images at once on a CPU: larger parts leave the cache."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class PrefixScorer:
         calibration: (B, C, H, W) training images, one batch.
         images, labels: held out.
         sides: the slices to score.
+        chunk: held-out images at once.
     """
 
     def __init__(
         self, supernet: bd.Supernet, calibration: torch.Tensor, images: torch.Tensor, labels: torch.Tensor,
-        sides: Sequence[str],
+        sides: Sequence[str], chunk: int = _CHUNK,
     ) -> None:  # fmt: skip
-        self.supernet, self.labels, self.sides = supernet, labels, tuple(sides)
+        self.supernet, self.labels, self.sides, self.chunk = supernet, labels, tuple(sides), chunk
         self._start = _Reached(
             (),
             calibration.contiguous(memory_format=torch.channels_last),
@@ -83,7 +84,13 @@ class PrefixScorer:
         Costs next to nothing for the vector that was scored last.
         """
         by_side = [self._logits(widths, side).argmax(1) == self.labels for side in self.sides]
-        return torch.stack(by_side).numpy()
+        return torch.stack(by_side).cpu().numpy()
+
+    @torch.no_grad()
+    def features(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
+        """(L,) widths -> what the last stage is given, of each held-out image."""
+        self._logits(widths, side)
+        return self._reached[side][-2].held_out
 
     def _logits(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
         reached = self._reached[side]
@@ -96,11 +103,11 @@ class PrefixScorer:
         self.supernet.eval()
         with self.supernet.sliced():
             for (stage, _), key in zip(self._stages[common:], keys[common:], strict=True):
-                reached.append(_advance(stage, reached[-1], key))
+                reached.append(_advance(stage, reached[-1], key, self.chunk))
         return reached[-1].held_out.float()
 
 
-def _advance(stage: nn.Module, before: _Reached, key: tuple[int, ...]) -> _Reached:
+def _advance(stage: nn.Module, before: _Reached, key: tuple[int, ...], chunk: int) -> _Reached:
     outputs: list[torch.Tensor] = []
     handle = stage.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
@@ -111,7 +118,7 @@ def _advance(stage: nn.Module, before: _Reached, key: tuple[int, ...]) -> _Reach
         calibrated = outputs[0]
     finally:
         handle.remove()
-    held_out = torch.cat([stage(part.clone()) for part in before.held_out.split(_CHUNK)])
+    held_out = torch.cat([stage(part.clone()) for part in before.held_out.split(chunk)])
     return _Reached(key, calibrated, held_out)
 
 

@@ -1,0 +1,79 @@
+"""A book says of every network what the package's own evaluator says of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bcnet_deploy import WidthSpace
+from bcnet_deploy.models.channel_bench import _assemble, _conv_bn, _InvertedResidual
+from bcnet_deploy.nn import Supernet
+from bcnet_deploy.train.evaluate import SupernetEvaluator
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def score_book():  # type: ignore[no-untyped-def]
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import score_book
+
+        yield score_book
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def small_network() -> nn.Module:
+    """The benchmark's network at a 32nd of its widths, without two of its blocks: four variables."""
+    blocks = nn.Sequential(_InvertedResidual(4, 24, 8, 2), _InvertedResidual(8, 48, 8, 1))
+    return _assemble(_conv_bn(3, 4, 3, stride=2), blocks, _conv_bn(8, 32, 1), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("sides", [("left",), ("left", "right")])
+def test_every_network_as_the_evaluator_scores_it(score_book, sides, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    space = WidthSpace.from_model(small_network(), (3, 8, 8), levels=4)
+    supernet = Supernet(small_network(), space)
+    calibration, images = torch.randn(16, 3, 8, 8), torch.randn(300, 3, 8, 8)
+    labels = torch.randint(10, (300,))
+    scorer = score_book.PrefixScorer(supernet, calibration, images, labels, sides)
+    book = score_book.score_everything(scorer, 200, {"rule": "any"})
+    book.save(tmp_path / "book.npz")
+    book = score_book.ScoreBook.load(tmp_path / "book.npz")
+    assert book.right.shape == (4 ** len(space.full), len(sides), 2, 2) and book.seen.shape[2] == 1
+
+    val = [(images[:100], labels[:100]), (images[100:200], labels[100:200])]
+    evaluator = SupernetEvaluator(supernet, [calibration], val, sides=sides)
+    seen = SupernetEvaluator(supernet, [calibration], [(images[200:], labels[200:])], sides=sides)
+    accuracy = score_book.BookAccuracy(book, space, recalibration=16)
+    rows = np.random.default_rng(0).permutation(4 ** len(space.full))[:40]
+    widths = score_book.everything(len(space.full))[rows] * space.full // 4
+    # A logit's last bit may tip an image that lies on the edge.
+    assert np.abs(accuracy(widths) - evaluator(widths)).max() <= 0.5
+    assert np.abs(accuracy(widths) - evaluator(widths)).mean() < 0.02
+    assert np.abs(accuracy.on(widths, 100) - evaluator.on(widths, 100)).max() <= 1.0
+    assert book.loss[rows].mean(axis=1) == pytest.approx(evaluator.losses(widths).mean(axis=1), rel=1e-4)
+    assert np.abs(book.seen[rows].sum(axis=(2, 3)) - seen.sides(widths)).max() <= 1.0
+    assert book.halves(rows).mean(axis=1) == pytest.approx(accuracy(widths))
+    assert accuracy.noise(widths) == pytest.approx(evaluator.noise(widths), rel=0.02)
+
+
+def test_passes_are_those_of_a_supernet(score_book) -> None:  # type: ignore[no-untyped-def]
+    space = WidthSpace.from_model(small_network(), (3, 8, 8), levels=4)
+    count = 4 ** len(space.full)
+    book = score_book.ScoreBook(
+        np.ones((count, 2, 4, 2), dtype=np.uint8), np.ones((count, 2, 0, 2), dtype=np.uint8),
+        np.ones((count, 2), dtype=np.float32), {},
+    )  # fmt: skip
+    accuracy = score_book.BookAccuracy(book, space, recalibration=50)
+    accuracy.on(space.full, 150)
+    assert accuracy.image_passes == 2 * (50 + 200)
+    accuracy.on(space.full, 100)
+    accuracy(space.full)
+    assert accuracy.image_passes == 2 * (50 + 400)
