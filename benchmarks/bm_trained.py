@@ -1,5 +1,6 @@
 """From one trained network to narrower ones at the same measured latency: found, uniform, and other pruners.
 
+    python -m benchmarks.bm_trained data     --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained base     --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained profile  --network mobilenet --folder FOLDER
     python -m benchmarks.bm_trained choose   --network mobilenet --folder FOLDER --data DATA
@@ -7,7 +8,9 @@
     python -m benchmarks.bm_trained tune     --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained collect  --network mobilenet --folder FOLDER
 
-Each step skips what is done and goes on after a kill. ``base`` trains the full network. ``profile`` makes its
+Each step skips what is done and goes on after a kill. ``data`` keeps the decoded images in FOLDER, for many
+processes. ``base`` trains the full network; ``--device cuda`` with its own settings, and with
+``--limit-s`` until the time is over, the rate annealed by time. ``profile`` makes its
 latency table, one thread. ``choose`` makes the pruned networks of every method at every budget, a share of
 the full network's predicted latency: ``found`` searches by scores of pruned networks; the others take the
 largest network of their kind that the table says keeps the budget. ``measure`` times them interleaved.
@@ -37,6 +40,7 @@ from bcnet_deploy import files
 from bcnet_deploy.bench import BenchSettings, bench
 from bcnet_deploy.data import DataSplits, PlainBatches, load_data
 from bcnet_deploy.data.plain import drawing_order
+from bcnet_deploy.data.splits import MemoryImages
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import InfeasibleError
 from bcnet_deploy.export import export_onnx
@@ -50,8 +54,11 @@ from bcnet_deploy.search import search
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units
 from bcnet_deploy.train import TrainConfig, evaluate_network, open_pruned_evaluator, retrain
+from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.pruned import permuted_on
-from bcnet_deploy.train.retrain import slice_of
+from bcnet_deploy.train.retrain import reinitialise, slice_of
+from bcnet_deploy.train.supernet import make_loader
+from bcnet_deploy.train.trainer import Trainer
 
 SIZE, LEVELS, CLASSES = (3, 16, 16), 16, 10
 DEVICE = "cpu-1thread"
@@ -67,6 +74,12 @@ BASE = TrainConfig(
     epochs=7, batch_size=32, learning_rate=0.05, weight_decay=5e-4, warmup_epochs=0.2, augment="crop-flip",
     workers=0, checkpoint_every=200, log_every=50,
 )  # fmt: skip
+GPU_BASE = TrainConfig(
+    epochs=30, batch_size=256, learning_rate=0.15, weight_decay=5e-4, warmup_epochs=1.5, augment="crop-flip",
+    workers=0, checkpoint_every=10**9, log_every=100,
+)  # fmt: skip
+"""Small networks on a GPU cost a launch a layer, whatever the batch: it is larger there."""
+
 # Short, so that three seeds of every method fit an hour of one core. Without augmentation the teacher need
 # say only once what it makes of an image.
 TUNE_IMAGES = 12800
@@ -144,8 +157,10 @@ class Bench:
     network: str
     folder: Path
     data: str
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
+        self.decoded = self.folder / "data.safetensors"
         self.folder = self.folder / self.network
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
@@ -155,7 +170,30 @@ class Bench:
         self.ref = ModelRef(NETWORKS[self.network], CLASSES, SIZE, LEVELS)
 
     def splits(self) -> DataSplits:
-        return load_data(self.data, SIZE, num_classes=CLASSES)
+        """The data, decoded images read from the folder where ``data`` has put them."""
+        if not self.decoded.exists():
+            return load_data(self.data, SIZE, num_classes=CLASSES)
+        kept = load_file(self.decoded)
+        train, val, test = (
+            MemoryImages(kept[f"{part}.images"], kept[f"{part}.labels"]) for part in ("train", "val", "test")
+        )
+        mean, std = (tuple(kept[name].tolist()) for name in ("mean", "std"))
+        names = tuple(str(label) for label in range(CLASSES))
+        return DataSplits("cifar10", train, val, names, SIZE, mean, std, open_test=lambda: test)
+
+    def keep_data(self) -> None:
+        """Decode once for all the processes that train."""
+        if self.decoded.exists():
+            return
+        splits = self.splits()
+        kept = {}
+        for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.load_test())):
+            if images.memory is None:
+                raise MemoryError("the decoded images must fit in memory")
+            kept |= {f"{name}.images": images.memory, f"{name}.labels": images.labels}
+        kept |= {"mean": torch.tensor(splits.mean).double(), "std": torch.tensor(splits.std).double()}
+        with files.replacing(self.decoded) as temporary:
+            save_file(kept, temporary)
 
     def trained(self) -> nn.Module:
         load_weights(self.model, self.folder / "base" / "weights.safetensors")
@@ -342,6 +380,49 @@ def choose(job: Bench, budgets: list[float], methods: list[str], how: Search) ->
                 job.keep(budget, method, network, time.process_time() - started)
 
 
+# -- training ----------------------------------------------------------------------------------
+
+
+class TimedTrainer(Trainer):
+    """Trains for ``limit_s`` seconds: the share done, and with it the rate, follows the clock."""
+
+    limit_s = 0.0
+
+    @property
+    def share_done(self) -> float:
+        return self.position.seconds / self.limit_s
+
+
+def base(job: Bench, config: TrainConfig, limit_s: float | None) -> None:
+    """Train the full network from random weights."""
+    folder, splits = job.folder / "base", job.splits()
+    if limit_s is None:
+        retrain(
+            job.model, job.space, job.space.full, splits, config, folder, model_ref=job.ref, device=job.device
+        )
+        return
+    network = job.space.extract(job.model, job.space.full)
+    reinitialise(network, torch.Generator().manual_seed(0))
+    loader = make_loader(splits, config, job.device, 0, Ranks())
+    trainer = TimedTrainer(network, loader, config, folder, resume=False)
+    trainer.limit_s = limit_s
+    outcome = trainer.run()
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    score = {
+        name: evaluate_network(network, PlainBatches(images, splits, 500, job.device))[0]
+        for name, images in (("val_top1", splits.val), ("test_top1", splits.load_test()))
+    }
+    save_file(own_tensors(network.to("cpu")), str(folder / "weights.safetensors"))
+    about = {
+        **score, "steps": outcome.steps, "seconds": outcome.seconds, "loss": outcome.loss,
+        "epochs": outcome.steps / loader.batches_per_epoch, "macs": int(job.space.macs(job.space.full)[0]),
+        "device": torch.cuda.get_device_name() if job.device.type == "cuda" else "cpu",
+        "config": config.to_dict(),
+    }  # fmt: skip
+    files.write_json(folder / "result.json", about)
+    print(f"{job.network}: {about}", flush=True)
+
+
 # -- figures -----------------------------------------------------------------------------------
 
 
@@ -430,7 +511,7 @@ def collect(job: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("step", choices=("base", "profile", "choose", "measure", "tune", "collect"))
+    parser.add_argument("step", choices=("data", "base", "profile", "choose", "measure", "tune", "collect"))
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", default="")
@@ -440,16 +521,20 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=Search.evaluations)
     parser.add_argument("--importance", default=Search.importance)
     parser.add_argument("--seconds", type=float, default=150.0, help="of the profile")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of base and tune")
+    parser.add_argument("--epochs", type=float, help="of base")
+    parser.add_argument("--limit-s", type=float, help="of base, in place of epochs: seconds of training")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    job = Bench(options.network, options.folder, options.data)
+    torch.backends.cudnn.benchmark = True  # shapes repeat
+    job = Bench(options.network, options.folder, options.data, torch.device(options.device))
     match options.step:
+        case "data":
+            job.keep_data()
         case "base":
-            retrain(
-                job.model, job.space, job.space.full, job.splits(), BASE, job.folder / "base",
-                model_ref=job.ref, device=CPU,
-            )  # fmt: skip
+            config = GPU_BASE if options.device == "cuda" else BASE
+            base(job, config.replace(epochs=options.epochs or config.epochs), options.limit_s)
         case "profile":
             profile_device(
                 job.model, job.space, load_device(DEVICE), job.folder / "table.json",
