@@ -50,7 +50,6 @@ from bcnet_deploy.models import build_model, load_weights
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn.subnet import own_tensors
 from bcnet_deploy.profiler.profiling import profile_device
-from bcnet_deploy.search import search
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units
 from bcnet_deploy.train import TrainConfig, evaluate_network, open_pruned_evaluator, retrain
@@ -256,6 +255,8 @@ class Search:
 
 def found(job: Bench, splits: DataSplits, limit_ms: float, how: Search) -> nn.Module:
     """Our way: slices of the network in order of importance, ranked by their recalibrated scores."""
+    from bcnet_deploy.search import search  # not before: where networks are only trained, pymoo may be absent
+
     permuted = permuted_on(job.trained(), job.space, splits, how.importance, device=CPU)
     evaluator = open_pruned_evaluator(
         permuted, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
