@@ -2,6 +2,7 @@
 
     python -m benchmarks.bm_trained data     --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained base     --network mobilenet --folder FOLDER --data DATA
+    python -m benchmarks.bm_trained supernet --network mobilenet --folder FOLDER --data DATA --limit-s 60
     python -m benchmarks.bm_trained profile  --network mobilenet --folder FOLDER
     python -m benchmarks.bm_trained choose   --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained measure  --network mobilenet --folder FOLDER
@@ -10,12 +11,13 @@
 
 Each step skips what is done and goes on after a kill. ``data`` keeps the decoded images in FOLDER, for many
 processes. ``base`` trains the full network; ``--device cuda`` with its own settings, and with
-``--limit-s`` until the time is over, the rate annealed by time. ``profile`` makes its
-latency table, one thread. ``choose`` makes the pruned networks of every method at every budget, a share of
-the full network's predicted latency: ``found`` searches by scores of pruned networks; the others take the
-largest network of their kind that the table says keeps the budget. ``measure`` times them interleaved.
-``tune`` fine-tunes each, all alike, half the loss from the full network. ``collect`` adds their rows to
-``benchmarks/results/trained/summary.csv``. FOLDER is outside the repository: weights are not committed.
+``--limit-s`` until the time is over, the rate annealed by time. ``supernet`` trains a short supernet from
+it, by time. ``profile`` makes the latency table of the full network, one thread. ``choose`` makes the pruned
+networks of every method at every budget, a share of the full network's predicted latency: ``found`` searches
+by scores of pruned networks; the others take the largest network of their kind that the table says keeps the
+budget. ``measure`` times them interleaved. ``tune`` fine-tunes each, all alike, half the loss from the full
+network. ``collect`` adds their rows to ``benchmarks/results/trained/summary.csv``. FOLDER is outside the
+repository: weights are not committed.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model, load_weights
 from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.nn import Supernet
 from bcnet_deploy.nn.subnet import own_tensors
 from bcnet_deploy.profiler.profiling import profile_device
 from bcnet_deploy.space import WidthSpace
@@ -56,6 +59,7 @@ from bcnet_deploy.train import TrainConfig, evaluate_network, open_pruned_evalua
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.pruned import permuted_on
 from bcnet_deploy.train.retrain import reinitialise, slice_of
+from bcnet_deploy.train.samplers import WidthGrid, make_sampler
 from bcnet_deploy.train.supernet import make_loader
 from bcnet_deploy.train.trainer import Trainer
 
@@ -78,6 +82,10 @@ GPU_BASE = TrainConfig(
     workers=0, checkpoint_every=10**9, log_every=100,
 )  # fmt: skip
 """Small networks on a GPU cost a launch a layer, whatever the batch: it is larger there."""
+
+GPU_SUPERNET = TrainConfig.load("short_supernet").replace(
+    batch_size=128, learning_rate=0.02, workers=0, checkpoint_every=10**9, log_every=50
+)
 
 # Short, so that three seeds of every method fit an hour of one core. Without augmentation the teacher need
 # say only once what it makes of an image.
@@ -424,6 +432,29 @@ def base(job: Bench, config: TrainConfig, limit_s: float | None) -> None:
     print(f"{job.network}: {about}", flush=True)
 
 
+def supernet(job: Bench, limit_s: float) -> None:
+    """A short supernet: the base network in order of importance, taught by itself; kept as a full network."""
+    folder, splits, config = job.folder / "supernet", job.splits(), GPU_SUPERNET
+    teacher = job.trained().to(job.device)
+    permuted = permuted_on(teacher, job.space, splits, "l2", device=job.device)
+    network = Supernet(permuted, job.space, generator=torch.Generator().manual_seed(0)).to(job.device)
+    rule = make_sampler(config.rule, WidthGrid.of(network), np.random.default_rng([0, 1]), config)
+    loader = make_loader(splits, config, job.device, 0, Ranks())
+    trainer = TimedTrainer(
+        network, loader, config, folder, sampler=rule, teacher=teacher.eval(), resume=False
+    )
+    trainer.limit_s = limit_s
+    outcome = trainer.run()
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    save_file(own_tensors(network.extract(job.space.full).to("cpu")), str(folder / "weights.safetensors"))
+    about = {
+        "steps": outcome.steps, "seconds": outcome.seconds, "cost": outcome.cost, "loss": outcome.loss,
+        "config": config.to_dict(),
+    }  # fmt: skip
+    files.write_json(folder / "result.json", about)
+    print(f"{job.network}: {about}", flush=True)
+
+
 # -- figures -----------------------------------------------------------------------------------
 
 
@@ -512,7 +543,9 @@ def collect(job: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("step", choices=("data", "base", "profile", "choose", "measure", "tune", "collect"))
+    parser.add_argument(
+        "step", choices=("data", "base", "supernet", "profile", "choose", "measure", "tune", "collect")
+    )
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", default="")
@@ -524,7 +557,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="of the profile")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of base and tune")
     parser.add_argument("--epochs", type=float, help="of base")
-    parser.add_argument("--limit-s", type=float, help="of base, in place of epochs: seconds of training")
+    parser.add_argument("--limit-s", type=float, help="of base, in place of epochs, and of supernet: seconds")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -536,6 +569,8 @@ def main() -> None:
         case "base":
             config = GPU_BASE if options.device == "cuda" else BASE
             base(job, config.replace(epochs=options.epochs or config.epochs), options.limit_s)
+        case "supernet":
+            supernet(job, options.limit_s or 60.0)
         case "profile":
             profile_device(
                 job.model, job.space, load_device(DEVICE), job.folder / "table.json",
