@@ -23,13 +23,14 @@ repository: weights are not committed.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
-import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +42,28 @@ from torch.nn import functional as F
 from bcnet_deploy import files
 from bcnet_deploy.bench import BenchSettings, bench
 from bcnet_deploy.data import DataSplits, PlainBatches, load_data
-from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.data.splits import MemoryImages
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import InfeasibleError
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.metadata import ModelMetadata
+from bcnet_deploy.importance import importance_scores, permute
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models import build_model, load_weights
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.nn.subnet import own_tensors
 from bcnet_deploy.profiler.profiling import profile_device
+from bcnet_deploy.search.lattice import Lattice
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units
-from bcnet_deploy.train import TrainConfig, evaluate_network, open_pruned_evaluator, retrain
+from bcnet_deploy.train import (
+    RetrainResult,
+    TrainConfig,
+    evaluate_network,
+    open_pruned_evaluator,
+    retrain,
+)
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.pruned import permuted_on
 from bcnet_deploy.train.retrain import reinitialise, slice_of
@@ -68,6 +76,9 @@ DEVICE = "cpu-1thread"
 CPU = torch.device("cpu")
 BUDGETS = (0.5, 0.33, 0.2)
 SEEDS = (0, 1, 2)
+RACED = ("found", "found-supernet")
+RACERS = 6
+"""Finalists of a search that get a few steps of fine-tuning before one is chosen."""
 GRANULE = 8
 """Channels to which the methods that round do so."""
 RESULTS = Path(__file__).resolve().parent / "results" / "trained"
@@ -83,17 +94,14 @@ GPU_BASE = TrainConfig(
 )  # fmt: skip
 """Small networks on a GPU cost a launch a layer, whatever the batch: it is larger there."""
 
+GPU_TUNE = TrainConfig.load("finetune").replace(
+    batch_size=128, learning_rate=0.04, workers=0, checkpoint_every=10**9, log_every=200
+)
 GPU_SUPERNET = TrainConfig.load("short_supernet").replace(
     batch_size=128, learning_rate=0.02, workers=0, checkpoint_every=10**9, log_every=50
 )
 
-# Short, so that three seeds of every method fit an hour of one core. Without augmentation the teacher need
-# say only once what it makes of an image.
-TUNE_IMAGES = 12800
-TUNE = TrainConfig(
-    epochs=1, batch_size=32, learning_rate=0.02, weight_decay=1e-4, warmup_epochs=0.05, augment="none",
-    workers=0, checkpoint_every=100, log_every=50,
-)  # fmt: skip
+TUNE = TrainConfig.load("finetune").replace(workers=0)
 RANDOM_RATE = 0.05
 """Learning rate from random weights: that of the base training."""
 
@@ -132,29 +140,6 @@ def resnet20(num_classes: int = CLASSES) -> nn.Module:
 
 
 NETWORKS = {"mobilenet": "channel_bench_macro_mobilenet", "resnet20": "benchmarks.bm_trained:resnet20"}
-
-
-class Remembered(nn.Module):
-    """A teacher that runs on each image once and answers from memory, which ``path`` keeps."""
-
-    def __init__(self, network: nn.Module, path: Path) -> None:
-        super().__init__()
-        self.network = network
-        self.path = path
-        self.answers: dict[bytes, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.contiguous().numpy()
-        keys = [hashlib.blake2b(image.tobytes(), digest_size=12).hexdigest() for image in pixels]
-        new = [index for index, key in enumerate(keys) if key not in self.answers]
-        if new:
-            for index, answer in zip(new, self.network(images[new]), strict=True):
-                self.answers[keys[index]] = answer.clone()
-        return torch.stack([self.answers[key] for key in keys])
-
-    def save(self) -> None:
-        with files.replacing(self.path) as temporary:
-            torch.save(self.answers, temporary)
 
 
 @dataclass
@@ -219,34 +204,68 @@ class Bench:
 
     # -- networks as files ---------------------------------------------------------------------
 
-    def path(self, budget: float, method: str) -> Path:
-        return self.folder / "networks" / f"{budget}-{method}.safetensors"
+    def path(self, budget: float, name: str) -> Path:
+        return self.folder / "networks" / f"{budget}-{name}.json"
 
-    def keep(self, budget: float, method: str, start: nn.Module, seconds: float) -> None:
-        """Save a pruned network and what is known of it."""
-        units = np.array(stored_units(self.space.plan, start))
-        row = units * np.array([variable.step for variable in self.space.variables])
-        path = self.path(budget, method)
-        path.parent.mkdir(exist_ok=True)
-        save_file(own_tensors(start), str(path))
+    def keep(self, budget: float, name: str, pruned: nn.Module, seconds: float) -> None:
+        """Note which channels of the base network a pruned one keeps, and what is known of it."""
+        kept = kept_units(self.space, self.model, pruned)
+        row = np.array([len(units) * v.step for units, v in zip(kept, self.space.variables, strict=True)])
         about = {
             "widths": row.tolist(), "macs": int(self.space.macs(row)[0]), "seconds": round(seconds, 1),
-            "predicted_ms": float(self.table().predict(row[None])[0]),
+            "predicted_ms": float(self.table().predict(row[None])[0]), "kept": kept,
         }  # fmt: skip
-        files.write_json(path.with_suffix(".json"), about)
-        print(f"{self.network} {budget} {method}: {about}", flush=True)
+        files.write_json(self.path(budget, name), about)
+        shown = {key: value for key, value in about.items() if key != "kept"}
+        print(f"{self.network} {budget} {name}: {shown}", flush=True)
 
-    def about(self, budget: float, method: str) -> dict[str, object]:
-        found: dict[str, object] = json.loads(self.path(budget, method).with_suffix(".json").read_text())
+    def about(self, budget: float, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path(budget, name).read_text())
         return found
 
-    def widths(self, budget: float, method: str) -> npt.NDArray[np.int64]:
-        return np.array(self.about(budget, method)["widths"], dtype=np.int64)
+    def widths(self, budget: float, name: str) -> npt.NDArray[np.int64]:
+        return np.array(self.about(budget, name)["widths"], dtype=np.int64)
 
-    def start(self, budget: float, method: str) -> nn.Module:
-        network = self.space.extract(self.model, self.widths(budget, method))
-        network.load_state_dict(load_file(self.path(budget, method)))
-        return network
+    def start(self, budget: float, name: str) -> nn.Module:
+        """The pruned network, cut from the base network."""
+        orders = []
+        for variable, kept in zip(self.space.variables, self.about(budget, name)["kept"], strict=True):
+            rest = sorted(set(range(variable.units)) - set(kept))
+            orders.append(torch.tensor([*kept, *rest]))
+        return slice_of(permute(self.trained(), self.space, orders), self.space, self.widths(budget, name))
+
+    def candidates(self, budget: float, method: str) -> list[str]:
+        """Names of a method's networks at a budget: one, or several that differ in latency or score."""
+        found = sorted((self.folder / "networks").glob(f"{budget}-{method}~*.json"))
+        return [path.stem.removeprefix(f"{budget}-") for path in found]
+
+
+def kept_units(space: WidthSpace, full: nn.Module, pruned: nn.Module) -> list[list[int]]:
+    """Which units of each variable a pruned network keeps, by the scales and shifts of its norms.
+
+    Raises:
+        ValueError: a weight of the pruned network is none of the full network's.
+    """
+    tensors, narrow = own_tensors(full), own_tensors(pruned)
+    marks: dict[int, list[str]] = {}
+    for name, axes in space.slices.items():
+        if tensors[name].ndim == 1 and tensors[name].is_floating_point() and "running" not in name:
+            (segment,) = axes[0]
+            if segment.variable >= 0 and segment.repeat == 1:
+                marks.setdefault(segment.variable, []).append(name)
+    kept = []
+    for index in range(len(space.variables)):
+        wide = torch.stack([tensors[name] for name in marks[index]], dim=1).double()
+        thin = torch.stack([narrow[name] for name in marks[index]], dim=1).double()
+        distance = torch.cdist(thin, wide)
+        if bool((distance.min(dim=1).values > 1e-6).any()):
+            raise ValueError(
+                f"{space.variables[index].name} of the pruned network is no part of the full one"
+            )
+        kept.append(distance.argmin(dim=1).tolist())
+        if len(set(kept[-1])) != len(kept[-1]):
+            raise ValueError(f"channels of {space.variables[index].name} are too alike to tell apart")
+    return kept
 
 
 # -- methods: each gives the pruned network of a latency in milliseconds -----------------------
@@ -254,65 +273,114 @@ class Bench:
 
 @dataclass
 class Search:
-    """Settings of the search for ``found``."""
+    """Settings of the search for ``found``.
+
+    Attributes:
+        finalists: networks of a search that are measured; those that keep the budget are raced.
+        slack: of the predicted budget, since the table errs; what is measured decides.
+    """
 
     evaluations: int = 100
     images: int = 1000
     importance: str = "l2"
+    finalists: int = 8
+    slack: float = 1.02
 
 
-def found(job: Bench, splits: DataSplits, limit_ms: float, how: Search) -> nn.Module:
-    """Our way: slices of the network in order of importance, ranked by their recalibrated scores."""
+SLACKS = (1.04, 1.02, 1.0, 0.98)
+"""Of the predicted budget, for methods that choose by size: the largest that measures within it is taken."""
+
+
+def found(
+    job: Bench, splits: DataSplits, limit_ms: float, how: Search, *, supernet: bool = False
+) -> Iterator[nn.Module]:
+    """Our way: slices of the network in order of importance, ranked by their recalibrated scores.
+
+    With ``supernet`` they are scored with the weights of the short supernet, and cut from the base network
+    all the same.
+    """
     from bcnet_deploy.search import search  # not before: where networks are only trained, pymoo may be absent
 
     permuted = permuted_on(job.trained(), job.space, splits, how.importance, device=CPU)
+    scored = permuted
+    if supernet:
+        scored = job.space.extract(job.model, job.space.full)
+        load_weights(scored, job.folder / "supernet" / "weights.safetensors")
     evaluator = open_pruned_evaluator(
-        permuted, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
+        scored, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
     )
+    table = job.table()
+    grid = np.linspace(0.1, 1.0, 91)
+    rows = [row for row in (uniform_row(job, share) for share in grid) if job.within(limit_ms)(row)]
+    first = [rows[-1], *allocations(job, permuted, splits, limit_ms)]
     result = search(
-        job.space, evaluator, {"latency_ms": (job.table(), limit_ms)}, how.evaluations, population_size=20,
-        confidence=0.5,
+        job.space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
+        population_size=20, confidence=None, initial=np.stack(first),
     )  # fmt: skip
-    return slice_of(permuted, job.space, result.widths)
+    if result.posterior is None:
+        raise RuntimeError("scores without noise have no posterior to choose finalists by")
+    within = result.evaluated[table.predict(result.evaluated) <= limit_ms * how.slack]
+    value = result.posterior.predict(Lattice(job.space.variables).nearest(within))[0]
+    order = np.argsort(-value)
+    print(f"{job.network}: of {len(within)}, posterior {value[order][:8].round(2)}", flush=True)
+    for row in within[order[: how.finalists]]:
+        yield slice_of(permuted, job.space, row)
 
 
-def largest(
-    make: Callable[[float], nn.Module], job: Bench, fits: Callable[[npt.NDArray[np.int64]], bool]
-) -> nn.Module:
-    """The network with the most multiply-accumulates of a family by share kept that fits.
+def allocations(
+    job: Bench, permuted: nn.Module, splits: DataSplits, limit_ms: float
+) -> list[npt.NDArray[np.int64]]:
+    """Where a search begins: the widths that keep the units of the largest scores, each importance its own.
+
+    Scores of a variable are divided by their mean, so that variables can be compared.
+    """
+    within, found = job.within(limit_ms), []
+    for importance in ("l2", "l2-normalised", "taylor"):
+        batches = list(PlainBatches(splits.train, splits, 64, CPU, limit=1024))
+        scores = [
+            value / value.mean() for value in importance_scores(permuted, job.space, importance, batches)
+        ]
+        for threshold in torch.cat(scores).sort().values[::8]:
+            units = [max(1, int((value > threshold).sum())) for value in scores]
+            row = np.array([n * v.step for n, v in zip(units, job.space.variables, strict=True)])
+            row = Lattice(job.space.variables).widths(Lattice(job.space.variables).nearest(row[None]))[0]
+            if within(row):
+                found.append(row)
+                break
+    return found
+
+
+def largest(make: Callable[[float], nn.Module], job: Bench, limits_ms: list[float]) -> Iterator[nn.Module]:
+    """For each latency, the network with the most multiply-accumulates of a family by share kept that fits.
 
     All shares are tried: latency does not rise with every channel, so that a bisection would stop early.
     """
     steps = np.array([variable.step for variable in job.space.variables])
-    best, most, edge = None, 0, 0.0
-    for fine in (False, True):  # then finely around the largest share that fits
-        shares = np.linspace(edge - 0.02, edge + 0.03, 26) if fine else np.linspace(0.1, 0.95, 86)
-        for share in shares:
-            network = make(float(share))
-            row = np.array(stored_units(job.space.plan, network)) * steps
-            macs = int(job.space.macs(row)[0])
-            if macs > most and fits(row):
-                best, most, edge = network, macs, float(share)
-    if best is None:
-        raise InfeasibleError("no network of this family keeps the budget; raise --budgets")
-    return best
+    shares = np.linspace(0.1, 0.95, 171)
+    rows = np.stack([np.array(stored_units(job.space.plan, make(float(x)))) * steps for x in shares])
+    macs, predicted = job.space.macs(rows), job.table().predict(rows)
+    for limit in limits_ms:
+        if not (predicted <= limit).any():
+            raise InfeasibleError("no network of this family keeps the budget; raise --budgets")
+        yield make(float(shares[np.where(predicted <= limit, macs, -1).argmax()]))
 
 
-def uniform(job: Bench, splits: DataSplits, limit_ms: float) -> nn.Module:
-    """Every width times the same share, to multiples of eight, the same order of channels as ``found``."""
-    permuted = permuted_on(job.trained(), job.space, splits, "l2", device=CPU)
-
-    def make(share: float) -> nn.Module:
-        row = np.maximum(GRANULE, np.round(job.space.full * share / GRANULE) * GRANULE).astype(np.int64)
-        return slice_of(permuted, job.space, row)
-
-    return largest(make, job, job.within(limit_ms))
+def uniform_row(job: Bench, share: float) -> npt.NDArray[np.int64]:
+    """Every width times the same share, to multiples of eight."""
+    rounded = np.maximum(GRANULE, np.round(job.space.full * share / GRANULE) * GRANULE)
+    return np.minimum(rounded, job.space.full).astype(np.int64)
 
 
-def torch_pruning(job: Bench, splits: DataSplits, limit_ms: float, *, taylor: bool) -> nn.Module:
+def uniform(job: Bench, splits: DataSplits, limits_ms: list[float], importance: str) -> Iterator[nn.Module]:
+    """Uniform widths, the same order of channels as ``found``."""
+    permuted = permuted_on(job.trained(), job.space, splits, importance, device=CPU)
+    return largest(lambda share: slice_of(permuted, job.space, uniform_row(job, share)), job, limits_ms)
+
+
+def torch_pruning(
+    job: Bench, splits: DataSplits, limits_ms: list[float], *, taylor: bool
+) -> Iterator[nn.Module]:
     """Torch-Pruning's global pruner, as its README calls it, rounded to multiples of eight."""
-    import copy
-
     import torch_pruning as tp
 
     trained = job.trained()
@@ -336,7 +404,7 @@ def torch_pruning(job: Bench, splits: DataSplits, limit_ms: float, *, taylor: bo
         model.zero_grad(set_to_none=True)
         return model
 
-    return largest(make, job, job.within(limit_ms))
+    return largest(make, job, limits_ms)
 
 
 def modelopt(job: Bench, splits: DataSplits, macs: int) -> nn.Module:
@@ -344,8 +412,6 @@ def modelopt(job: Bench, splits: DataSplits, macs: int) -> nn.Module:
 
     Its scores: as many held-out images, and statistics averaged over as many training images, as ours.
     """
-    import copy
-
     import modelopt.torch.prune as mtp
 
     val = PlainBatches(splits.val, splits, 64, CPU, limit=Search.images)
@@ -371,22 +437,35 @@ def modelopt(job: Bench, splits: DataSplits, macs: int) -> nn.Module:
 
 
 def choose(job: Bench, budgets: list[float], methods: list[str], how: Search) -> None:
-    splits = job.splits()
-    ways: dict[str, Callable[[float], nn.Module]] = {
-        "uniform": lambda ms: uniform(job, splits, ms),
-        "torch-pruning-l2": lambda ms: torch_pruning(job, splits, ms, taylor=False),
-        "torch-pruning-taylor": lambda ms: torch_pruning(job, splits, ms, taylor=True),
-        "found": lambda ms: found(job, splits, ms, how),
+    """Networks of every method at every budget, several each: what they measure, and a race, decide."""
+    splits, full_ms = job.splits(), job.full_ms()
+    job.trained()
+    limits = [budget * full_ms * slack for budget in budgets for slack in SLACKS]
+    families: dict[str, Callable[[], Iterator[nn.Module]]] = {
+        "uniform": lambda: uniform(job, splits, limits, how.importance),
+        "torch-pruning-l2": lambda: torch_pruning(job, splits, limits, taylor=False),
+        "torch-pruning-taylor": lambda: torch_pruning(job, splits, limits, taylor=True),
     }
+    for method in (name for name in families if name in methods):
+        if job.candidates(budgets[-1], method):
+            continue
+        started = time.process_time()
+        for index, network in enumerate(families[method]()):
+            budget = budgets[index // len(SLACKS)]
+            name = f"{method}~{index % len(SLACKS)}"
+            job.keep(budget, name, network, time.process_time() - started)
     for budget in budgets:
-        if "modelopt" in methods and job.path(budget, "found").exists():
-            macs = int(str(job.about(budget, "found")["macs"]))
-            ways["modelopt"] = lambda _, macs=macs: modelopt(job, splits, macs)  # type: ignore[misc]
-        for method in methods:
-            if method in ways and not job.path(budget, method).with_suffix(".json").exists():
-                started = time.process_time()
-                network = ways[method](budget * job.full_ms())
-                job.keep(budget, method, network, time.process_time() - started)
+        searches: dict[str, Callable[[], Iterable[nn.Module]]] = {
+            "found": lambda: found(job, splits, budget * full_ms, how),  # noqa: B023
+            "found-supernet": lambda: found(job, splits, budget * full_ms, how, supernet=True),  # noqa: B023
+            "modelopt": lambda: [modelopt(job, splits, int(job.about(budget, "found~0")["macs"]))],  # noqa: B023
+        }
+        for method in (name for name in searches if name in methods):
+            if job.candidates(budget, method):
+                continue
+            started = time.process_time()
+            for index, network in enumerate(searches[method]()):
+                job.keep(budget, f"{method}~{index}", network, time.process_time() - started)
 
 
 # -- training ----------------------------------------------------------------------------------
@@ -455,57 +534,148 @@ def supernet(job: Bench, limit_s: float) -> None:
     print(f"{job.network}: {about}", flush=True)
 
 
-# -- figures -----------------------------------------------------------------------------------
-
-
-def tune(job: Bench, budgets: list[float], methods: list[str], seeds: list[int]) -> None:
-    splits = job.splits()
-    chosen = drawing_order(len(splits.train))[:TUNE_IMAGES]
-    splits = replace(splits, train=splits.train.subset(chosen))
-    trained = job.trained()
-    teacher = Remembered(trained, job.folder / "teacher.pt")
-    for seed in seeds:
-        for budget in budgets:
-            for method in methods:
-                random = method == "random-weights"
-                if not job.path(budget, "found" if random else method).exists():
-                    continue
-                target = job.folder / "tuned" / f"{budget}-{method}-{seed}"
-                if (target / "result.json").exists():
-                    continue
-                start = None if random else job.start(budget, method)
-                row = job.widths(budget, "found" if random else method)
-                config = TUNE.replace(learning_rate=RANDOM_RATE) if random else TUNE
-                result = retrain(
-                    trained, job.space, row, splits, config, target, model_ref=job.ref, initial=start,
-                    teacher=teacher, seed=seed, device=CPU,
-                )  # fmt: skip
-                (target / "checkpoint.safetensors").unlink(missing_ok=True)
-                teacher.save()
-                print(f"{job.network} {budget} {method} {seed}: {result.test_top1}", flush=True)
-                collect(job)
+# -- measured latency decides, then a race, then fine-tuning ------------------------------------
 
 
 def measure(job: Bench, rounds: int) -> None:
-    """Every network of every budget, interleaved."""
-    chosen = sorted(path.stem for path in (job.folder / "networks").glob("*.safetensors"))
+    """Every network of every budget, interleaved; then which of them each method is held to."""
     rows = {"full": job.space.full}
-    for name in chosen:
-        budget, _, method = name.partition("-")
-        rows[name] = job.widths(float(budget), method)
+    for path in sorted((job.folder / "networks").glob("*.json")):
+        rows[path.stem] = np.array(json.loads(path.read_text())["widths"], dtype=np.int64)
+    same: dict[tuple[int, ...], str] = {}
     paths = {}
     for name, row in rows.items():
+        if same.setdefault(tuple(row.tolist()), name) != name:
+            continue  # another method has the same widths: measured once
         by_name = {v.name: int(width) for v, width in zip(job.space.variables, row, strict=True)}
         note = ModelMetadata(
             model=job.ref.to_dict(), which=name, widths=by_name, fingerprint=job.space.fingerprint
         )
         paths[name] = job.folder / "onnx" / f"{name}.onnx"
         paths[name].parent.mkdir(exist_ok=True)
-        network = job.space.extract(job.model, row).eval()
-        export_onnx(network, paths[name], SIZE, parity_inputs=None, metadata=note)
+        if not paths[name].exists():
+            network = job.space.extract(job.model, row).eval()
+            export_onnx(network, paths[name], SIZE, parity_inputs=None, metadata=note)
     settings = BenchSettings(rounds=rounds, runs=30, batches=(), layers=False)
     result = bench(paths, DEVICE, settings=settings, table=job.table(), space=job.space)
     result.save(job.folder / "bench.json")
+    low = {
+        n: e["runtimes"]["onnxruntime-cpu"]["latency"]["low_ms"]
+        for n, e in read(job, "bench")["networks"].items()
+    }
+    measured = {name: low[same[tuple(row.tolist())]] for name, row in rows.items()}
+    files.write_json(job.folder / "measured.json", measured)
+    settle(job, measured)
+
+
+def read(job: Bench, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((job.folder / f"{name}.json").read_text())
+    return found
+
+
+OVER = 1.005
+"""What repeating a measurement may add to a budget."""
+
+
+def settle(job: Bench, measured: dict[str, float]) -> None:
+    """For each budget and method, the networks that measure within the budget; of families the largest."""
+    chosen: dict[str, dict[str, list[str]]] = {}
+    for budget in BUDGETS:
+        limit = budget * measured["full"] * OVER
+        for method in METHODS:
+            names = job.candidates(budget, method)
+            within = [name for name in names if measured[f"{budget}-{name}"] <= limit] or sorted(
+                names, key=lambda name: measured[f"{budget}-{name}"]
+            )[:1]
+            if method in RACED:
+                within = within[:RACERS]
+            elif within:
+                within = [max(within, key=lambda name: int(job.about(budget, name)["macs"]))]
+            if within:
+                chosen.setdefault(str(budget), {})[method] = within
+                shares = [measured[f"{budget}-{name}"] / measured["full"] for name in within]
+                print(f"{job.network} {budget} {method}: {within}, measured {np.round(shares, 3)} of full")
+    files.write_json(job.folder / "chosen.json", chosen)
+
+
+def fine_tune(
+    job: Bench, splits: DataSplits, budget: float, name: str, steps: int, folder: Path, *, seed: int,
+    random: bool = False,
+) -> RetrainResult:  # fmt: skip
+    """A network of a budget, from what it keeps of the base network, half the loss from the base network."""
+    config = GPU_TUNE if job.device.type == "cuda" else TUNE
+    config = config.replace(epochs=steps * config.batch_size / len(splits.train))
+    if random:
+        config = config.replace(learning_rate=RANDOM_RATE * config.batch_size / BASE.batch_size)
+    result = retrain(
+        job.model, job.space, job.widths(budget, name), splits, config, folder, model_ref=job.ref,
+        initial=None if random else job.start(budget, name), teacher=copy.deepcopy(job.trained()), seed=seed,
+        device=job.device,
+    )  # fmt: skip
+    for left in ("checkpoint.safetensors", "weights.safetensors"):
+        (folder / left).unlink(missing_ok=True)
+    return result
+
+
+def race(jobs: list[Bench], steps: int, share: tuple[int, int], until: float) -> None:
+    """A few steps of fine-tuning for each finalist, then its held-out accuracy; test images take no part."""
+    todo = [
+        (job, float(budget), name)
+        for job in jobs
+        for budget, methods in read(job, "chosen").items()
+        for method, names in methods.items()
+        for name in names
+        if method in RACED
+    ]
+    for job, budget, name in todo[share[0] :: share[1]]:
+        folder = job.folder / "raced" / f"{budget}-{name}"
+        if not (folder / "result.json").exists() and time.monotonic() < until:
+            splits = replace(job.splits(), open_test=lambda: None)
+            result = fine_tune(job, splits, budget, name, steps, folder, seed=0)
+            print(
+                f"{job.network} {budget} {name}: raced {result.val_metric:.2f} {result.seconds} s", flush=True
+            )
+
+
+def winner(job: Bench, budget: float, method: str) -> str | None:
+    """The network of a method: the one that its race's held-out accuracy is highest for, else its first."""
+    names = read(job, "chosen").get(str(budget), {}).get(method, [])
+    scores = {}
+    for name in names:
+        path = job.folder / "raced" / f"{budget}-{name}" / "result.json"
+        if path.exists():
+            scores[name] = json.loads(path.read_text())["val_metric"]
+    return max(scores, key=lambda name: scores[name]) if scores else next(iter(names), None)
+
+
+def tune(
+    jobs: list[Bench], budgets: list[float], methods: list[str], seeds: list[int], steps: int, raced: int,
+    share: tuple[int, int], until: float,
+) -> None:  # fmt: skip
+    """Fine-tune each method's network, all alike; random weights get what the race took, too."""
+    todo = [
+        (job, seed, budget, method)
+        for seed in seeds
+        for budget in sorted(budgets)
+        for job in jobs
+        for method in methods
+    ]
+    longest = 0.0
+    for job, seed, budget, method in todo[share[0] :: share[1]]:
+        random = method == "random-weights"
+        name = winner(job, budget, "found" if random else method)
+        folder = job.folder / "tuned" / f"{budget}-{method}-{seed}"
+        if name is None or (folder / "result.json").exists() or time.monotonic() + longest > until:
+            continue
+        started = time.monotonic()
+        total = steps + (raced * len(read(job, "chosen")[str(budget)]["found"]) if random else 0)
+        result = fine_tune(job, job.splits(), budget, name, total, folder, seed=seed, random=random)
+        files.write_json(folder / "name.json", name)
+        longest = max(longest, time.monotonic() - started)
+        print(
+            f"{job.network} {budget} {method} {seed}: {name}, test {result.test_top1}, val "
+            f"{result.val_metric:.2f}, {total} steps {result.seconds} s of {longest:.0f}", flush=True,
+        )  # fmt: skip
 
 
 def collect(job: Bench) -> None:
@@ -515,25 +685,22 @@ def collect(job: Bench) -> None:
     if path.exists():
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["network"] != job.network]
-    measured: dict[str, float] = {}
-    if (job.folder / "bench.json").exists():
-        networks = json.loads((job.folder / "bench.json").read_text())["networks"]
-        for name, entry in networks.items():
-            measured[name] = entry["runtimes"]["onnxruntime-cpu"]["latency"]["low_ms"]
+    measured = read(job, "measured")
 
-    def add(budget: float, method: str, seed: int, macs: object, top1: float, ms: float | None) -> None:
-        shown = "" if ms is None else f"{ms:.4f}"
-        values = (job.network, budget, method, seed, shown, macs, round(top1, 2))
+    def add(budget: float, method: str, seed: int, macs: object, top1: float, ms: float) -> None:
+        values = (job.network, budget, method, seed, f"{ms:.4f}", macs, round(top1, 2))
         rows.append({key: str(value) for key, value in zip(COLUMNS, values, strict=True)})
 
-    base = json.loads((job.folder / "base" / "result.json").read_text())
-    add(1.0, "full", 0, base["macs"], base["test_top1"], measured.get("full"))
+    base = read(job, "base/result")
+    add(1.0, "full", 0, base["macs"], base["test_top1"], measured["full"])
     for result in sorted((job.folder / "tuned").glob("*/result.json")):
         name, _, seed = result.parent.name.rpartition("-")
         budget, _, method = name.partition("-")
         data = json.loads(result.read_text())
-        as_measured = name.replace("random-weights", "found")
-        add(float(budget), method, int(seed), data["macs"], data["test_top1"], measured.get(as_measured))
+        network = json.loads((result.parent / "name.json").read_text())
+        add(
+            float(budget), method, int(seed), data["macs"], data["test_top1"], measured[f"{budget}-{network}"]
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -544,9 +711,10 @@ def collect(job: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
-        "step", choices=("data", "base", "supernet", "profile", "choose", "measure", "tune", "collect")
+        "step",
+        choices=("data", "base", "supernet", "profile", "choose", "measure", "race", "tune", "collect"),
     )
-    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--data", default="")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
@@ -559,35 +727,55 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, help="of base")
     parser.add_argument("--limit-s", type=float, help="of base, in place of epochs, and of supernet: seconds")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=1000, help="of tune")
+    parser.add_argument("--race-steps", type=int, default=100, help="of race, for each finalist")
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which of how many processes")
+    parser.add_argument("--until-s", type=float, default=1e9, help="no training begins that may end later")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = True  # shapes repeat
-    job = Bench(options.network, options.folder, options.data, torch.device(options.device))
-    match options.step:
-        case "data":
-            job.keep_data()
-        case "base":
-            config = GPU_BASE if options.device == "cuda" else BASE
-            base(job, config.replace(epochs=options.epochs or config.epochs), options.limit_s)
-        case "supernet":
-            supernet(job, options.limit_s or 60.0)
-        case "profile":
-            profile_device(
-                job.model, job.space, load_device(DEVICE), job.folder / "table.json",
-                budget_s=options.seconds,
-            )  # fmt: skip
-        case "choose":
-            how = Search(evaluations=options.evaluations, importance=options.importance)
-            choose(job, options.budgets, options.methods, how)
-        case "measure":
-            measure(job, options.rounds)
-        case "tune":
-            tune(job, options.budgets, options.methods, options.seeds)
-        case "collect":
-            collect(job)
+    torch.backends.cudnn.benchmark = options.step == "base"  # worth it where shapes repeat for long
+    device, until = torch.device(options.device), time.monotonic() + options.until_s
+    jobs = [Bench(network, options.folder, options.data, device) for network in options.network]
+    share = (options.share[0], options.share[1])
+    if options.step == "race":
+        race(jobs, options.race_steps, share, until)
+    elif options.step == "tune":
+        tune(
+            jobs, options.budgets, options.methods, options.seeds, options.steps, options.race_steps, share,
+            until,
+        )  # fmt: skip
+    for job in jobs:
+        match options.step:
+            case "data":
+                job.keep_data()
+            case "base":
+                config = GPU_BASE if options.device == "cuda" else BASE
+                base(job, config.replace(epochs=options.epochs or config.epochs), options.limit_s)
+            case "supernet":
+                supernet(job, options.limit_s or 60.0)
+            case "profile":
+                profile_device(
+                    job.model, job.space, load_device(DEVICE), job.folder / "table.json",
+                    budget_s=options.seconds,
+                )  # fmt: skip
+            case "choose":
+                how = Search(evaluations=options.evaluations, importance=options.importance)
+                choose(job, options.budgets, options.methods, how)
+            case "measure":
+                measure(job, options.rounds)
+            case "collect":
+                collect(job)
 
 
-METHODS = ("found", "uniform", "torch-pruning-l2", "torch-pruning-taylor", "modelopt", "random-weights")
+METHODS = (
+    "found",
+    "found-supernet",
+    "uniform",
+    "torch-pruning-l2",
+    "torch-pruning-taylor",
+    "modelopt",
+    "random-weights",
+)
 
 if __name__ == "__main__":
     main()

@@ -132,7 +132,7 @@ def retrain(
     if not fresh and (finished := _finished(folder, digest)) is not None:
         return finished
     if initial is None:
-        network = space.extract(model, row)
+        network = space.extract(model, row).cpu()  # where the generator is
         reinitialise(network, torch.Generator().manual_seed(seed))
     else:
         network = slice_of(initial, space, row)
