@@ -64,6 +64,9 @@ class Task(ABC):
         """Integers on which two runs of a network should agree; None where the outputs decide nothing."""
         return None
 
+    def check_outputs(self, outputs: Any) -> None:  # noqa: B027 (any outputs will do)
+        """Refuse what a network returns where this task cannot use it. Raises :class:`TaskError`."""
+
     def check_targets(  # noqa: B027 (any targets will do)
         self, targets: Tensor, classes: int, size: tuple[int, int, int], what: str
     ) -> None:
@@ -106,6 +109,9 @@ class Classification(Task):
 
     def decisions(self, outputs: Any) -> Tensor:
         return self.logits(outputs).argmax(dim=1)
+
+    def check_outputs(self, outputs: Any) -> None:
+        self.logits(outputs)
 
     def logits(self, outputs: Any) -> Tensor:
         """(N, classes) of the outputs. Raises :class:`TaskError`."""
@@ -175,6 +181,9 @@ class Segmentation(Task):
 
     def decisions(self, outputs: Any) -> Tensor:
         return self.logits(outputs).argmax(dim=1)
+
+    def check_outputs(self, outputs: Any) -> None:
+        self.logits(outputs)
 
     def logits(self, outputs: Any, targets: Tensor | None = None) -> Tensor:
         """(N, classes, H, W) of the outputs, at the size of ``targets`` where given. Raises TaskError."""
@@ -286,6 +295,27 @@ def load_task(reference: str | Task | Callable[[], Task]) -> Task:
             "(bcnet_deploy.tasks.make_task makes one of a loss and a metric)"
         )
     return made
+
+
+def described(outputs: Any) -> str:
+    """The structure of outputs and the shapes of their tensors, for people: ``tuple of (2, 10), (2, 10)``."""
+    shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    shown = ", ".join(map(str, shapes[:6])) + (f" and {len(shapes) - 6} more" if len(shapes) > 6 else "")
+    if isinstance(outputs, Tensor):
+        return f"a tensor {shown}"
+    keys = f" ({', '.join(map(repr, list(outputs)[:6]))})" if isinstance(outputs, Mapping) else ""
+    return f"{type(outputs).__name__}{keys} of {shown or 'no tensor'}"
+
+
+def built_in_for(outputs: Any) -> str | None:
+    """The first of the built-in tasks that can use such outputs; None if none can."""
+    for task in (Classification(), Segmentation()):
+        try:
+            task.check_outputs(outputs)
+        except TaskError:
+            continue
+        return task.name
+    return None
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

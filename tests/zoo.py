@@ -35,7 +35,8 @@ def small_input(name: str) -> tuple[int, int, int]:
 
 def counted_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """torch's own count of multiply-accumulates (half its FLOPs) at batch 1. The model moves to ``meta``."""
-    model = model.to("meta").eval()
+    # Without gradients: the counter hooks whatever tensor of those it meets as an argument.
+    model = model.to("meta").eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
     dtype = next(model.parameters()).dtype
     with counter, torch.no_grad():

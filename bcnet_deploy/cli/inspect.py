@@ -76,7 +76,17 @@ def describe(name: str, space: WidthSpace, model: nn.Module) -> dict[str, Any]:
         "layers": _layers(space, model),
         "frozen": [{"name": part.name, "reason": part.reason} for part in space.frozen],
         "notes": list(space.notes),
+        **_outputs(space, model),
     }  # fmt: skip
+
+
+def _outputs(space: WidthSpace, model: nn.Module) -> dict[str, Any]:
+    """What the network returns for two images, and which built-in task could be trained on that."""
+    from bcnet_deploy.tasks import built_in_for, described
+    from bcnet_deploy.train.trial import outputs_on_zeros
+
+    outputs = outputs_on_zeros(model, space.input_size)
+    return {"outputs": described(outputs), "task": built_in_for(outputs)}
 
 
 def _show(data: dict[str, Any]) -> None:
@@ -123,6 +133,13 @@ def _show(data: dict[str, Any]) -> None:
         out.print("Nothing is frozen: every layer but the input and the classifier's outputs can change.")
     for note in data["notes"]:
         out.print(f"Note: {escape(note)}")
+    if data["task"] is None:
+        out.print(
+            f"Outputs for two images: {escape(data['outputs'])}. No built-in task can train that: name your "
+            "own, 'profile --task module:function' or 'train --set task=module:function'."
+        )
+    else:
+        out.print(f"Outputs for two images: {escape(data['outputs'])} ({data['task']}).")
     narrowest = data["narrowest"]
     out.print(
         f"Full: {data['macs']:,} MACs ({format_count(data['macs'])}), {data['params']:,} parameters, "

@@ -46,6 +46,9 @@ DEFAULT_MODEL = "mobilenet_v2"
 )
 @click.option("--table", help="Take this latency table, made on another host, instead of measuring one.")
 @click.option("--rebase", help="Begin with this table of another machine or runtime; 20s measure the rest.")
+@click.option(
+    "--task", help="Training's, where no built-in task takes what the network returns; none: no training."
+)
 @click.option("--fresh", is_flag=True, help="Measure anew; neither go on nor start from shipped tables.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the sampled networks. Default: the run's.")
 @run_dir_option
@@ -59,6 +62,7 @@ def command(
     estimate: bool | None,
     table: str | None,
     rebase: str | None,
+    task: str | None,
     fresh: bool,
     seed: int | None,
     run_dir: RunDir,
@@ -82,7 +86,14 @@ def command(
     if devices is not None and not names:
         raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     names = names or [run_dir.load().device if begun else "cpu"]
-    options = {"budget": budget, "estimate": estimate, "table": table, "rebase": rebase, "seed": seed}
+    options = {
+        "budget": budget,
+        "estimate": estimate,
+        "table": table,
+        "rebase": rebase,
+        "seed": seed,
+        "task": task,
+    }
     if rebase is not None and budget is None:
         options["budget"] = "20s"
     settings = step_settings(run_dir, "profile", options)

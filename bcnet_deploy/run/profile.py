@@ -11,11 +11,14 @@ from bcnet_deploy.devices import DeviceProfile, is_shipped
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.preflight import check_table
-from bcnet_deploy.run.settings import ProfileSettings
+from bcnet_deploy.run.settings import NO_TASK, ProfileSettings, named_task
 from bcnet_deploy.units import parse_duration
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bcnet_deploy.lut import LatencyTable
+    from bcnet_deploy.space import WidthSpace
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def profile(
 
     Raises:
         DeviceError, TableError: see :func:`check_profile`.
+        TaskError: the network returns what its task, or no built-in task, can be trained on.
         BCNetError: see :func:`bcnet_deploy.profiler.profiling.profile_device`.
     """
     from bcnet_deploy.lut import LatencyTable
@@ -131,6 +135,7 @@ def _make(
 
     seed = run.load().seed if settings.seed is None else settings.seed
     model, space = run.build(run.load().seed)
+    _check_outputs(run, settings, model, space)
     run.keep_space(space)
     path = run.latency_table(device.name)
     if settings.table is not None:
@@ -145,6 +150,30 @@ def _make(
         seed=seed, fresh=fresh, report=report,
         rebase=None if settings.rebase is None else LatencyTable.load(settings.rebase),
     )  # fmt: skip
+
+
+def _check_outputs(run: RunDir, settings: ProfileSettings, model: nn.Module, space: WidthSpace) -> None:
+    """Refuse a network whose outputs training could not use, before anything is measured.
+
+    Raises:
+        TaskError: naming the outputs and the options that help.
+    """
+    from bcnet_deploy.errors import TaskError
+    from bcnet_deploy.tasks import built_in_for, described, load_task
+    from bcnet_deploy.train.trial import outputs_on_zeros
+
+    config = run.load()
+    task = named_task(config) or settings.task
+    if task == NO_TASK:
+        return
+    outputs = outputs_on_zeros(model, space.input_size)
+    if task is not None:
+        load_task(task).check_outputs(outputs)
+    elif built_in_for(outputs) is None:
+        raise TaskError(
+            f"the network returns {described(outputs)}, which no built-in task can train: name a task of "
+            f"your own with 'profile --task module:function', or '--task {NO_TASK}' for a latency table alone"
+        )
 
 
 def own_device(device: DeviceProfile) -> dict[str, Any]:

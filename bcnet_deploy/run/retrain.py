@@ -11,7 +11,7 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.run.directory import RunDir, named, read_widths
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
-from bcnet_deploy.run.settings import RetrainSettings
+from bcnet_deploy.run.settings import RetrainSettings, named_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +87,7 @@ def retrain(
     config = run.load()
     start = settings.start or ("original" if config.model.trained else "scratch")
     distill = start == "original" if settings.distill is None else settings.distill
-    in_full = settings.config(run.data_reference(), trained=start == "original")
+    in_full = settings.config(run.data_reference(), trained=start == "original", task=named_task(config))
     if start == "original":
         run.require_trained()
     which, seed = settings.network, config.seed if settings.seed is None else settings.seed

@@ -17,7 +17,7 @@ from bcnet_deploy import files, units
 from bcnet_deploy.errors import ConfigError, ConstraintError, nearest
 from bcnet_deploy.models.ref import Pixels
 from bcnet_deploy.resources import shipped
-from bcnet_deploy.run.directory import DIGITS, NETWORKS
+from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig
 from bcnet_deploy.validation import Checked
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ Which = Literal["found", "uniform", "full"]
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 Count = Annotated[int, Interval(ge=1, le=10**9)]
 Amount = str | int | float
+NO_TASK = "none"
+"""In place of a task: the network is measured and not trained."""
 DEFAULT_LATENCY = "0.5x"
 """The budget of ``run`` where none is given."""
 
@@ -41,6 +43,8 @@ class ProfileSettings(Checked):
         estimate: from data sheets, for a device that is not here.
         table: take this table, made on another host, instead of measuring one.
         rebase: begin with this table of another machine or runtime, and measure how fast this one is.
+        task: what the network will be trained for, where no built-in task fits its outputs; ``none``: it is
+            not to be trained. Where training has a task by then, that is taken.
         seed: of the sampled networks; None: the run's.
     """
 
@@ -51,6 +55,7 @@ class ProfileSettings(Checked):
     estimate: bool = False
     table: str | None = None
     rebase: str | None = None
+    task: str | None = None
     seed: Seed | None = None
 
     def check(self) -> None:
@@ -88,12 +93,19 @@ class TrainingSettings(Checked):
         rest = {key: value for key, value in data.items() if key in own}
         return {**rest, "changes": {**rest.get("changes", {}), **flat}}
 
-    def config(self, data: str | None, *, trained: bool = False) -> TrainConfig:
+    def said_task(self, data: str | None) -> str | None:
+        """The task by these settings; None where neither a recipe nor a change tells one."""
+        if self.recipe is None and "task" not in self.changes and data != DIGITS:
+            return None
+        return self.config(data).task
+
+    def config(self, data: str | None, *, trained: bool = False, task: str | None = None) -> TrainConfig:
         """The training settings in full.
 
         Args:
             data: name of the data: the digits have a recipe of their own.
             trained: whether training starts from trained weights, which has a recipe of its own too.
+            task: where these settings tell none, see :func:`named_task`.
 
         Raises:
             ConfigError: no such recipe, or a change is not allowed.
@@ -102,7 +114,10 @@ class TrainingSettings(Checked):
 
         recipe = self.recipe or (self.from_trained if trained else DIGITS if data == DIGITS else None)
         base = TrainConfig.load(recipe) if recipe else TrainConfig()
-        return TrainConfig.from_dict({**base.to_dict(), **self.changes}, "the training settings")
+        changes = self.changes
+        if task is not None and self.said_task(data) is None:
+            changes = {"task": task, **changes}
+        return TrainConfig.from_dict({**base.to_dict(), **changes}, "the training settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +402,15 @@ def step_settings(name: str, given: Mapping[str, Any]) -> Any:
     if isinstance(settings, TrainingSettings):
         settings.config(None)  # a mistake in a later step is not to cost the steps before it
     return settings
+
+
+def named_task(config: RunConfig) -> str | None:
+    """The task that a run's training was given, or else its latency table; None where none was."""
+    training: TrainSettings = step_settings("train", config.steps.get("train", {}))
+    task = training.said_task(config.data)
+    if task is None:
+        task = config.steps.get("profile", {}).get("task")
+    return None if task == NO_TASK else task
 
 
 # -- shipped configurations ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
-from bcnet_deploy.run.settings import TrainSettings
+from bcnet_deploy.run.settings import TrainSettings, named_task
 
 if TYPE_CHECKING:
     from bcnet_deploy.train import SupernetResult, TrainConfig
@@ -65,7 +65,9 @@ def train(
         BCNetError: see :func:`bcnet_deploy.train.train_supernet`.
     """
     config = run.load()
-    settings_in_full = settings.config(run.data_reference(), trained=config.model.trained)
+    settings_in_full = settings.config(
+        run.data_reference(), trained=config.model.trained, task=named_task(config)
+    )
     seed = config.seed if settings.seed is None else settings.seed
     notes: list[str] = []
     order = {"importance": settings.importance, "both_ends": settings.both_ends}

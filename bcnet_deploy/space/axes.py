@@ -99,6 +99,12 @@ def _become(axis: Axis, parts: Layout) -> None:
         freeze(parts, axis.reason)
 
 
+def settled(layout: Layout) -> str | None:
+    """Why no channel of a layout can go, or None while one may."""
+    reasons = [axis.reason or ("a single channel" if axis.size == 1 else None) for axis in leaves(layout)]
+    return None if None in reasons else reasons[0]
+
+
 def unify(first: Layout, second: Layout, reason: str) -> None:
     """Require that the same positions be kept in both layouts.
 

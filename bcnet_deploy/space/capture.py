@@ -24,10 +24,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
 from bcnet_deploy.space.patching import ModuleState, TensorPlace, patched, tensor_places
@@ -112,6 +113,7 @@ class _Recorder(TorchDispatchMode):
         self.values: dict[int, Value] = {}
         self.alive: list[torch.Tensor] = []
         self.failing: Call | None = None
+        self.made = Made()
         self.questions = Questions(lambda tensor: self.values.get(id(tensor)))
 
     def value(self, tensor: torch.Tensor, **facts: Any) -> Value:
@@ -142,6 +144,9 @@ class _Recorder(TorchDispatchMode):
             given=tuple(self.questions.given),
         )
         self.failing = call
+        if name == "_local_scalar_dense" and self.made.knows(args[0]):
+            self.failing = None
+            return self.made.number(args[0])
         if "batch_norm" in name:
             result = _normalized(args[0], [t for t in args[1:5] if isinstance(t, torch.Tensor)])
         else:
@@ -152,7 +157,61 @@ class _Recorder(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 call.outputs.append(self.value(tensor, base=base))
         self.trace.calls.append(call)
+        self.made.note(func, args, kwargs, result)
         return result
+
+
+class Made:
+    """Tensors of a trace whose values are known: made of constants and of tensors that are no weights.
+
+    Anchor points, strides and tables are such. They depend on shapes alone, so code may decide by them. How
+    each was made is noted, and carried out with real tensors when a value is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._recipes: dict[int, tuple[Any, tuple[Any, ...], Mapping[str, Any], int | None]] = {}
+        self._values: dict[int, torch.Tensor] = {}
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        if not isinstance(tensor, FakeTensor):
+            return not isinstance(tensor, nn.Parameter)
+        return id(tensor) in self._recipes
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The real tensor behind one that is known."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor
+        if id(tensor) not in self._values:
+            func, args, kwargs, index = self._recipes[id(tensor)]
+            args, kwargs = tree_map_only(torch.Tensor, self.of, (args, dict(kwargs)))
+            with _disable_current_modes():
+                result = func(*args, **kwargs)
+            self._values[id(tensor)] = result if index is None else result[index]
+        return self._values[id(tensor)]
+
+    def number(self, tensor: torch.Tensor) -> Any:
+        """The value of one that is known and has one element."""
+        with _disable_current_modes():
+            return self.of(tensor).item()
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note a call that was made, and the fake tensors that came of it."""
+        inputs = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if func._schema.is_mutable:
+            # Views of what is written into change as well: nothing made so far is sure any more.
+            if any(isinstance(t, FakeTensor) and self.knows(t) for t in inputs):
+                self._recipes.clear()
+                self._values.clear()
+            return
+        known = all(map(self.knows, inputs))
+        if not known or torch.Tag.nondeterministic_seeded in func.tags or "empty" in func.__name__:
+            return
+        if isinstance(result, torch.Tensor):
+            self._recipes[id(result)] = (func, args, kwargs, None)
+        elif isinstance(result, (list, tuple)):
+            for index, item in enumerate(result):
+                if isinstance(item, torch.Tensor):
+                    self._recipes[id(item)] = (func, args, kwargs, index)
 
 
 def _normalized(x: torch.Tensor, per_channel: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -15,6 +15,7 @@ from bcnet_deploy.space.axes import (
     leaves,
     partition,
     scaled,
+    settled,
     unify,
     unscaled,
 )
@@ -303,7 +304,9 @@ def slice_(layouts: Layouts, call: Call) -> None:
         step = int(call.args[4]) if len(call.args) > 4 and call.args[4] else 1
         reason = f"{where(call)} takes {size} of {total} channels"
         start = start + total if start < 0 else start
-        if step == 1 and size and total % size == 0 and start % size == 0:
+        if (kept := settled(layout)) is not None:
+            dims[axis] = fixed(size, kept)
+        elif step == 1 and size > 1 and total % size == 0 and start % size == 0:
             dims[axis] = partition(layout, total // size, reason)[start // size]
         else:
             freeze(layout, reason)

@@ -91,6 +91,24 @@ def runs_in_channels_last(network: nn.Module, input_size: tuple[int, ...], devic
         return _error_of(network, images) is None
 
 
+def outputs_on_zeros(network: nn.Module, input_size: tuple[int, ...]) -> Any:
+    """What the network returns in evaluation mode on two images (2, C, H, W) of zeros, on its own device.
+
+    Raises:
+        TrainingError: it fails on them.
+    """
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    with _undisturbed(network, device), torch.no_grad():
+        network.eval()
+        try:
+            return network(torch.zeros(2, *input_size, device=device))
+        except Exception as error:  # the user's forward may raise anything
+            raise TrainingError(
+                f"the model fails on two images of zeros {input_size}: {type(error).__name__}: "
+                f"{_first_line(error)}"
+            ) from error
+
+
 def _targets_of(images: ImageSet) -> torch.Tensor:
     """All of them where they are in memory; else of some images: masks are files, too."""
     if images.memory is not None:

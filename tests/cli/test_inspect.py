@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -117,3 +118,24 @@ def test_mobilenet_v2_takes_seconds() -> None:
     started = time.process_time()
     assert inspect("mobilenet_v2", "--json")[0] == 0
     assert time.process_time() - started < 15
+
+
+def test_what_the_network_returns_and_which_task_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self, n):\n"
+        "        super().__init__()\n"
+        "        self.c, self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, n, 1), nn.Conv2d(8, 4, 1)\n"
+        "    def forward(self, x): y = self.c(x); return {'boxes': self.b(y), 'scores': self.a(y)}\n"
+        "def two(num_classes=10): return Two(num_classes)\n"
+    )
+    code, output, _ = inspect(f"{tmp_path / 'two.py'}:two", "--input-size", "1x16x16", "--json")
+    data = json.loads(output)
+    assert code == 0
+    assert data["outputs"] == "dict ('boxes', 'scores') of (2, 4, 14, 14), (2, 10, 14, 14)"
+    assert data["task"] is None
+    code, output, _ = inspect(f"{tmp_path / 'two.py'}:two", "--input-size", "1x16x16")
+    assert "No built-in task can train that" in " ".join(output.split())
+    _, output, _ = inspect("demo", "--json")
+    assert json.loads(output)["task"] == "classification"

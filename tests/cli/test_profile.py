@@ -258,3 +258,98 @@ def test_more_threads_than_cores_is_a_warning(
     assert "warning: 4096 threads on" in capsys.readouterr().err
     warn_of_threads(1)
     assert capsys.readouterr().err == ""
+
+
+# -- what the network returns --------------------------------------------------------------------
+
+RETURNS = """
+import torch
+from torch import nn
+from bcnet_deploy.tasks import make_task
+
+
+class Out(nn.Module):
+    def __init__(self, n, kind):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head, self.kind = nn.Linear(8, n), kind
+
+    def forward(self, x):
+        y = self.head(self.body(x))
+        return {"pair": (y, y), "named": {"logits": y}, "scalar": y[:, 0]}[self.kind]
+
+
+def pair(num_classes=10):
+    return Out(num_classes, "pair")
+
+
+def named(num_classes=10):
+    return Out(num_classes, "named")
+
+
+def scalar(num_classes=10):
+    return Out(num_classes, "scalar")
+
+
+def both():
+    cross = nn.functional.cross_entropy
+    return make_task(
+        lambda outputs, labels: sum(cross(one, labels) for one in outputs),
+        lambda outputs, labels: 100 * float((outputs[0].argmax(1) == labels).float().mean()),
+        metric_name="both",
+    )
+
+
+def data():
+    images = torch.randint(0, 255, (32, 1, 16, 16), dtype=torch.uint8).numpy()
+    return {"train": (images, torch.arange(32).numpy() % 10)}
+"""
+
+
+@pytest.fixture
+def returning(tmp_path: Path) -> str:
+    """The file of networks that return this and that."""
+    (tmp_path / "returns.py").write_text(RETURNS)
+    return str(tmp_path / "returns.py")
+
+
+def table_of(model: str, run_dir: Path, *more: str) -> Result:
+    return call(
+        "profile", "--model", model, "--device", "t4", "--estimate", "--input-size", "1x16x16",
+        "--run-dir", run_dir, *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), [("pair", "tuple of (2, 10), (2, 10)"), ("scalar", "(2,)")])
+def test_outputs_that_no_task_can_train_are_refused_before_measuring(
+    returning: str, tmp_path: Path, kind: str, said: str
+) -> None:
+    result = table_of(f"{returning}:{kind}", tmp_path / "run")
+    assert result.exit_code == 1
+    assert said in result.output
+    assert "--task module:function" in " ".join(result.output.split())
+    assert not (tmp_path / "run" / "latency" / "t4.json").exists()
+
+
+def test_a_table_alone_needs_no_task(returning: str, tmp_path: Path) -> None:
+    result = table_of(f"{returning}:pair", tmp_path / "run", "--task", "none")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_task_of_the_table_is_the_trainings(returning: str, tmp_path: Path) -> None:
+    result = table_of(f"{returning}:pair", tmp_path / "run", "--task", f"{returning}:both")
+    assert result.exit_code == 0, result.output
+    result = call(
+        "train", "--run-dir", tmp_path / "run", "--data", f"{returning}:data", "--set", "epochs=1",
+        "--set", "batch_size=8", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["metric_name"] == "both"
+
+
+def test_a_task_that_does_not_fit_is_refused_before_measuring(returning: str, tmp_path: Path) -> None:
+    result = table_of(f"{returning}:named", tmp_path / "run", "--task", "segmentation")
+    assert result.exit_code == 1
+    assert "segmentation needs (N, classes, H, W)" in " ".join(result.output.split())
+    # What was refused is not kept.
+    assert table_of(f"{returning}:named", tmp_path / "run").exit_code == 0

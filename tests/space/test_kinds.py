@@ -338,3 +338,59 @@ def test_constants_of_the_batch_size_do_not_hide_the_batch() -> None:
     model = Repeated()
     space = bd.WidthSpace.from_model(model, SIZE)
     runs_as_said(model, space, space.narrowest, SIZE)
+
+
+# -- decisions by values that depend on shapes alone -------------------------------------------
+
+
+class Anchored(nn.Module):
+    """A detector's head: anchor points made from strides, which are a plain tensor of the module."""
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 16, 3, 2, 1)
+        self.heads = nn.ModuleList([nn.Conv2d(12, 6, 1), nn.Conv2d(16, 6, 1)])
+        self.strides = torch.tensor([2.0, 4.0])
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [self.a(x).relu()]
+        maps.append(self.b(maps[0]).relu())
+        found = []
+        for index, (features, head) in enumerate(zip(maps, self.heads, strict=True)):
+            stride = self.strides[index]
+            height, width = features.shape[2:]
+            places = torch.arange(height * width)[:, None] * stride
+            if self.in_place:
+                places[0] = 7.0
+            if places[-1].item() > 0:
+                scale = features.new_full((height * width, 1), stride)
+                found.append(head(features).flatten(2) * scale[:, 0] + places[:, 0])
+        return torch.cat(found, dim=2)
+
+
+def test_values_that_depend_on_shapes_alone_may_decide() -> None:
+    model = Anchored()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [variable.channels for variable in space.variables] == [12, 16]
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
+
+
+def test_values_that_were_written_into_are_not_guessed() -> None:
+    with pytest.raises(bd.UnsupportedModelError, match="decides by the values of a tensor"):
+        bd.WidthSpace.from_model(Anchored(in_place=True), SIZE)
+
+
+def test_values_of_weights_do_not_decide() -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.h(y.relu() if self.a.weight.sum() > 0 else y)
+
+    with pytest.raises(bd.UnsupportedModelError, match="decides by the values of a tensor"):
+        bd.WidthSpace.from_model(Weighted(), SIZE)
