@@ -15,7 +15,7 @@ from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.onnx import check
-from bcnet_deploy.export.parity import Parity, compare, run_onnx
+from bcnet_deploy.export.parity import Parity, compare, outputs_of_onnx
 from bcnet_deploy.runtime.base import Runtime
 from bcnet_deploy.runtime.engine_file import EngineInfo, image_input, write_sidecar
 from bcnet_deploy.runtime.precision import to_fp16
@@ -138,16 +138,19 @@ def _parity(
     precision: str,
 ) -> Parity:  # fmt: skip
     """The engine against the ONNX file under ONNX Runtime."""
-    reference = run_onnx(onnx_path.read_bytes(), inputs)
+    reference = outputs_of_onnx(onnx_path.read_bytes(), inputs)
     with runtime.engine_runner(path, device) as runner:
         (feed,) = runner.inputs
         size = feed.shape[0] if feed.shape[0] > 0 else len(inputs)
         padded = np.concatenate([inputs, np.repeat(inputs[:1], -len(inputs) % size, axis=0)])
         parts = [
-            next(iter(runner.infer({feed.name: np.ascontiguousarray(padded[at : at + size])}).values()))
+            runner.infer({feed.name: np.ascontiguousarray(padded[at : at + size])})
             for at in range(0, len(padded), size)
         ]
-    outputs = np.concatenate(parts)[: len(inputs)].astype(np.float32)
+    outputs = {
+        name: np.concatenate([part[name] for part in parts])[: len(inputs)].astype(np.float32)
+        for name in reference
+    }
     return compare(reference, outputs, precision=precision, runtime=runner.name)
 
 

@@ -28,7 +28,7 @@ from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.graph import tidy
 from bcnet_deploy.export.metadata import ModelMetadata
-from bcnet_deploy.export.parity import Parity, compare, run_onnx, run_torch
+from bcnet_deploy.export.parity import Parity, compare, named_tensors, outputs_of_onnx, outputs_of_torch
 from bcnet_deploy.export.quantise import Quantised, Score, nodes_of, quantise
 from bcnet_deploy.runtime.precision import PRECISIONS, Calibration, Precision, Target, to_fp16, to_int8
 
@@ -43,7 +43,7 @@ DEFAULT_OPSET = 19
 OPSETS = range(17, 21)
 """17 brought LayerNormalization (ConvNeXt); the exporter ends at 20."""
 
-INPUT, OUTPUT = "input", "logits"
+INPUT = "input"
 _PROTOBUF_LIMIT = 2**31 - 1
 
 
@@ -115,7 +115,8 @@ def export_onnx(
     :mod:`bcnet_deploy.export.parity`.
 
     Args:
-        module: takes (N, C, H, W) float32 and returns one tensor (N, classes).
+        module: takes (N, C, H, W) float32 and returns a tensor, or a mapping or tuple of tensors, each of
+            which becomes an output (:func:`bcnet_deploy.export.parity.named_tensors`).
         path: the file to write.
         input_size: (C, H, W).
         parity_inputs: real, preprocessed inputs (N, C, H, W); None skips the comparison.
@@ -181,7 +182,8 @@ def export_onnx(
         optimise = not (precision == "int8" and target == "trt")
         runtime = f"ONNX Runtime {onnxruntime.__version__}, CPU{'' if optimise else ', graph as written'}"
         parity = compare(
-            run_torch(module, images), run_onnx(data, images, threads=parity_threads, optimise=optimise),
+            outputs_of_torch(module, images),
+            outputs_of_onnx(data, images, threads=parity_threads, optimise=optimise),
             precision=precision, runtime=runtime, tolerance=tolerance, minimum_top1=minimum_top1,
         )  # fmt: skip
         if not parity.passed:
@@ -228,16 +230,16 @@ def trace(
             raise ExportError(
                 f"the module does not run on inputs of {input_size}: {str(error).strip().splitlines()[0]}"
             ) from error
+    names = list(named_tensors(result))
     if not isinstance(result, torch.Tensor):
-        raise ExportError(
-            f"the module returns a {type(result).__name__}; export takes modules that return one tensor: "
-            "wrap it"
-        )
+        # A hook, no module around it: nodes are named by module paths.
+        plain.register_forward_hook(lambda _, __, outputs: tuple(named_tensors(outputs).values()))
+    dynamic = batch is None
     try:
-        model, exporter = _torchscript(plain, example, dynamic=batch is None, opset=opset), "torchscript"
+        model, exporter = _torchscript(plain, example, names, dynamic=dynamic, opset=opset), "torchscript"
     except Exception as first:  # the exporter raises many kinds, RuntimeError among them
         try:
-            model, exporter = _dynamo(plain, example, dynamic=batch is None, opset=opset), "dynamo"
+            model, exporter = _dynamo(plain, example, names, dynamic=dynamic, opset=opset), "dynamo"
         except Exception as second:
             raise ExportError(
                 "PyTorch cannot export the module to ONNX: "
@@ -271,11 +273,13 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     return inferred
 
 
-def _torchscript(module: nn.Module, example: torch.Tensor, *, dynamic: bool, opset: int) -> onnx.ModelProto:
+def _torchscript(
+    module: nn.Module, example: torch.Tensor, names: list[str], *, dynamic: bool, opset: int
+) -> onnx.ModelProto:
     import onnx
     import torch
 
-    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if dynamic else None
+    axes = {name: {0: "batch"} for name in (INPUT, *names)} if dynamic else None
     with (
         tempfile.TemporaryDirectory(prefix="bcnet-export-") as folder,
         warnings.catch_warnings(),
@@ -286,7 +290,7 @@ def _torchscript(module: nn.Module, example: torch.Tensor, *, dynamic: bool, ops
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module, (example,), path, dynamo=False, opset_version=opset, do_constant_folding=True,
-            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes=axes,
+            input_names=[INPUT], output_names=names, dynamic_axes=axes,
         )  # fmt: skip
         return onnx.load(path)
 
@@ -313,14 +317,16 @@ def _without_graph_dump() -> Iterator[None]:
         torch._C._jit_set_onnx_log_output_stream("stdout")
 
 
-def _dynamo(module: nn.Module, example: torch.Tensor, *, dynamic: bool, opset: int) -> onnx.ModelProto:
+def _dynamo(
+    module: nn.Module, example: torch.Tensor, names: list[str], *, dynamic: bool, opset: int
+) -> onnx.ModelProto:
     import torch
 
     shapes = ({0: torch.export.Dim.AUTO},) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module, (example,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT],
+            module, (example,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=names,
             dynamic_shapes=shapes, verbose=False,
         )  # fmt: skip
     assert program is not None

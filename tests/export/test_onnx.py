@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.reference
+import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -147,14 +149,61 @@ def test_bad_arguments_are_named(net: nn.Module, tmp_path: Path, options: dict, 
 
 
 def test_modules_that_cannot_be_exported_say_why(tmp_path: Path) -> None:
-    class Pair(nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return x, x
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[str]:
+            return ["no tensor"]
 
-    with pytest.raises(ExportError, match="returns a tuple"):
-        export_onnx(Pair(), tmp_path / "n.onnx", SIZE, parity_inputs=None)
+    with pytest.raises(ExportError, match="returns a list without a tensor"):
+        export_onnx(Nothing(), tmp_path / "n.onnx", SIZE, parity_inputs=None)
     with pytest.raises(ExportError, match="does not run on inputs of"):
         export_onnx(nn.Conv2d(4, 4, 1), tmp_path / "n.onnx", SIZE, parity_inputs=None)
+
+
+class Several(nn.Module):
+    """A mapping within a tuple, as detectors return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.box, self.score = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        y = self.body(x).relu()
+        return self.box(y).flatten(2), {"scores": self.score(y), "mean level": y.mean((1, 2, 3))}
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_every_tensor_of_the_outputs_becomes_an_output(tmp_path: Path, batch: int | None) -> None:
+    torch.manual_seed(0)
+    module, inputs = Several().eval(), pictures(3)
+    result = export_onnx(module, tmp_path / "n.onnx", SIZE, parity_inputs=inputs, batch=batch)
+    assert result.parity is not None and result.parity.passed
+    session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_outputs()] == [
+        "output_0",
+        "output_1_scores",
+        "output_1_mean_level",
+    ]
+    found = session.run(None, {"input": inputs[:1]})
+    with torch.no_grad():
+        boxes, others = module(torch.from_numpy(inputs[:1]))
+    for own, theirs in zip(found, (boxes, *others.values()), strict=True):
+        np.testing.assert_allclose(own, theirs.numpy(), rtol=0, atol=1e-5)
+    nodes = {node.name for node in onnx.load(result.path).graph.node}
+    assert "/body/Conv" in nodes  # by module paths, as the layers of a latency table are
+
+
+def test_the_worst_output_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcnet_deploy.export import onnx as exporting
+
+    original = exporting.outputs_of_onnx
+
+    def spoilt(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:
+        found = dict(original(*arguments, **options))
+        return {**found, "output_1_mean_level": found["output_1_mean_level"] + 1}
+
+    monkeypatch.setattr(exporting, "outputs_of_onnx", spoilt)
+    with pytest.raises(ExportError, match="does not compute what PyTorch does"):
+        export_onnx(Several(), tmp_path / "n.onnx", SIZE, parity_inputs=pictures(3))
 
 
 def test_an_unwritable_folder_is_a_run_directory_error(net: nn.Module, tmp_path: Path) -> None:

@@ -73,6 +73,30 @@ def test_shapes_must_fit(shape: tuple[int, int]) -> None:
         )
 
 
+@pytest.mark.parametrize(("wrong", "passed"), [(2, True), (3, False)])
+def test_pixels_decide_one_by_one(wrong: int, passed: bool) -> None:
+    reference = np.zeros((2, 3, 32, 32))
+    reference[:, 1], reference[:, 2] = 1.0, 1.0 - 2e-5
+    outputs = reference.copy()
+    outputs[0, 2, 0, :wrong] = 1.0 + 2e-5
+    result = compare(reference, outputs, precision="fp32", runtime="none")
+    assert (result.decisions, result.disagreements) == (2 * 32 * 32, wrong)
+    assert result.passed is passed
+
+
+def test_several_outputs_by_name() -> None:
+    reference = {"boxes": np.array([[10.0, 20.0]]), "out": np.array([[1.0, 2.0]])}
+    outputs = {"boxes": np.array([[10.0, 21.0]]), "out": np.array([[2.0, 1.0]])}
+    result = compare(reference, outputs, precision="fp32", runtime="none")
+    assert result.max_abs_error == 1.0
+    assert result.max_relative_error == pytest.approx(0.5)
+    assert result.top1_agreement == 0.0  # of "out", which names classes
+    heads = {"boxes": reference["boxes"], "scores": reference["out"]}
+    assert compare(heads, heads, precision="fp32", runtime="none").decisions == 0
+    with pytest.raises(ExportError, match=r"boxes \(1, 2\), PyTorch's boxes \(1, 2\), out \(1, 2\)"):
+        compare(reference, {"boxes": outputs["boxes"]}, precision="fp32", runtime="none")
+
+
 def _model(operator: str, opset: int = 17, domain: str = "") -> bytes:
     graph = helper.make_graph(
         [helper.make_node(operator, ["x"], ["y"], name="odd", domain=domain)], "g",
