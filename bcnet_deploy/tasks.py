@@ -87,13 +87,20 @@ class Classification(Task):
     """One label an image. Cross-entropy and top-1 accuracy.
 
     Outputs are logits (N, classes): a tensor, the entry ``logits`` or ``out`` of a mapping or named tuple,
-    or the only tensor of a structure.
+    or the only tensor of a structure. Auxiliary classifiers, the entries beside it whose names begin with
+    ``aux``, count 0.3 each in the loss (Szegedy et al., "Going deeper with convolutions", section 5).
     """
 
     name, metric_name, key, unit = "classification", "top-1", "top1", "%"
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(self.logits(outputs), targets, label_smoothing=label_smoothing)
+        logits = self.logits(outputs)
+        total = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        entries = outputs if isinstance(outputs, Mapping) else getattr(outputs, "_asdict", dict)()
+        for name, own in entries.items():
+            if str(name).startswith("aux") and isinstance(own, Tensor) and own.shape == logits.shape:
+                total = total + 0.3 * F.cross_entropy(own, targets, label_smoothing=label_smoothing)
+        return total
 
     def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(outputs), targets, reduction="sum")

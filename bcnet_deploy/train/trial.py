@@ -217,10 +217,17 @@ def _try_task(
     if not bool(torch.isfinite(loss)):
         raise TaskError(f"the loss of task {task.name!r} is {loss.item()} before any training")
     _called(lambda: task.distillation(outputs, outputs), "distillation loss", task)
-    _note_ignored(outputs, loss, task, notes)
+    _look_at_ignored(network, outputs, loss, task, notes)
 
 
-def _note_ignored(outputs: Any, loss: torch.Tensor, task: Task, notes: list[str]) -> None:
+def _look_at_ignored(
+    network: nn.Module, outputs: Any, loss: torch.Tensor, task: Task, notes: list[str]
+) -> None:
+    """Note outputs that the loss ignores; refuse where weights would never be trained for that.
+
+    Raises:
+        TaskError: naming the outputs and the first of the weights.
+    """
     named = [
         (path, leaf)
         for path, leaf in pytree.tree_flatten_with_path(outputs)[0]
@@ -228,13 +235,34 @@ def _note_ignored(outputs: Any, loss: torch.Tensor, task: Task, notes: list[str]
     ]
     if len(named) < 2:
         return
-    gradients = torch.autograd.grad(loss, [leaf for _, leaf in named], allow_unused=True)
-    ignored = [pytree.keystr(path) for (path, _), g in zip(named, gradients, strict=True) if g is None]
-    if ignored:
-        notes.append(
-            f"the loss of task {task.name!r} ignores the output{'s' if len(ignored) > 1 else ''} "
-            f"{', '.join(ignored)}: what leads there alone is not trained"
+    leaves = [leaf for _, leaf in named]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+    ignored = [place for place, gradient in zip(named, gradients, strict=True) if gradient is None]
+    if not ignored:
+        return
+    shown = ", ".join(pytree.keystr(path) for path, _ in ignored)
+    outputs_shown = f"the output{'s' if len(ignored) > 1 else ''} {shown}"
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    heads = torch.stack([leaf.float().sum() for _, leaf in ignored]).sum()
+    by_loss, by_heads = (_reached(end, list(weights.values())) for end in (loss, heads))
+    untrained = [
+        name for name, own, theirs in zip(weights, by_loss, by_heads, strict=True) if theirs and not own
+    ]
+    if untrained:
+        more = f" and {len(untrained) - 1} more weights" if len(untrained) > 1 else ""
+        raise TaskError(
+            f"the loss of task {task.name!r} ignores {outputs_shown}, so that {untrained[0]}{more} "
+            "would never be trained; take them into the loss of a task of your own (task: "
+            "'module:function'), freeze them with requires_grad_(False), or leave that output out"
         )
+    notes.append(f"the loss of task {task.name!r} ignores {outputs_shown}: nothing is trained by that alone")
+
+
+def _reached(end: torch.Tensor, weights: list[nn.Parameter]) -> list[bool]:
+    """Of each weight whether ``end`` depends on it."""
+    found: tuple[torch.Tensor | None, ...]
+    found = torch.autograd.grad(end, weights, allow_unused=True, retain_graph=True)
+    return [gradient is not None for gradient in found]
 
 
 def _try_one_image(network: nn.Module, images: torch.Tensor, config: TrainConfig) -> None:

@@ -146,16 +146,43 @@ def test_outputs_in_a_mapping_train_and_ambiguous_ones_are_refused(tmp_path: Pat
         tried(Giving(lambda y, _: (y, y)))
 
 
-def test_a_head_that_the_loss_ignores_is_noted() -> None:
-    _, notes = tried(Giving(lambda y, _: {"logits": y, "depth": y * 2}))
-    assert notes == (
-        "the loss of task 'classification' ignores the output ['depth']: "
-        "what leads there alone is not trained",
-    )
+class TwoHeads(nn.Module):
+    """The tiny network, and a second head beside its own."""
+
+    def __init__(self, name: str, outputs: int = CLASSES) -> None:
+        super().__init__()
+        self.body, self.side, self.name = tiny(), nn.Linear(SIZE[1] * SIZE[2], outputs), name
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.body(x), self.name: self.side(x[:, 0].flatten(1))}
+
+
+def test_a_head_that_the_loss_ignores_is_refused_by_name() -> None:
+    with pytest.raises(TaskError, match=r"ignores the output \['depth'\], so that side.weight and 1 more"):
+        tried(TwoHeads("depth"))
     both = make_task(
         lambda o, t: F.cross_entropy(o["logits"], t) + o["depth"].square().mean(), lambda o, t: 1.0
     )
-    assert tried(Giving(lambda y, _: {"logits": y, "depth": y * 2}), task=both)[1] == ()
+    assert tried(TwoHeads("depth"), task=both)[1] == ()
+    frozen = TwoHeads("depth")
+    frozen.side.requires_grad_(False)
+    assert tried(frozen)[1] == ()
+
+
+def test_an_output_that_shares_its_weights_may_be_ignored_and_is_noted() -> None:
+    _, notes = tried(Giving(lambda y, _: {"logits": y, "depth": y * 2}))
+    assert notes == (
+        "the loss of task 'classification' ignores the output ['depth']: nothing is trained by that alone",
+    )
+
+
+def test_auxiliary_classifiers_are_trained() -> None:
+    assert tried(TwoHeads("aux_logits"))[1] == ()
+    with pytest.raises(TaskError, match=r"ignores the output \['aux_logits'\]"):
+        tried(TwoHeads("aux_logits", outputs=CLASSES + 1))
+    logits, aux, targets = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    loss = load_task("classification").loss({"logits": logits, "aux_logits1": aux}, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets) + 0.3 * F.cross_entropy(aux, targets))
 
 
 class Branching(nn.Module):
