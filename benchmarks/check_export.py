@@ -6,6 +6,10 @@ the images, export in FP32 and FP16 with a dynamic batch, and the comparison of
 ``docs/export_parity.json`` and ``.md``.
 
     python benchmarks/check_export.py [--models resnet18,...] [--images DATA] [--fresh]
+    python benchmarks/check_export.py --engine openvino [...]
+
+With ``--engine openvino`` the FP32 file becomes OpenVINO's IR, as ``export --engine openvino`` makes it, and
+the IR's outputs are compared; results in ``docs/export_parity_openvino.json`` and ``.md``.
 
 An untrained classifier decides by hair-thin margins, which FP16 rounding flips however good the export
 is. So two classifiers sit side by side on the same features: the one as built, and one fitted to the
@@ -22,6 +26,7 @@ import json
 import platform
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +39,16 @@ import bcnet_deploy as bd
 from bcnet_deploy import files
 from bcnet_deploy.data import load_data
 from bcnet_deploy.data.plain import drawing_order
+from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import BCNetError
-from bcnet_deploy.export import export_onnx
+from bcnet_deploy.export import build_engine, export_onnx
 from bcnet_deploy.export.parity import compare, run_onnx, run_torch
 from bcnet_deploy.nn import recalibrate
 from bcnet_deploy.run.export import images as take
+from bcnet_deploy.runtime.registry import find_runtime
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS = DOCS / "export_parity.json"
+RESULTS = {"onnx": "export_parity", "openvino": "export_parity_openvino"}  # .json and .md
 TRANSFORMERS = ("vit_", "swin_", "maxvit")
 COUNT = 256
 
@@ -106,8 +113,29 @@ def add_fitted(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, class
     return True
 
 
-def check(name: str, seed: int, data: str) -> dict[str, Any]:
-    """Both precisions of one model."""
+@dataclass
+class Case:
+    """A model of torchvision at a random width.
+
+    Attributes:
+        net: extracted, batch norms recalibrated on ``images``, with the fitted classifier where ``fitted``.
+        classes: of the classifier as built.
+        reference: PyTorch's outputs, (images, classes or twice as many).
+        yardstick: those of the classifier as built, computed in float64.
+        about: what the result says of it.
+    """
+
+    net: nn.Module
+    size: tuple[int, int, int]
+    images: np.ndarray[Any, Any]
+    classes: int
+    fitted: bool
+    reference: np.ndarray[Any, Any]
+    yardstick: np.ndarray[Any, Any]
+    about: dict[str, Any]
+
+
+def prepare(name: str, seed: int, data: str) -> Case:
     size = input_size(name)
     splits = load_data(data, size)
     classes = splits.num_classes
@@ -124,12 +152,98 @@ def check(name: str, seed: int, data: str) -> dict[str, Any]:
     recalibrate(net, tensor.split(32))
     fitted = add_fitted(net, tensor, labels, classes)
     reference = run_torch(net, images)
-    yardstick = exact(net, images)[:, :classes]
-    result: dict[str, Any] = {
+    about = {
         "input_size": list(size), "variables": len(space.variables), "seed": seed, "fitted": fitted,
         "macs": int(space.macs(widths)[0]), "full_macs": int(space.macs(space.full)[0]),
         "classes_predicted": len(np.unique(reference[:, :classes].argmax(1))),
     }  # fmt: skip
+    return Case(
+        net, size, images, classes, fitted, reference, exact(net, images)[:, :classes], about
+    )  # fmt: skip
+
+
+def against_float64(case: Case, runtime: str, outputs: np.ndarray[Any, Any]) -> dict[str, float]:
+    """The relative error of PyTorch and of a runtime against the network in float64."""
+    return {
+        name: compare(case.yardstick, given[:, : case.classes], precision="fp32", runtime=name)
+        .max_relative_error
+        for name, given in (("pytorch", case.reference), (runtime, outputs))
+    }  # fmt: skip
+
+
+def check_openvino(name: str, seed: int, data: str) -> dict[str, Any]:
+    """The IR of one model, in FP32, with a dynamic batch."""
+    case = prepare(name, seed, data)
+    device, start = load_device("cpu-openvino"), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        try:
+            export_onnx(case.net, path, case.size, parity_inputs=None, batch=None)
+            build_engine(path, path.with_suffix(".xml"), device)
+            runtime = find_runtime(device.runtime)
+            with runtime.engine_runner(path.with_suffix(".xml"), device) as runner:
+                (feed,) = runner.inputs
+                outputs = np.concatenate([
+                    next(iter(runner.infer({feed.name: part}).values()))
+                    for part in np.split(case.images, COUNT // 32)
+                ])  # fmt: skip
+        except BCNetError as error:
+            return {**case.about, "error": f"{type(error).__name__}: {error}"}
+    parity = compare(
+        case.reference[:, : case.classes], outputs[:, : case.classes], precision="fp32", runtime="openvino"
+    )
+    return {
+        **case.about,
+        "max_abs_error": parity.max_abs_error, "max_relative_error": parity.max_relative_error,
+        "top1_agreement": parity.top1_agreement,
+        "against_float64": against_float64(case, "openvino", outputs),
+        "seconds": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
+
+
+def passed_openvino(entry: dict[str, Any]) -> bool:
+    """Within 1e-4 of PyTorch, or within PyTorch's own error; the same answers to all images."""
+    if "error" in entry:
+        return False
+    allowed = max(1e-4, entry["against_float64"]["pytorch"])
+    return bool(entry["max_relative_error"] <= allowed and entry["top1_agreement"] == 1.0)
+
+
+def page_openvino(results: dict[str, Any]) -> str:
+    """The result page of OpenVINO."""
+    entries = results["models"]
+    good = [name for name, entry in entries.items() if passed_openvino(entry)]
+    lines = [
+        "# Export parity of OpenVINO", "",
+        f"{len(good)} of {len(entries)} torchvision CNNs measured (of {len(cnns())}) meet the bar at a random"
+        " width: FP32 relative error against PyTorch <= 1e-4, or no more than PyTorch's own error against the"
+        f" network in float64, and top-1 agreement 100%, on {COUNT} images.", "",
+        f"Made by `python benchmarks/check_export.py --engine openvino` with {results['versions']}. Models,"
+        " widths, images and conventions are those of [export parity](export_parity.md).", "",
+        "| model | image | MACs of full | rel. error | against float64: PyTorch, OpenVINO | top-1 | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, entry in sorted(entries.items()):
+        cells = [name, str(entry["input_size"][1]), f"{entry['macs'] / entry['full_macs']:.0%}"]
+        if "error" in entry:
+            cells += [entry["error"], "", ""]
+        else:
+            own = entry["against_float64"]
+            cells += [
+                f"{entry['max_relative_error']:.1e}", f"{own['pytorch']:.1e}, {own['openvino']:.1e}",
+                f"{entry['top1_agreement']:.2%}",
+            ]  # fmt: skip
+        cells.append("met" if passed_openvino(entry) else "**missed**")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def check(name: str, seed: int, data: str) -> dict[str, Any]:
+    """Both precisions of one model."""
+    case = prepare(name, seed, data)
+    net, size, images, classes, fitted = case.net, case.size, case.images, case.classes, case.fitted
+    reference = case.reference
+    result = dict(case.about)
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("fp32", "fp16"):
             start = time.perf_counter()
@@ -152,11 +266,7 @@ def check(name: str, seed: int, data: str) -> dict[str, Any]:
                         "top1_agreement": parity.top1_agreement,
                     }
             if precision == "fp32":
-                figures["against_float64"] = {
-                    name: compare(yardstick, given[:, :classes], precision="fp32", runtime=name)
-                    .max_relative_error
-                    for name, given in (("pytorch", reference), ("onnxruntime", outputs))
-                }  # fmt: skip
+                figures["against_float64"] = against_float64(case, "onnxruntime", outputs)
             figures["seconds"] = round(time.perf_counter() - start, 1)
             result[precision] = figures
     return result
@@ -230,6 +340,7 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", help="comma-separated names; default: every torchvision CNN")
+    parser.add_argument("--engine", choices=RESULTS, default="onnx", help="what is compared with PyTorch")
     parser.add_argument("--images", default="digits", help="data reference; default: the embedded digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-most", type=int, default=10**6, help="new models in this call")
@@ -238,24 +349,25 @@ def main() -> None:
     torch.set_num_threads(1)
     names = arguments.models.split(",") if arguments.models else cnns()
     results: dict[str, Any] = {"models": {}}
-    if RESULTS.exists() and not arguments.fresh:
-        results = json.loads(RESULTS.read_text())
-    import onnxruntime
-
+    path = DOCS / f"{RESULTS[arguments.engine]}.json"
+    if path.exists() and not arguments.fresh:
+        results = json.loads(path.read_text())
+    openvino = arguments.engine == "openvino"
+    runtime = find_runtime("openvino" if openvino else "onnxruntime")
     results["versions"] = (
         f"PyTorch {torch.__version__.split('+')[0]}, torchvision {torchvision.__version__.split('+')[0]}, "
-        f"ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}, "
+        f"{runtime.title} {(runtime.installed() or ('', ''))[1]}, Python {platform.python_version()}, "
         f"images of {Path(arguments.images).name}"
     )
     names = [name for name in names if arguments.models or name not in results["models"]]
     for name in names[: arguments.at_most]:
         start = time.perf_counter()
-        entry = check(name, arguments.seed, arguments.images)
+        entry = (check_openvino if openvino else check)(name, arguments.seed, arguments.images)
         results["models"][name] = entry
-        files.write_json(RESULTS, results)
-        files.write_text(DOCS / "export_parity.md", page(results))
-        state = "met" if passed(entry) else "MISSED"
-        print(f"{name}: {state} in {time.perf_counter() - start:.0f} s; {judged(entry)}", flush=True)
+        files.write_json(path, results)
+        files.write_text(path.with_suffix(".md"), (page_openvino if openvino else page)(results))
+        good = (passed_openvino if openvino else passed)(entry)
+        print(f"{name}: {'met' if good else 'MISSED'} in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

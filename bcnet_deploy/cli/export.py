@@ -1,4 +1,4 @@
-"""``bcnet-deploy export``: a network of the run directory as ONNX, ORT or TensorRT engine."""
+"""``bcnet-deploy export``: a network of the run directory as ONNX file, or as engine of a runtime."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from bcnet_deploy.run.directory import RunDir
 @click.command("export")
 @click.option(
     "--engine", type=ENGINE,
-    help="onnx: an ONNX file; ort: ONNX Runtime's own format too; trt: a TensorRT engine too. Default: onnx.",
+    help="onnx: an ONNX file; ort: ONNX Runtime's own format too; openvino: OpenVINO's IR too; "
+    "trt: a TensorRT engine too. Default: onnx.",
 )  # fmt: skip
 @click.option(
     "--which", "network", default="found", show_default=True, type=NETWORK, help="Which network of the run."
 )
 @click.option(
     "--precision", type=PRECISION,
-    help="Of the computation; inputs and outputs stay FP32. Default: the device's for trt, else fp32.",
+    help="Of the computation; inputs and outputs stay FP32. Default: the device's for an engine, else fp32.",
 )  # fmt: skip
 @click.option("--dynamic-batch/--fixed-batch", default=None, help="Any batch size instead of 1.")
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 20. Default: 19.")
-@click.option(
-    "--device", shell_complete=devices, help="Device profile of a TensorRT engine. Default: the run's."
-)
+@click.option("--device", shell_complete=devices, help="Device profile of an engine. Default: the run's.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder. Default: export/ of the run directory.",

@@ -43,7 +43,11 @@ class EngineResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; the path is the file's name alone, so that folders can move."""
-        kept = {key: value for key, value in self.info.to_dict().items() if key not in ("nodes", "network")}
+        kept = {
+            key: value
+            for key, value in self.info.to_dict().items()
+            if key not in ("nodes", "network", "parts")
+        }
         return {
             **kept, "file": self.path.name, "checked": list(self.checked),
             "deserialised": self.deserialised, "seconds": round(self.seconds, 3),
@@ -106,13 +110,14 @@ def build_engine(
     built = runtime.build_engine(network, path, device, wanted, batch=batch)
     info = write_sidecar(
         path, network, built, device, wanted, batch=batch, onnx_sha256=onnx_hash,
-        described=described.to_dict(),
+        described=described.to_dict(), parts=runtime.engine_files(path)[2:],
     )  # fmt: skip
     parity = None
     if built.loaded and parity_inputs is not None:
         parity = _parity(runtime, path, device, Path(onnx_path), parity_inputs, wanted)
         if not parity.passed:
-            path.unlink()
+            for file in runtime.engine_files(path):
+                file.unlink(missing_ok=True)
             raise ExportError(
                 f"the engine computes something else than {onnx_path}: {parity.summary()}; "
                 "try another precision"

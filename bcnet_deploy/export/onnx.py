@@ -103,6 +103,7 @@ def export_onnx(
     methods: Sequence[Calibration] = ("minmax",),
     keep_fp32: Collection[str] = (),
     max_loss: float | None = None,
+    chance: float = 0.0,
     metadata: ModelMetadata | None = None,
     tolerance: float | None = None,
     minimum_top1: float | None = None,
@@ -127,7 +128,7 @@ def export_onnx(
         target: the runtime an INT8 file is for, see :func:`to_int8`.
         score: accuracy of a network on held-out images, measured before and after INT8, see
             :func:`bcnet_deploy.export.quantise.accuracy_on`.
-        methods, keep_fp32, max_loss: of INT8, see :func:`bcnet_deploy.export.quantise.quantise`.
+        methods, keep_fp32, max_loss, chance: of INT8, see :func:`bcnet_deploy.export.quantise.quantise`.
         metadata: kept in the file; its precision is overwritten.
         tolerance: largest admissible relative error instead of the precision's.
         minimum_top1: smallest admissible top-1 agreement instead of the precision's.
@@ -163,7 +164,7 @@ def export_onnx(
         if score is not None:
             quantised = quantise(
                 model, calibration, score, target=target, methods=methods, keep_fp32=keep_fp32,
-                max_loss=max_loss,
+                max_loss=max_loss, chance=chance,
             )  # fmt: skip
             model = quantised.model
         else:

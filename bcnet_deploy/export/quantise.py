@@ -28,6 +28,8 @@ _QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SHOWN = 5
 _MOST_KEPT = 0.25  # of the layers: with more in FP32 there is little left to gain
 _ERROR_IMAGES = 16
+_LEARNED = 1.5  # times chance: what an FP32 network must reach to have something that INT8 can lose
+_AT_CHANCE = 0.1  # of what FP32 has above chance: with less left, a network guesses
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def quantise(
     methods: Sequence[Calibration] = ("minmax",),
     keep_fp32: Collection[str] = (),
     max_loss: float | None = None,
+    chance: float = 0.0,
 ) -> Quantised:
     """``model`` in INT8, measured.
 
@@ -114,10 +117,12 @@ def quantise(
         methods: of calibration.
         keep_fp32: modules that stay in FP32 in any case.
         max_loss: accuracy that may be lost, as a share: 0.005 is half a point. None: whatever is lost.
+        chance: the accuracy of guessing.
 
     Raises:
-        ExportError: a module is unknown, there is no calibration input, or ``max_loss`` is not reached with a
-            quarter of the layers in FP32; the layers that lose most are named.
+        ExportError: a module is unknown, there is no calibration input, ``max_loss`` is not reached with a
+            quarter of the layers in FP32, or the quantised network guesses where the FP32 one does not; the
+            layers that lose most are named.
     """
     layers = _layers(model)
     nodes_of(model, keep_fp32)
@@ -141,7 +146,18 @@ def quantise(
         kept = [*keep_fp32, *order[:more]]
         (method, quantised), after = _once(model, calibration, score, target, method, kept)
         more *= 2
+    if has_learned(before, chance) and after - chance <= _AT_CHANCE * (before - chance):
+        raise ExportError(
+            f"INT8 leaves an accuracy of {after:.2%}, about what chance gives ({chance:.2%}); FP32 has "
+            f"{before:.2%}; layers that lose most: {', '.join(name for name, _ in weakest)}; keep them in "
+            "FP32 (--keep-fp32, or --max-loss), give more representative calibration images, or export FP32"
+        )
     return Quantised(quantised, after, before, method, weakest, tuple(kept))
+
+
+def has_learned(score: float, chance: float) -> bool:
+    """Whether an accuracy is clearly better than guessing."""
+    return score > _LEARNED * chance
 
 
 def layer_errors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
     from bcnet_deploy.export.metadata import ModelMetadata
     from bcnet_deploy.export.quantise import Score
+
+_log = logging.getLogger("bcnet_deploy")
 
 PARITY_IMAGES = 256
 CALIBRATION_IMAGES = 128
@@ -212,6 +215,7 @@ def _export(
 ) -> None:  # fmt: skip
     from bcnet_deploy.export.engine import build_engine
     from bcnet_deploy.export.onnx import export_onnx
+    from bcnet_deploy.export.quantise import has_learned
 
     path, onnx_path, runtime = written[0], written[-1], target.runtime
     progress(0.05, "loading the network")
@@ -221,9 +225,11 @@ def _export(
     module = recalibrated(source.module, splits) if source.shared and splits is not None else source.module
     checked_on = noise(source.model.input_size) if splits is None else images(splits, splits.val)
     calibration = score = None
+    chance = 0.0 if splits is None else 1 / max(1, splits.num_classes)
     quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
         calibration = images(splits, splits.train, CALIBRATION_IMAGES)
+        warn_of_one_class(splits)
         # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
         score = accuracy_of_onnx(splits, splits.val, quantised_for)
     progress(0.2, "exporting to ONNX")
@@ -232,8 +238,13 @@ def _export(
         parity_inputs=checked_on, calibration_inputs=calibration,
         batch=None if settings.dynamic_batch else 1, opset=settings.opset,
         target=quantised_for, score=score, keep_fp32=settings.keep_fp32, max_loss=settings.max_loss,
-        metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
+        chance=chance, metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
     )  # fmt: skip
+    if onnx.quantised is not None and not has_learned(onnx.quantised.fp32_score, chance):
+        _log.warning(
+            "in FP32 the network reaches %.1f%% of the held-out images, about what chance gives: what INT8 "
+            "loses cannot be told before it is trained", 100 * onnx.quantised.fp32_score,
+        )  # fmt: skip
     tested = None
     if score is not None and splits is not None and (test := splits.open_test()) is not None:
         final = accuracy_of_onnx(splits, test, quantised_for)
@@ -281,6 +292,19 @@ def images(splits: DataSplits, chosen: ImageSet, count: int = PARITY_IMAGES) -> 
 
     batches = PlainBatches(chosen, splits, 64, torch.device("cpu"), limit=count, channels_last=False)
     return np.concatenate([batch.numpy() for batch, _ in batches])
+
+
+def warn_of_one_class(splits: DataSplits) -> None:
+    """Say where all calibration images are of one class: the ranges are of those images alone."""
+    from bcnet_deploy.data.plain import drawing_order
+
+    labels = np.asarray(splits.train.labels)
+    drawn = labels[drawing_order(len(labels))[:CALIBRATION_IMAGES]]
+    if drawn.ndim == 1 and drawn.dtype.kind in "iu" and len(drawn) > 1 and (drawn == drawn[0]).all():
+        _log.warning(
+            "all %d calibration images are of one class, %r: INT8 may lose more on the others; train on "
+            "images of every class", len(drawn), splits.classes[int(drawn[0])],
+        )  # fmt: skip
 
 
 def accuracy_of_onnx(splits: DataSplits, chosen: ImageSet, target: Literal["ort", "trt"]) -> Score | None:

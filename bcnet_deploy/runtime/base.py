@@ -364,7 +364,7 @@ class Runtime(ABC):
         raise EngineError(f"{self.title} has no engine files; choose --engine onnx")
 
     def engine_files(self, path: Path) -> tuple[Path, ...]:
-        """Every file of the engine at ``path``, its sidecar included."""
+        """Every file of the engine at ``path``: that, its sidecar, and what else there is."""
         return path, Path(f"{path}.json")
 
     def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class EngineInfo:
         nodes: ONNX node names in graph order, to map per-layer times back.
         network: the ONNX file's metadata (model reference, widths, preprocessing, class names, ...).
         device: name of the device profile. built_on: GPU it was built on, empty when there was none.
+        parts: hashes of the engine's other files, by suffix.
     """
 
     flavour: str
@@ -56,6 +57,7 @@ class EngineInfo:
     network: Mapping[str, Any] = field(default_factory=dict)
     device: str = ""
     built_on: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
@@ -71,7 +73,7 @@ class EngineInfo:
             )
         values = {key: value for key, value in data.items() if key != "format"}
         known = set(cls.__dataclass_fields__)
-        required = known - {"nodes", "network", "device", "built_on"}
+        required = known - {"nodes", "network", "device", "built_on", "parts"}
         if set(values) - known or required - set(values):
             wrong = sorted((set(values) - known) | (required - set(values)))
             raise EngineError(f"{path}: unknown or missing key {wrong[0]!r}; build the engine again")
@@ -96,6 +98,7 @@ def write_sidecar(
     batch: tuple[int, int, int],
     onnx_sha256: str = "",
     described: Mapping[str, Any] | None = None,
+    parts: Iterable[Path] = (),
 ) -> EngineInfo:
     """Write what one must know to run an engine beside it, after it: a kill between the two leaves a sidecar
     whose hash does not fit, which :func:`read_engine` refuses.
@@ -107,6 +110,7 @@ def write_sidecar(
         device, precision, batch: as given to the build; a fixed batch of the network wins.
         onnx_sha256: of the ONNX file on disk; of ``network`` where empty.
         described: the metadata of the ONNX file.
+        parts: the engine's other files, where it has some: beside it, of the same name but the suffix.
 
     Raises:
         EngineError: the network has no single image input.
@@ -124,6 +128,7 @@ def write_sidecar(
         engine_sha256=hashlib.sha256(engine).hexdigest(), size_bytes=len(engine),
         nodes=tuple(node.name for node in graph.node), network=dict(described or {}), device=device.name,
         built_on=built.built_on,
+        parts={part.suffix: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts},
     )  # fmt: skip
     files.write_json(sidecar_path(path), info.to_dict())
     return info
@@ -158,6 +163,10 @@ def read_engine(path: str | Path) -> tuple[bytes, EngineInfo]:
         raise EngineError(f"cannot read engine {path}: {error.strerror or error}") from error
     if hashlib.sha256(plan).hexdigest() != info.engine_sha256:
         raise EngineError(f"engine {path} is not the one its sidecar describes; build it again")
+    for suffix, expected in info.parts.items():
+        part = Path(path).with_suffix(suffix)
+        if not part.exists() or hashlib.sha256(part.read_bytes()).hexdigest() != expected:
+            raise EngineError(f"{part} is missing, or not what was built with {path}; build the engine again")
     check_plan(plan, info, str(path))
     return plan, info
 

@@ -7,6 +7,7 @@ itself, OpenVINO computes in BF16 where the CPU can, whatever the file says.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from bcnet_deploy.errors import EngineError, RunDirError
 from bcnet_deploy.runtime.base import Array, EngineBuild, Floats, NodeTime, Runner, Runtime, TensorInfo
-from bcnet_deploy.runtime.engine_file import read_info, sidecar_path
+from bcnet_deploy.runtime.engine_file import read_engine, sidecar_path
 from bcnet_deploy.runtime.machine import cpu_flags, lacks_vnni
 from bcnet_deploy.runtime.ort import check_threads
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 _BLOCKS = 4  # of profiled runs: see OpenVinoRunner._node_times
+_IR_VERSIONS = ("10", "11")  # that OpenVINO has read and written since 2021
 
 
 def _openvino() -> Any:
@@ -73,6 +75,8 @@ class OpenVinoRunner(Runner):
 
     def _activate(self) -> None:
         ov = _openvino()
+        if str(self.model).endswith(".xml"):
+            _check_version(Path(str(self.model)))
         config = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision], "PERF_COUNT": self.profiling, "CACHE_DIR": "",
         }  # fmt: skip
@@ -265,13 +269,32 @@ class OpenVino(Runtime):
         return EngineBuild("openvino", str((self.installed() or ("", ""))[1]), checked, loaded=loaded)
 
     def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:
-        precision = read_info(path).precision if sidecar_path(path).exists() else device.precision
+        precision = read_engine(path)[1].precision if sidecar_path(path).exists() else device.precision
         return self._runner(path, device, precision)
 
 
 def _info(port: Any) -> TensorInfo:
     shape = tuple(size.get_length() if size.is_static else -1 for size in port.get_partial_shape())
     return TensorInfo(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()).name)
+
+
+def _check_version(path: Path) -> None:
+    """OpenVINO takes an IR of a version that it does not read for a file of some other framework.
+
+    Raises :class:`EngineError` for one of an unknown version, or where the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(2048)
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror or error}") from error
+    found = re.search(r'<net\b[^>]*\bversion="([^"]*)"', head)
+    if found is None or found[1] not in _IR_VERSIONS:
+        is_what = f"an IR of version {found[1]}" if found else "no IR"
+        raise EngineError(
+            f"{path} is {is_what}; OpenVINO reads versions {' and '.join(_IR_VERSIONS)}: export it again "
+            "with 'bcnet-deploy export --engine openvino --force'"
+        )
 
 
 def _reason(error: Exception) -> str:

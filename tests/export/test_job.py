@@ -14,11 +14,13 @@ from click.testing import CliRunner, Result
 
 from bcnet_deploy import files
 from bcnet_deploy.cli.main import cli
+from bcnet_deploy.data import load_data
+from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.models.ref import ModelRef, build
 from bcnet_deploy.nn import save_subnet
 from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
-from bcnet_deploy.run.export import engines
+from bcnet_deploy.run.export import CALIBRATION_IMAGES, engines, warn_of_one_class
 from bcnet_deploy.run.subnets import subnet_of
 
 REF = ModelRef("demo", num_classes=10, input_size=(1, 8, 8), levels=4)
@@ -285,13 +287,14 @@ def test_an_ir_is_exported_with_all_its_files(run: RunDir) -> None:
     assert data["engine"]["parity"]["tolerance"] == 1e-4
 
 
-def test_int8_states_what_it_loses_on_held_out_images(run: RunDir) -> None:
+def test_int8_states_what_it_loses_on_held_out_images(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     result = export(run, "--precision", "int8", "--json")
     assert result.exit_code == 0, result.output
     quantised = json.loads(result.stdout)["onnx"]["quantised"]
     assert 0 <= quantised["accuracy"] <= 1 and 0 <= quantised["fp32_accuracy"] <= 1
     assert quantised["kept_fp32"] == []
     assert 0 <= json.loads(result.stdout)["int8_test_accuracy"] <= 1, "stated of images that chose nothing"
+    assert "about what chance gives" in caplog.text
     worst = quantised["weakest"][0]["layer"]
     kept = export(run, "--precision", "int8", "--keep-fp32", worst, "--force", "--json")
     assert kept.exit_code == 0, kept.output
@@ -301,3 +304,18 @@ def test_int8_states_what_it_loses_on_held_out_images(run: RunDir) -> None:
     wrong = export(run, "--precision", "int8", "--keep-fp32", "nothing", "--force")
     assert wrong.exit_code == 1
     assert "the network has no layer 'nothing'" in wrong.stderr
+
+
+def test_calibration_images_of_one_class_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 400 images of two classes all that are drawn for calibration are of the first."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8)
+    labels = np.zeros(400, dtype=np.int64)
+    labels[drawing_order(400)[CALIBRATION_IMAGES:]] = 1
+    both = labels.copy()
+    both[drawing_order(400)[5]] = 1
+    for given, said in ((both, False), (labels, True)):
+        caplog.clear()
+        data = {"train": (images, given), "val": (images[:20], given[:20]), "classes": ["cat", "dog"]}
+        warn_of_one_class(load_data(data, (1, 8, 8)))
+        assert ("all 128 calibration images are of one class, 'cat'" in caplog.text) is said

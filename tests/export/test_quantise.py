@@ -105,6 +105,25 @@ def test_a_loss_that_cannot_be_held_names_the_layers(
         quantise(uneven, labelled[0], accuracy_on(*labelled), max_loss=-1.0)
 
 
+def test_a_quantised_network_that_guesses_is_refused(
+    uneven: onnx.ModelProto, labelled: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    def score(network: bytes) -> float:
+        return 0.26 if b"QuantizeLinear" in network else 0.9
+
+    with pytest.raises(
+        ExportError, match=r"leaves an accuracy of 26.00%, .*chance gives \(25.00%\); FP32 has 90.00%.*undone"
+    ):
+        export_onnx(
+            Uneven(), tmp_path / "net.onnx", SIZE, parity_inputs=labelled[0], precision="int8", score=score,
+            chance=0.25,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    assert quantise(uneven, labelled[0], score).score == 0.26  # nothing is known of chance
+    untrained = quantise(uneven, labelled[0], lambda network: 0.26, chance=0.25)
+    assert untrained.loss == 0  # guesses before, too: the caller says so
+
+
 def test_unknown_layers_and_labels_are_refused(uneven: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="no layer 'undon'; did you mean 'undone'"):
         quantise(uneven, pictures(4), lambda network: 1.0, keep_fp32=("undon",))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bcnet_deploy.devices import DeviceProfile, load_device
-from bcnet_deploy.errors import DeviceError, EngineError
-from bcnet_deploy.export import build_engine, export_onnx
+from bcnet_deploy.errors import DeviceError, EngineError, ExportError
+from bcnet_deploy.export import build_engine, engine, export_onnx
 from bcnet_deploy.export.onnx import trace
 from bcnet_deploy.lut.layers import layers_of
 from bcnet_deploy.profiler.layer_map import LayerMap
@@ -107,9 +108,56 @@ def test_an_ir_is_exported_with_parity_and_replaced_as_a_whole(tmp_path: Path) -
     assert {file.name for file in tmp_path.iterdir()} == written == {
         "net.onnx", "net.xml", "net.bin", "net.xml.json",
     }  # fmt: skip
-    path.with_suffix(".bin").write_bytes(b"")
-    with pytest.raises(EngineError, match="refuses the model"):
+    find_runtime("openvino").engine_runner(path, device)
+    weights = path.with_suffix(".bin").read_bytes()
+    path.with_suffix(".bin").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))  # of another network
+    with pytest.raises(
+        EngineError, match=r"net.bin is missing, or not what was built .*build the engine again"
+    ):
+        find_runtime("openvino").engine_runner(path, device)
+
+
+@here
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text.replace('version="11"', 'version="7"', 1),
+            "is an IR of version 7; OpenVINO reads",
+        ),
+        (lambda text: "<html></html>", "is no IR; OpenVINO reads versions 10 and 11: export it again"),
+        (lambda text: text[: len(text) // 2], "refuses the model"),
+    ],
+)
+def test_an_ir_of_another_version_or_none_at_all(
+    change: Callable[[str], str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and nothing of the frameworks that OpenVINO tries instead."""
+    export_onnx(small(), tmp_path / "net.onnx", (3, 12, 12), parity_inputs=None)
+    path, device = tmp_path / "net.xml", load_device("cpu-openvino")
+    build_engine(tmp_path / "net.onnx", path, device)
+    path.write_text(change(path.read_text()))
+    path.with_name("net.xml.json").unlink()
+    capfd.readouterr()
+    with pytest.raises(EngineError, match=message):
         find_runtime("openvino").engine_runner(path, device).activate()
+    assert capfd.readouterr().err == ""
+
+
+@here
+def test_an_engine_that_computes_something_else_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_onnx(small(), tmp_path / "net.onnx", (3, 12, 12), parity_inputs=None)
+    monkeypatch.setattr(engine, "run_onnx", lambda network, inputs: np.ones((len(inputs), 5), np.float32))
+    with pytest.raises(ExportError, match="computes something else"):
+        build_engine(
+            tmp_path / "net.onnx",
+            tmp_path / "net.xml",
+            load_device("cpu-openvino"),
+            parity_inputs=pictures(4),
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
 @here
