@@ -54,6 +54,7 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True)
     build.add_argument("--budget", type=float, default=120.0)
     build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--rebase", type=Path, help="a table of another machine, runtime or version")
     build.set_defaults(run=run_build)
     evaluate.add_argument("tables", type=Path, nargs="+")
     evaluate.add_argument("--networks", type=int, default=160)
@@ -99,9 +100,12 @@ def run_build(arguments: argparse.Namespace) -> None:
         budget_s=arguments.budget - ready,
         seed=arguments.seed,
         fresh=True,
+        rebase=bd.LatencyTable.load(arguments.rebase) if arguments.rebase else None,
     )
     wall = time.perf_counter() - start
     own = {"wall_s": round(wall, 2), "budget_s": arguments.budget, "before_profile_s": round(ready, 2)}
+    if arguments.rebase:
+        own["rebased_from"] = table.provenance["rebased_from"]["runtime_version"]
     files.write_json(arguments.out.with_suffix(".build.json"), own)
     print(json.dumps({**own, **table.network.accuracy}, indent=1))
 
@@ -110,7 +114,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     device = load_device(arguments.device)
     model, space = _network(arguments.model)
     tables = [bd.LatencyTable.load(path).for_space(space) for path in arguments.tables]
-    maker = NetworkMaker(model, space)
+    runtime = device.run_by()
+    maker = NetworkMaker(model, space, prepare=lambda net: runtime.prepared(net, device.precision))
     rng = np.random.default_rng(arguments.seed)
     widths = np.unique(space.random(arguments.networks, rng), axis=0)
     rng.shuffle(widths)
@@ -129,7 +134,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "measure_s": round(time.perf_counter() - start, 1),
-        "machine": describe_machine(device.run_by()),
+        "machine": describe_machine(runtime),
         "latency_ms": {
             "min": rounds.min(),
             "mean": float(np.median(rounds, axis=1).mean()),
@@ -300,18 +305,40 @@ def run_report(arguments: argparse.Namespace) -> None:
     files.write_text(arguments.document, document(results, arguments.conditions, arguments.notes))
 
 
+def rows(result: dict[str, Any]) -> list[str]:
+    """Two lines for each table of a result."""
+    machine, found = result["machine"], []
+    runtime = f"{result['device']}, {machine['runtime']} {machine['runtime_version']}"
+    for table in result["tables"]:
+        origin = f", rebased from {table['rebased_from']}" if "rebased_from" in table else ""
+        for label, figures in (("as measured", table), ("even speed", table["even_speed"])):
+            shares = (figures[key] for key in ("mape", "noise_floor", "bias", "within_5", "within_10"))
+            cells = [
+                result["model"],
+                runtime + origin,
+                result["threads"],
+                f"{table['budget_s']:g}" + ("\\*" if table["noise_floor"] > _JUDGED else ""),
+                f"{table['wall_s']:.1f}",
+                f"{figures['networks']} x {figures['rounds']}",
+                label,
+                *(f"{share:.2%}" for share in shares),
+                f"{figures['kendall']:.3f}",
+                f"{figures['kendall_floor']:.3f}",
+            ]
+            found.append(f"| {' | '.join(map(str, cells))} |")
+    return found
+
+
 def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "") -> str:
     """The results as Markdown."""
-    machine = results[0]["machine"]
     header = (
-        "network", "threads", "budget, s", "built in, s", "networks x rounds", "", "mean error",
+        "network", "device", "threads", "budget, s", "built in, s", "networks x rounds", "", "mean error",
         "noise floor", "bias", "within 5%", "within 10%", "Kendall", "Kendall floor",
     )  # fmt: skip
     lines = [
         "# How accurate latency tables are",
         "",
-        f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])}), a virtual machine; "
-        f"ONNX Runtime {machine['runtime_version']}, FP32, batch 1." + f" {conditions}".rstrip(),
+        f"Virtual machines, batch 1. {conditions}".rstrip(),
         "",
         "Held-out networks have widths drawn at random with a seed of their own. Each is measured in",
         "interleaved rounds, in a new session each time; its latency is the median over the rounds of the",
@@ -324,26 +351,16 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
         f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "
         "measurements**: such a row holds the disturbance while the table was made and while it was judged, "
         "beside the table's own error. It meets no bar and is to be measured again.",
-        "",
-        f"| {' | '.join(header)} |",
-        "|" + "---|" * len(header),
     ]
+    machines: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        for table in result["tables"]:
-            for label, figures in (("as measured", table), ("even speed", table["even_speed"])):
-                shares = (figures[key] for key in ("mape", "noise_floor", "bias", "within_5", "within_10"))
-                cells = [
-                    result["model"],
-                    result["threads"],
-                    f"{table['budget_s']:g}" + ("\\*" if table["noise_floor"] > _JUDGED else ""),
-                    f"{table['wall_s']:.1f}",
-                    f"{figures['networks']} x {figures['rounds']}",
-                    label,
-                    *(f"{share:.2%}" for share in shares),
-                    f"{figures['kendall']:.3f}",
-                    f"{figures['kendall_floor']:.3f}",
-                ]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+        machine = result["machine"]
+        name = f"{machine['cpu_model']} ({', '.join(machine['cpu_features'])})"
+        machines.setdefault(name, []).append(result)
+    for name, made_there in machines.items():
+        lines += ["", f"## {name}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        for result in made_there:
+            lines += rows(result)
     lines += ["", "Timing each layer as a model of its own and adding up, on some of the same networks:", ""]
     lines += ["| network | threads | networks | mean | least | most |", "|---|---|---|---|---|---|"]
     for result in results:
