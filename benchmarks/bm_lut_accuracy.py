@@ -150,7 +150,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         for path, table in zip(arguments.tables, tables, strict=True)
     ]
     result["predict_per_s"] = predict_rate(tables[0], space)
-    if arguments.naive:
+    if arguments.naive and device.precision != "int8":  # Q/DQ nodes belong to no layer alone
         result["naive"] = naive(
             device, maker, space, widths[: arguments.naive], image, rounds[: arguments.naive]
         )
