@@ -4,7 +4,8 @@ Runtimes round channels up to blocks and switch kernels when a count is not alig
 is a staircase with jumps. The model has two parts:
 
 1. a base with non-negative coefficients over channel counts, their block-rounded counts and products,
-   one set for each regime (which channel counts are aligned, which are below one block);
+   one set for each regime (which channel counts are aligned, which are below one block). Some kernels
+   compute the channels beyond the last block one by one: then the count of those is a coefficient, too;
 2. a Gaussian process over the log of measured / base, which bends the base to the measurements and
    says how sure it is between them.
 
@@ -32,16 +33,31 @@ _SHAPE_CELLS = 200
 _ROBUST_STEPS = 3
 _TRUSTED = 1.0
 _MIN_REGIME = 10
+_TELLING = 30  # measurements from which the rounding can be told
+_JUDGED_ROWS = 250
+_UNEXPLAINED = 0.005  # mean error below which a base is as good as can be
 _CLOCK_US = 0.3  # what is left of the profile clock's 1 us after averaging several runs
 _ROW_CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """How a runtime rounds channels: to ``block``; ``align`` divides the counts of its fast layout."""
+    """How a runtime rounds channels: to ``block``; ``align`` divides the counts of its fast layout.
+
+    ``tail``: channels beyond the last multiple of it take longer, each of them; 0: there is no such thing.
+    """
 
     block: int
     align: int
+    tail: int = 0
+
+    def alternatives(self) -> tuple[Granularity, ...]:
+        """Itself, and what kernels were seen to do instead.
+
+        ONNX Runtime's depthwise INT8 convolutions compute channels beyond a multiple of 8 one by one.
+        """
+        others = ((self.block, self.align, self.align), (self.block, self.block, 0), (16, 8, 8), (8, 8, 8))
+        return tuple(dict.fromkeys((self, *(Granularity(*other) for other in others))))
 
     def coordinates(self, dims: Int64) -> tuple[Floats, Int64]:
         """(n, D) channel counts -> (n, 2 D) smooth coordinates and (n, 2 D) regime flags."""
@@ -51,7 +67,10 @@ class Granularity:
         return smooth, flags.astype(np.int64)
 
     def basis(self, dims: Int64) -> Floats:
-        """(n, D) -> (n, F): 1 and the products of raw and of block-rounded counts over subsets of dims."""
+        """(n, D) -> (n, F): 1 and the products of raw and of block-rounded counts over subsets of dims.
+
+        With a tail also those in which one count is replaced by what it has beyond.
+        """
         raw = dims.astype(np.float64)
         rounded = (-(-dims // self.block) * self.block).astype(np.float64)
         columns = [np.ones(len(dims))]
@@ -59,6 +78,9 @@ class Granularity:
             for subset in combinations(range(dims.shape[1]), size):
                 columns.append(raw[:, subset].prod(axis=1))
                 columns.append(rounded[:, subset].prod(axis=1))
+                for beyond in subset if self.tail else ():
+                    rest = [column for column in subset if column != beyond]
+                    columns.append((dims[:, beyond] % self.tail) * raw[:, rest].prod(axis=1))
         return np.stack(columns, axis=1)
 
 
@@ -104,6 +126,9 @@ class Fit:
 
         Raises :class:`TableError` naming ``where`` and the key.
         """
+        g = self.granularity
+        if not (0 < g.block < 2**31 and 0 < g.align < 2**31 and 0 <= g.tail < 2**31):
+            raise TableError(f"{where}.granularity must be two positive numbers and one of 0 or more")
         if self.cells.ndim != 2 or self.weights.shape != (len(self.cells),) or not self.cells.size:
             raise TableError(f"{where}: cells and weights must have one row each, and some")
         if "" not in self.bases:
@@ -128,6 +153,7 @@ class Fit:
     def to_dict(self) -> dict[str, Any]:
         return {
             "form": "fit",
+            "granularity": [self.granularity.block, self.granularity.align, self.granularity.tail],
             "bases": {regime: _rounded(values) for regime, values in self.bases.items()},
             "cells": self.cells.tolist(),
             "weights": _rounded(self.weights),
@@ -139,8 +165,9 @@ class Fit:
     @classmethod
     def from_dict(cls, data: dict[str, Any], granularity: Granularity) -> Fit:
         cells = np.asarray(data["cells"], dtype=np.int64)
+        own = data.get("granularity")  # tables of earlier versions have one for all
         return cls(
-            granularity=granularity,
+            granularity=granularity if own is None else Granularity(*(int(size) for size in own)),
             bases={
                 str(regime): np.asarray(values, dtype=np.float64) for regime, values in data["bases"].items()
             },
@@ -186,8 +213,10 @@ def fit(dims: Int64, times_us: Floats, counts: Int64, granularity: Granularity) 
         dims: (n, D) channel counts, distinct.
         times_us: (n,) median microseconds.
         counts: (n,) measurements behind each.
+        granularity: a guess; where the measurements clearly say otherwise, another is taken.
     """
     times_us = np.maximum(times_us, _CLOCK_US)
+    granularity = _told(dims, times_us, counts, granularity)
     bases = _fit_bases(dims, times_us, counts, granularity)
     residual = np.log(times_us / base_time(granularity, bases, dims))
     cells, targets, weights = _merge(dims, residual, counts, granularity)
@@ -234,6 +263,24 @@ def _fit_bases(dims: Int64, times: Floats, counts: Int64, granularity: Granulari
         if rows.sum() >= _MIN_REGIME and not rows.all():
             bases[str(name)] = _nonnegative(basis[rows], times[rows], counts[rows])
     return bases
+
+
+def _told(dims: Int64, times: Floats, counts: Int64, guess: Granularity) -> Granularity:
+    """The granularity whose base explains most with the fewest coefficients (Bayesian information criterion).
+
+    Errors count by their magnitude and not by their square, for what a machine does besides.
+    """
+    if len(dims) < _TELLING or len(guess.alternatives()) == 1:
+        return guess
+    part = np.random.default_rng(0).permutation(len(dims))[:_JUDGED_ROWS]
+    dims, times, counts = dims[part], times[part], counts[part]
+    costs = []
+    for granularity in guess.alternatives():
+        bases = _fit_bases(dims, times, counts, granularity)
+        error = float(np.abs(np.log(times / base_time(granularity, bases, dims))).mean())
+        size = sum(np.count_nonzero(values) for values in bases.values())
+        costs.append(2 * len(dims) * np.log(error + _UNEXPLAINED) + size * np.log(len(dims)))
+    return guess.alternatives()[int(np.argmin(costs))]
 
 
 def _nonnegative(basis: Floats, times: Floats, counts: Int64) -> Floats:

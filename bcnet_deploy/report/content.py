@@ -63,6 +63,31 @@ class LayerLatency:
 
 
 @dataclass(frozen=True)
+class Staircase:
+    """What one width costs on several devices.
+
+    Attributes:
+        name: of the width variable.
+        around: which network has all other widths: ``found`` or ``full``.
+        chosen: its width there.
+        widths: channels, ascending, the last of them all that there are.
+        shares: by device, the predicted latency at each of ``widths`` over that at the last.
+    """
+
+    name: str
+    around: str
+    chosen: int
+    widths: tuple[int, ...]
+    shares: dict[str, tuple[float, ...]]
+
+    @property
+    def apart(self) -> tuple[float, int]:
+        """The largest difference of two devices' shares, and the width where it is."""
+        columns = zip(*self.shares.values(), strict=True)
+        return max((max(column) - min(column), w) for column, w in zip(columns, self.widths, strict=True))
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A width vector the search scored; its accuracy is in the metric's own unit."""
 
@@ -116,6 +141,8 @@ class Content:
         measured_on: runtime, threads and machine of the measurements.
         measured_departs: how these are not the device's and its table's; then they check neither prediction
             nor budget.
+        by_device: where several devices have tables, the predicted milliseconds by device and network.
+        staircases: of the widths, those first on which the devices differ most.
         warnings: what a reader must know before the figures, such as results left out because they are of
             another network.
     """
@@ -140,6 +167,8 @@ class Content:
     widths: list[LayerWidth] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     layers: dict[str, list[LayerLatency]] = field(default_factory=dict)
+    by_device: dict[str, dict[str, float]] = field(default_factory=dict)
+    staircases: list[Staircase] = field(default_factory=list)
     front: FrontPlot | None = None
     curves: list[Curve] = field(default_factory=list)
     generations: list[GenerationPoint] = field(default_factory=list)

@@ -28,11 +28,13 @@ from bcnet_deploy.report.content import (
     LayerLatency,
     LayerWidth,
     Pair,
+    Staircase,
     SummaryRow,
 )
 from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir, difference
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
+_MOST_STEPS = 128
 _REACH = NormalDist().inv_cdf(0.975)
 
 
@@ -65,6 +67,9 @@ def gather(run: RunDir) -> Content:
         if not content.measured_departs:
             content.pairs += _measured_pairs(content.networks)
         content.layers = _layers(widths, table)
+        tables = _tables(run, config, table)
+        content.by_device = _by_device(widths, tables)
+        content.staircases = _staircases(widths, tables)
         _add_search(content, run, explained)
         content.curves = _curves(
             run, [name for name in NETWORKS if results[name] is not None], content.accuracy
@@ -289,6 +294,73 @@ def _layers(
             by_layer = {layer: value * share for layer, value in by_layer.items()}
         found[name] = [LayerLatency(layer, value) for layer, value in by_layer.items() if value > 0]
     return found
+
+
+def _tables(run: RunDir, config: RunConfig, own: LatencyTable | None) -> dict[str, LatencyTable]:
+    """By device, the tables of the run's network, its own device's (``own``) first; empty if that is all."""
+    if own is None:
+        return {}
+    found = {config.device: own}
+    for path in sorted(run.latency_table(config.device).parent.glob("*.json")):
+        if path.stem != config.device:
+            try:
+                other = LatencyTable.load(path)
+            except TableError:
+                continue  # the report is not about it
+            if _variables(other) == _variables(own):
+                found[path.stem] = other
+    return found if len(found) > 1 else {}
+
+
+def _variables(table: LatencyTable) -> tuple[str, list[tuple[str, int, int]]]:
+    """What two tables of one network have in common; levels may differ."""
+    found = [(variable.name, variable.channels, variable.step) for variable in table.network.variables]
+    return table.network.fingerprint, found
+
+
+def _by_device(
+    widths: Mapping[str, Mapping[str, int]], tables: Mapping[str, LatencyTable]
+) -> dict[str, dict[str, float]]:
+    return {
+        device: {
+            name: float(table.predict([row[v.name] for v in table.network.variables])[0])
+            for name, row in (widths or _full(table)).items()
+        }
+        for device, table in tables.items()
+    }
+
+
+def _full(table: LatencyTable) -> dict[str, dict[str, int]]:
+    return {"full": {variable.name: variable.channels for variable in table.network.variables}}
+
+
+def _staircases(
+    widths: Mapping[str, Mapping[str, int]], tables: Mapping[str, LatencyTable]
+) -> list[Staircase]:
+    """Every width from its step to all channels, the others as in the network found."""
+    if not tables:
+        return []
+    some = next(iter(tables.values()))
+    around = "found" if "found" in widths else "full"
+    row = np.array([dict(widths or _full(some))[around][v.name] for v in some.network.variables])
+    found = []
+    for column, variable in enumerate(some.network.variables):
+        stride = variable.step
+        while variable.channels // stride > _MOST_STEPS:
+            stride *= 2  # counts that a vector register divides stay among them
+        values = np.arange(stride, variable.channels + 1, stride)
+        if values[-1] != variable.channels:
+            values = np.append(values, variable.channels)
+        rows = np.repeat(row[None], len(values), axis=0)
+        rows[:, column] = values
+        shares = {}
+        for device, table in tables.items():
+            latency = table.predict(rows)
+            shares[device] = tuple(float(share) for share in latency / latency[-1])
+        found.append(
+            Staircase(variable.name, around, int(row[column]), tuple(int(value) for value in values), shares)
+        )
+    return sorted(found, key=lambda staircase: -staircase.apart[0])
 
 
 def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> None:

@@ -26,17 +26,26 @@ from bcnet_deploy.report.charts import (
     width_rows,
     xy_chart,
 )
-from bcnet_deploy.report.content import Candidate, Content, FrontPlot, LayerLatency, Pair, SummaryRow
+from bcnet_deploy.report.content import (
+    Candidate,
+    Content,
+    FrontPlot,
+    LayerLatency,
+    Pair,
+    Staircase,
+    SummaryRow,
+)
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds
 
 SECTIONS = {
     "summary": "Summary", "widths": "Widths by layer", "prediction": "Predicted against measured",
-    "layers": "Latency by layer", "front": "Pareto front", "training": "Training",
-    "progress": "Search progress", "provenance": "Provenance",
+    "layers": "Latency by layer", "devices": "Where devices differ", "front": "Pareto front",
+    "training": "Training", "progress": "Search progress", "provenance": "Provenance",
 }  # fmt: skip
-"""Anchor and heading of each part, in order."""
+"""Anchor and heading of each part, in order. That of devices is there where several have tables."""
+_STAIRCASES = 4
 _COLOUR = {"found": "c0", "uniform": "c1", "full": "c2", "supernet": "c3"}
 _NAMED_LAYERS = 8
 _MARK = b"<title>bcnet-deploy: "
@@ -100,10 +109,15 @@ def render(content: Content) -> str:
         charts["pairs"], tables["pairs"] = _pairs(content.pairs)
     if content.layers:
         charts["layers"], tables["layers"] = _layers(content.layers)
+    charts["devices"] = [(one, _staircase(one)) for one in content.staircases[:_STAIRCASES]]
+    if content.staircases:
+        tables["devices"] = _by_device(content)
+        tables["staircases"] = [_staircase_row(one) for one in content.staircases]
     charts["front"], tables["front"] = _front(content)
     charts["progress"], tables["progress"] = _progress(content)
     return environment.get_template("report.html.j2").render(
-        content=content, sections=SECTIONS, charts=charts, tables=tables, cards=_cards(content),
+        content=content, charts=charts, tables=tables, cards=_cards(content),
+        sections={key: text for key, text in SECTIONS.items() if key != "devices" or content.staircases},
         cost=_cost(content.front) if content.front else "",
         named_layers=min(_NAMED_LAYERS, len(next(iter(content.layers.values()), []))),
         errors={
@@ -216,6 +230,37 @@ def _layers(networks: dict[str, list[LayerLatency]]) -> tuple[Markup, Rows]:
     by = {name: {x.layer: x.milliseconds for x in layers} for name, layers in networks.items()}
     names = dict.fromkeys(layer for layers in by.values() for layer in layers)
     return chart, [[name, *(_ms(layers.get(name)) for layers in by.values())] for name in names]
+
+
+def _by_device(content: Content) -> Rows:
+    """One row a network, one column a device."""
+    names = next(iter(content.by_device.values()))
+    return [[name, *(_ms(networks[name]) for networks in content.by_device.values())] for name in names]
+
+
+def _staircase(given: Staircase) -> Markup:
+    def point(device: str, width: int, share: float) -> Point:
+        tip = f"{device}\n{width} channels\n{share:.1%} of the latency with all {given.widths[-1]}"
+        return Point(width, 100 * share, tip=tip)
+
+    series = [
+        Series(
+            device, [point(device, *pair) for pair in zip(given.widths, shares, strict=True)], "line",
+            f"c{index % 9}",
+        )
+        for index, (device, shares) in enumerate(given.shares.items())
+    ]  # fmt: skip
+    axes = Axis(f"channels of {given.name}"), Axis("latency, % of that with all")
+    return xy_chart(f"Latency against the width of {given.name}", series, *axes)
+
+
+def _staircase_row(given: Staircase) -> list[str]:
+    apart, width = given.apart
+    at = given.widths.index(width)
+    return [
+        given.name, str(given.widths[-1]), str(given.chosen), f"{100 * apart:.1f}", str(width),
+        *(f"{shares[at]:.1%}" for shares in given.shares.values()),
+    ]  # fmt: skip
 
 
 def _cost(front: FrontPlot) -> str:

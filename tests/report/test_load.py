@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bcnet_deploy.devices import load_device
 from bcnet_deploy.lut import LatencyTable
-from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.lut.estimate import estimate_table
+from bcnet_deploy.models.ref import ModelRef, build
+from bcnet_deploy.profiler.fitting import Speeds, at_speed
 from bcnet_deploy.report import gather
 from bcnet_deploy.resources import shipped
 from bcnet_deploy.run.directory import RunConfig, RunDir
@@ -77,3 +81,40 @@ def test_a_trained_network_says_its_metric_and_what_it_began_with(
     assert [(curve.quantity, curve.points) for curve in content.curves] == [
         ("training loss", ((1.0, 2.0), (2.0, 1.5))), ("validation mean IoU, %", ((2.0, 40.0),)),
     ]  # fmt: skip
+
+
+def test_where_devices_differ_is_what_their_tables_say(run: RunDir) -> None:
+    """A device of half the speed has the same staircases; one that runs in blocks of 16 has others."""
+    assert gather(run).staircases == []
+    first = LatencyTable.load(run.latency_table("cpu-1thread"))
+    slower = at_speed(first, Speeds(2.0))
+    slower = replace(slower, networks=(replace(first.network, overhead_us=2 * first.network.overhead_us),))
+    slower.save(run.latency_table("slow"))
+    content = gather(run)
+    assert {one.name for one in content.staircases} == {v.name for v in first.network.variables}
+    assert max(one.apart[0] for one in content.staircases) == pytest.approx(0, abs=1e-5)  # files are rounded
+    assert content.by_device["slow"]["full"] == pytest.approx(2 * content.by_device["cpu-1thread"]["full"])
+
+    model, space = build(ModelRef("demo", num_classes=10, input_size=(1, 16, 16), levels=16))
+    estimate_table(space, load_device("cpu-int8")).save(run.latency_table("cpu-int8"))
+    content = gather(run)
+    assert list(content.by_device) == ["cpu-1thread", "cpu-int8", "slow"]
+    apart = [one.apart[0] for one in content.staircases]
+    assert apart == sorted(apart, reverse=True) and apart[0] > 0.01
+    top = content.staircases[0]
+    difference, width = top.apart
+    column = [v.name for v in first.network.variables].index(top.name)
+    full = np.array([v.channels for v in first.network.variables])
+    row = full.copy()
+    row[column] = width
+    other = LatencyTable.load(run.latency_table("cpu-int8"))
+    shares = [table.predict(row)[0] / table.predict(full)[0] for table in (first, other)]
+    assert difference == pytest.approx(abs(shares[0] - shares[1]), abs=1e-5)
+    assert top.around == "full" and top.chosen == top.widths[-1] == full[column]
+
+
+def test_the_table_of_another_network_is_not_compared(run: RunDir) -> None:
+    table = shipped("luts") / "cpu-1thread.mobilenet_v2-224.json"
+    run.latency_table("other").write_bytes(table.read_bytes())
+    run.latency_table("damaged").write_text("{")
+    assert gather(run).staircases == []

@@ -27,6 +27,7 @@ from bcnet_deploy.report.content import (
     LayerLatency,
     LayerWidth,
     Pair,
+    Staircase,
     SummaryRow,
 )  # fmt: skip
 from bcnet_deploy.report.page import SECTIONS, render
@@ -135,10 +136,22 @@ def test_estimates_are_marked_wherever_a_prediction_stands() -> None:
 
 def test_an_empty_run_names_the_command_for_each_section() -> None:
     page = render(Content("t", "demo", "digits", "cpu"))
-    for key in SECTIONS:
+    for key in SECTIONS.keys() - {"devices"}:
         body = page.split(f'<section id="{key}">')[1].split("</section>")[0]
         assert "bcnet-deploy " in body, key
     assert marks(page) == {}
+
+
+def test_staircases_are_there_where_several_devices_are() -> None:
+    assert 'id="devices"' not in render(content())
+    one = Staircase("stem.0", "found", 48, (16, 32, 64), {"cpu": (0.5, 0.7, 1.0), "npu": (0.9, 0.95, 1.0)})
+    assert one.apart == (pytest.approx(0.4), 16)
+    several = replace(content(), staircases=[one], by_device={"cpu": {"found": 0.6}, "npu": {"found": 0.2}})
+    page = render(several)
+    assert 'id="devices"' in page and 'href="#devices"' in page
+    assert "<td>600 µs</td><td>200 µs</td>" in page
+    assert "<td>stem.0</td><td>64</td><td>48</td><td>40.0</td><td>16</td><td>50.0%</td><td>90.0%</td>" in page
+    assert page.count('data-series="npu"') == 2  # wide and narrow
 
 
 def test_no_reference_leaves_the_file() -> None:
