@@ -5,10 +5,10 @@ Names are loaded when first used, so that importing the package costs no PyTorch
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcnet_deploy import errors as _errors
+from bcnet_deploy.references import lazy
 
 if TYPE_CHECKING:
     from bcnet_deploy.errors import *  # noqa: F403
@@ -25,34 +25,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "build_model": "bcnet_deploy.models",
-    "WidthSpace": "bcnet_deploy.space",
-    "Supernet": "bcnet_deploy.nn",
-    "LatencyTable": "bcnet_deploy.lut",
-    "search": "bcnet_deploy.search",
-    "profile": "bcnet_deploy.profiler.profiling",
-    "train_supernet": "bcnet_deploy.run.parts",
-    "export": "bcnet_deploy.run.parts",
-    "Run": "bcnet_deploy.run.pipeline",
-    "RunDir": "bcnet_deploy.run.directory",
+_PLACES = {
+    "build_model": "models",
+    "WidthSpace": "space",
+    "Supernet": "nn",
+    "LatencyTable": "lut",
+    "search": "search",
+    "profile": "profiler.profiling",
+    "train_supernet": "run.parts",
+    "export": "run.parts",
+    "Run": "run.pipeline",
+    "RunDir": "run.directory",
 }
-_ERRORS = tuple(
-    name for name, value in vars(_errors).items() if isinstance(value, type) and issubclass(value, Exception)
-)
-__all__ = ["__version__", *_LAZY, *_ERRORS]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        # `import bcnet_deploy.search` binds the subpackage under the same name: the function wins.
-        globals()[name] = value
-        return value
-    if name in _ERRORS:
-        return getattr(_errors, name)
-    raise AttributeError(f"module 'bcnet_deploy' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_ERRORS = {
+    name: "errors" for name, value in vars(_errors).items()
+    if isinstance(value, type) and issubclass(value, Exception)
+}  # fmt: skip
+__all__ = ["__version__", *_PLACES, *_ERRORS]
+__getattr__, __dir__ = lazy(__name__, _PLACES | _ERRORS)

@@ -1,4 +1,7 @@
-"""What users name in code of their own: ``package.module:function`` or ``file.py:function``."""
+"""What users name in code of their own: ``package.module:function`` or ``file.py:function``.
+
+And names of our own packages that are imported when first used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +117,25 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         if added and str(folder) in sys.path:
             sys.path.remove(str(folder))
+
+
+def lazy(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package of ours whose names are loaded when first used.
+
+    Args:
+        package: whose ``__init__`` asks.
+        places: name -> its module, within the package.
+    """
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+        # `import bcnet_deploy.search` binds the subpackage under the function's name: the function wins.
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(places)
 
 
 def make_callable(package: str, reference: str) -> None:

@@ -12,6 +12,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from bcnet_deploy.errors import BCNetError, ConfigError, nearest
@@ -53,7 +54,8 @@ class Checked:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: tuples as lists."""
-        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}  # type: ignore[call-overload]
+        values: dict[str, Any] = plain({name: getattr(self, name) for name in _names(type(self))})
+        return values
 
 
 def check(cls: type, data: Any, source: str, error: type[BCNetError] = ConfigError) -> dict[str, Any]:
@@ -174,9 +176,14 @@ def _finding(found: Any, data: Mapping[str, Any]) -> str:
     return f"{key} is {reprlib.repr(value)}; allowed: {allowed}{near}"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def plain(value: Any) -> Any:
+    """Text, numbers, lists and mappings as they are; dataclasses as mappings; of other objects their name."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return str(value) if isinstance(value, Path) else getattr(value, "__qualname__", type(value).__qualname__)

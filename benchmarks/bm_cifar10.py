@@ -27,8 +27,9 @@ from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.models.ref import build
-from bcnet_deploy.run.directory import RunDir, named
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.settings import PipelineSettings, load_config
+from bcnet_deploy.run.widths import named
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import retrain
 

@@ -7,23 +7,15 @@ result.save("bench.json")
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcnet_deploy.references import lazy
 
 if TYPE_CHECKING:
-    from bcnet_deploy.bench.measure import BenchSettings as BenchSettings
     from bcnet_deploy.bench.measure import bench as bench
     from bcnet_deploy.bench.result import BenchResult as BenchResult
+    from bcnet_deploy.bench.settings import BenchSettings as BenchSettings
 
-_LAZY = {"BenchResult": "result", "BenchSettings": "measure", "bench": "measure"}
-__all__ = list(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"bcnet_deploy.bench.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'bcnet_deploy.bench' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_PLACES = {"BenchResult": "result", "BenchSettings": "settings", "bench": "measure"}
+__all__ = list(_PLACES)
+__getattr__, __dir__ = lazy(__name__, _PLACES)

@@ -27,6 +27,7 @@ from bcnet_deploy.bench.result import (
     RuntimeResult,
     Throughput,
 )
+from bcnet_deploy.bench.settings import BenchSettings
 from bcnet_deploy.bench.stats import summarise
 from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.errors import EngineError, ExportError
@@ -43,41 +44,6 @@ if TYPE_CHECKING:
     from bcnet_deploy.space import WidthSpace
 
 _AGAIN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchSettings:
-    """How to measure.
-
-    Attributes:
-        rounds: how often each network is loaded anew; 2 or more give a noise floor.
-        runs: timed runs a round. warmup: untimed ones before them.
-        threads: of the CPU runtime; None: the device profile's, or 1.
-        batches: batch sizes of the throughput; empty: none.
-        layers: profile by layer too.
-        runtimes: names of those to measure on; None: all that are here.
-        patience_s: seconds to wait in all until a machine in a slow spell recovers.
-        seed: of the inputs and of the split halves.
-    """
-
-    rounds: int = 8
-    runs: int = 20
-    warmup: int = 5
-    threads: int | None = None
-    batches: tuple[int, ...] = (1, 4, 16)
-    layers: bool = True
-    runtimes: tuple[str, ...] | None = None
-    patience_s: float = 30.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "runs"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.warmup < 0 or any(batch < 1 for batch in self.batches):
-            raise EngineError(
-                f"warmup is {self.warmup}, batches are {self.batches}; give 0 or more, and 1 or more"
-            )
 
 
 def bench(

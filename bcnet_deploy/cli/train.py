@@ -87,7 +87,7 @@ def command(
     settings = step_settings(run_dir, "train", options)
     settings.config(config.data, trained=config.model.trained)
     if os.environ.get("RANK", "0") == "0":
-        check_data(run_dir, config)
+        check_data(config)
         start(run_dir, config)
         # Before the training: it is gone on with after a kill without naming them again.
         keep(run_dir, "train", {key: value for key, value in options.items() if key != "compute"})
@@ -119,15 +119,8 @@ def command(
     emit(result.to_dict(), as_json=as_json, show=show)
 
 
-def check_data(run_dir: RunDir, config: Any) -> None:
+def check_data(config: Any) -> None:
     """Refuse data that is not named, or of other classes, before anything is written."""
-    from bcnet_deploy.errors import ConfigError
-
-    if config.data is None:
-        raise ConfigError(
-            f"no data is named for the run in {run_dir.path}; name it with --data: 'digits', a folder with "
-            "train/<class>/ and test/<class>/, a tar archive of one, or 'package.module:function'"
-        )
     from bcnet_deploy.data import load_data
 
     load_data(config.data, config.model.input_size, num_classes=config.model.num_classes)

@@ -51,7 +51,7 @@ def load_data(
             model.
     """
     if reference is None:
-        raise DataError(f"no data is named; name it with --data (from Python data=...): {FORMS}")
+        raise no_data()
     if val_fraction is not None and not 0 < val_fraction <= 0.5:
         raise DataError(f"the validation share is {val_fraction}; allowed: above 0, up to 0.5")
     size = (int(input_size[0]), int(input_size[1]), int(input_size[2]))
@@ -82,6 +82,11 @@ def load_data(
         )
         splits = replace(splits, notes=(*splits.notes, note))
     return splits
+
+
+def no_data() -> DataError:
+    """What is said where nobody has named any data: there is no silent default."""
+    return DataError(f"no data is named; name it with --data (from Python data=...): {FORMS}")
 
 
 def classes_of(reference: Any, input_size: tuple[int, int, int]) -> int:

@@ -8,10 +8,9 @@ engine = build_engine("net.onnx", "net.engine", "t4", "fp16")
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bcnet_deploy.references import make_callable
+from bcnet_deploy.references import lazy, make_callable
 
 if TYPE_CHECKING:
     from bcnet_deploy.export.engine import EngineResult as EngineResult
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.export.onnx import export_onnx as export_onnx
     from bcnet_deploy.export.parity import Parity as Parity
 
-_LAZY = {
+_PLACES = {
     "EngineResult": "engine",
     "ExportResult": "onnx",
     "ModelMetadata": "metadata",
@@ -29,17 +28,8 @@ _LAZY = {
     "build_engine": "engine",
     "export_onnx": "onnx",
 }
-__all__ = list(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"bcnet_deploy.export.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'bcnet_deploy.export' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = list(_PLACES)
+__getattr__, __dir__ = lazy(__name__, _PLACES)
 
 
 # bd.export is this module, as every subpackage is bound to its parent: it has to be callable.

@@ -5,8 +5,9 @@ Names are loaded when first used, so that a model can be named without PyTorch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcnet_deploy.references import lazy
 
 if TYPE_CHECKING:
     from bcnet_deploy.models.checkpoints import check_finite as check_finite
@@ -26,9 +27,4 @@ _PLACES = {
     "input_config": "registry", "load_weights": "checkpoints", "model_names": "registry",
 }  # fmt: skip
 __all__ = list(_PLACES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"bcnet_deploy.models.{_PLACES[name]}"), name)
-    raise AttributeError(f"module 'bcnet_deploy.models' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _PLACES)

@@ -31,7 +31,8 @@ from bcnet_deploy.report.content import (
     Staircase,
     SummaryRow,
 )
-from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir, difference
+from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
+from bcnet_deploy.run.widths import difference
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
 _MOST_STEPS = 128

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcnet_deploy.references import lazy
 
 if TYPE_CHECKING:
     from bcnet_deploy.run.bench import BenchStepResult as BenchStepResult
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.run.report import ReportResult as ReportResult
     from bcnet_deploy.run.retrain import RetrainStepResult as RetrainStepResult
     from bcnet_deploy.run.search import SearchStepResult as SearchStepResult
-    from bcnet_deploy.run.settings import BenchSettings as BenchSettings
+    from bcnet_deploy.run.settings import BenchStepSettings as BenchStepSettings
     from bcnet_deploy.run.settings import ExportSettings as ExportSettings
     from bcnet_deploy.run.settings import PipelineSettings as PipelineSettings
     from bcnet_deploy.run.settings import ProfileSettings as ProfileSettings
@@ -26,24 +27,15 @@ if TYPE_CHECKING:
     from bcnet_deploy.run.settings import TrainSettings as TrainSettings
     from bcnet_deploy.run.train import TrainResult as TrainResult
 
-_LAZY = {
+_PLACES = {
     "Run": "pipeline", "PipelineResult": "pipeline", "run_all": "pipeline",
     "RunDir": "directory", "RunConfig": "directory",
     "PipelineSettings": "settings", "ProfileSettings": "settings", "TrainSettings": "settings",
     "SearchSettings": "settings", "RetrainSettings": "settings", "ExportSettings": "settings",
-    "BenchSettings": "settings",
+    "BenchStepSettings": "settings",
     "ProfileResult": "profile", "TrainResult": "train", "SearchStepResult": "search",
     "RetrainStepResult": "retrain", "ExportStepResult": "export", "BenchStepResult": "bench",
     "ReportResult": "report",
 }  # fmt: skip
-__all__ = list(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"bcnet_deploy.run.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'bcnet_deploy.run' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = list(_PLACES)
+__getattr__, __dir__ = lazy(__name__, _PLACES)

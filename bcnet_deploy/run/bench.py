@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy import files
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import EngineError, MissingStepError
-from bcnet_deploy.run.directory import NETWORKS, RunDir, difference
+from bcnet_deploy.run.directory import NETWORKS, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.profile import own_device
-from bcnet_deploy.run.settings import BenchSettings
+from bcnet_deploy.run.settings import BenchStepSettings
 from bcnet_deploy.run.subnets import subnet_of
+from bcnet_deploy.run.widths import difference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,7 @@ class BenchStepResult:
 
 def bench(
     run: RunDir,
-    settings: BenchSettings,
+    settings: BenchStepSettings,
     progress: Progress = silent,
     *,
     fresh: bool = False,
@@ -97,10 +98,9 @@ def bench(
 
 
 def _bench(
-    run: RunDir, settings: BenchSettings, device: DeviceProfile, chosen: Mapping[str, Path],
+    run: RunDir, settings: BenchStepSettings, device: DeviceProfile, chosen: Mapping[str, Path],
     notes: list[str], progress: Progress,
 ) -> None:  # fmt: skip
-    from bcnet_deploy.bench.measure import BenchSettings as Measuring
     from bcnet_deploy.bench.measure import bench as measure
     from bcnet_deploy.lut import LatencyTable
 
@@ -122,9 +122,8 @@ def _bench(
     if table is None:
         notes.append(f"no latency table for {device.name} in {run.path}: nothing is predicted")
     model, space = run.build()
-    measuring = {key: value for key, value in vars(settings).items() if key != "device"}
     result = measure(
-        paths, device, settings=Measuring(**measuring), table=table, space=space, engines=engines,
+        paths, device, settings=settings, table=table, space=space, engines=engines,
         reference=None if table is None else _reference(table, model, space),
         progress=lambda done, note: progress(0.1 + 0.9 * done, note),
     )  # fmt: skip

@@ -26,20 +26,18 @@ from bcnet_deploy.errors import (
     TableError,
 )
 from bcnet_deploy.models.ref import ModelRef, build
-from bcnet_deploy.validation import Checked
+from bcnet_deploy.run.widths import by_name_of, difference, ordered
+from bcnet_deploy.validation import Checked, plain
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import nn
 
     from bcnet_deploy.data import DataSplits
     from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.nn import Supernet
+    from bcnet_deploy.run.widths import Widths
     from bcnet_deploy.space import WidthSpace
     from bcnet_deploy.train import SupernetEvaluator
-
-    Widths = npt.NDArray[np.int64]
 
 FORMAT = 2
 SUPERNET_FORMAT = 1
@@ -200,7 +198,7 @@ class RunDir:
             {
                 "format": FORMAT, "model": config.model.to_dict(), "device": config.device,
                 "data": config.data,
-                "seed": config.seed, "steps": _plain(config.steps),
+                "seed": config.seed, "steps": plain(config.steps),
             },
         )  # fmt: skip
 
@@ -319,8 +317,7 @@ class RunDir:
             checked: refuse data of another number of classes than the model's.
 
         Raises:
-            ConfigError: nobody has named any data.
-            DataError: see :func:`bcnet_deploy.data.load_data`.
+            DataError: nobody has named any data; and see :func:`bcnet_deploy.data.load_data`.
         """
         config = self.load()
         count = config.model.num_classes if checked else None
@@ -337,13 +334,12 @@ class RunDir:
         return load_data(self.data_reference(), config.model.input_size, num_classes=count)
 
     def data_reference(self) -> str:
-        """The run's data by name. Raises :class:`ConfigError` where nobody has named any."""
+        """The run's data by name. Raises :class:`DataError` where nobody has named any."""
         reference = self.load().data
         if reference is None:
-            raise ConfigError(
-                f"no data is named for the run in {self.path}; name it with --data: 'digits', a folder with "
-                "train/<class>/ and test/<class>/, a tar archive of one, or 'package.module:function'"
-            )
+            from bcnet_deploy.data.load import no_data
+
+            raise no_data()
         if reference.startswith("object:") and self.given.data is None:
             raise RunDirError(
                 f"the run's data, {reference}, was given as an object from Python; go on from Python with "
@@ -527,7 +523,7 @@ class RunDir:
             data = compared.get("uniform") if isinstance(compared, Mapping) else None
             if data is None:
                 return None
-        return _by_name(data, self.widths_file, RunDirError, "bcnet-deploy search --fresh")
+        return by_name_of(data, self.widths_file, RunDirError, "bcnet-deploy search --fresh")
 
     def widths(self, which: str, space: WidthSpace) -> Widths:
         """(L,): what ``which`` is to be: the full widths, or those of the latest search.
@@ -562,7 +558,7 @@ class RunDir:
         if data is None:
             return None
         again = f"bcnet-deploy retrain --network {which} --fresh"
-        return _by_name(data, self.retrained(which) / "subnet.yaml", CheckpointError, again)
+        return by_name_of(data, self.retrained(which) / "subnet.yaml", CheckpointError, again)
 
     def given_widths(self, which: str) -> dict[str, int] | None:
         """As :meth:`trained`, where the user gave the widths to the retraining instead of the search."""
@@ -597,15 +593,6 @@ class RunDir:
             )
 
 
-def difference(then: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """The first variables in which two widths differ, for people; empty where they do not."""
-    if dict(then) == dict(now):
-        return ""
-    odd = [name for name in now if then.get(name) != now[name]] or sorted(set(then) - set(now))
-    shown = ", ".join(f"{name!r} {then.get(name, '-')} then, {now.get(name, '-')} now" for name in odd[:2])
-    return shown + (f" and {len(odd) - 2} more" if len(odd) > 2 else "")
-
-
 def require_device(path: str | Path, made_for: Any, device: str) -> None:
     """Raise :class:`TableError` where the table at ``path`` is of another device than asked for."""
     if made_for != device:
@@ -613,63 +600,3 @@ def require_device(path: str | Path, made_for: Any, device: str) -> None:
             f"{path} is a table of device {made_for!r}, asked for is {device!r}; give a table of {device!r}, "
             f"ask for {made_for!r}, or run 'bcnet-deploy profile --device {device}'"
         )
-
-
-def read_widths(path: str | Path, space: WidthSpace) -> Widths:
-    """(L,): widths of the user's own from a YAML file: by variable name, or a list in the variables' order.
-
-    Either may be under a key ``widths``.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-        WidthError: the widths are none of the space.
-    """
-    data = files.read_yaml(path, ConfigError, "widths")
-    value = data.get("widths", data) if isinstance(data, Mapping) else data
-    if isinstance(value, list):
-        return space.check(value)[0]
-    if not isinstance(value, Mapping):
-        raise ConfigError(
-            f"{path} holds {type(value).__name__}; allowed: widths by variable name, or a list of them"
-        )
-    return ordered(value, space, str(path))
-
-
-def ordered(by_name: Mapping[str, int], space: WidthSpace, source: str) -> Widths:
-    """(L,): named widths in the order of the space's variables.
-
-    Raises:
-        RunDirError: the names are not the space's; names ``source``.
-        WidthError: a width is out of range.
-    """
-    names = [variable.name for variable in space.variables]
-    odd = [name for name in names if name not in by_name] or sorted(set(by_name) - set(names))
-    if odd:
-        raise RunDirError(
-            f"{source} is of another model: it does not name the {len(names)} width variables of "
-            f"{space.model_name} ({odd[0]!r} does not match); see 'bcnet-deploy inspect', or search again"
-        )
-    return space.check([by_name[name] for name in names])[0]
-
-
-def named(widths: Any, space: WidthSpace) -> dict[str, int]:
-    """(L,) widths by variable name."""
-    return {variable.name: int(width) for variable, width in zip(space.variables, widths, strict=True)}
-
-
-def _by_name(data: Any, path: Path, error: type[BCNetError], command: str) -> dict[str, int]:
-    widths = data.get("widths") if isinstance(data, Mapping) else None
-    if not isinstance(widths, Mapping) or not all(type(width) is int for width in widths.values()):
-        raise error(f"{path} names no width for each variable under 'widths'; make it again with '{command}'")
-    return {str(name): width for name, width in widths.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Text, numbers, lists and mappings as they are; of an object from Python its name."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -93,12 +93,7 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
         BCNetError: what the step that meets it would raise, after the work of those before it.
     """
     device = run.device(settings.device)
-    if config.data is None and run.given.data is None:
-        raise ConfigError(
-            "no data is named; give it with --data: 'digits', a folder of train/<class>/ and test/<class>/, "
-            "a tar archive of one, or 'package.module:function'"
-        )
-    if config.data is not None and run.given.data is None:
+    if run.given.data is None:
         check_classes(config.data, config.model.num_classes, config.model.input_size)
     for name in ("train", "retrain"):
         settings.step(name).config(config.data, trained=config.model.trained)
@@ -385,7 +380,7 @@ class Run:
         return export(self.directory, chosen, self._progress, fresh=fresh, out=out)
 
     def bench(self, *, fresh: bool = False, **settings: Any) -> BenchStepResult:
-        """Measured latencies; settings of :class:`BenchSettings`."""
+        """Measured latencies; settings of :class:`BenchStepSettings`."""
         return bench(self.directory, self._settings("bench", settings), self._progress, fresh=fresh)
 
     def report(self, path: str | Path | None = None, *, force: bool = False) -> ReportResult:

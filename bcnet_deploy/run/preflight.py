@@ -163,8 +163,8 @@ def start(run: RunDir, config: RunConfig, *, force: bool = False) -> None:
 # -- refusals ----------------------------------------------------------------------------------
 
 
-def check_classes(reference: str, num_classes: int, input_size: tuple[int, int, int]) -> None:
-    """Raise :class:`DataError` where the data has another number of classes than the model tells apart."""
+def check_classes(reference: str | None, num_classes: int, input_size: tuple[int, int, int]) -> None:
+    """Raise :class:`DataError` where the data is not named, or of other classes than the model."""
     from bcnet_deploy.data import classes_of
 
     count = classes_of(reference, input_size)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
-from bcnet_deploy.run.directory import RunDir, named, read_widths
+from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import RetrainSettings, named_task
+from bcnet_deploy.run.widths import named, read_widths
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bcnet_deploy.run.directory import Widths
+    from bcnet_deploy.run.widths import Widths
     from bcnet_deploy.train import RetrainResult, TrainConfig
 
 

@@ -19,6 +19,7 @@ from bcnet_deploy.errors import ConfigError, RunDirError, TableError
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import SearchSettings
+from bcnet_deploy.validation import plain
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
@@ -88,7 +89,6 @@ def search(
     """
     prepared = prepare(run, settings, evaluating=True)
     config = run.load()
-    strategy = settings.strategy if isinstance(settings.strategy, str) else settings.strategy.__qualname__
     tables = [run.latency_table(device) for device in {**prepared.tables, **prepared.told}]
     step = Step(
         name="search",
@@ -96,7 +96,8 @@ def search(
             **run.identity(), "seed": _seed(config, settings),
             "latency": settings.latencies(config.device),
             "counted": {kind: str(value) for kind, value in settings.counted.items()},
-            "confidence": settings.confidence, "pareto": settings.pareto, "strategy": strategy,
+            "confidence": settings.confidence, "pareto": settings.pareto,
+            "strategy": plain(settings.strategy),
             "evaluations": settings.evaluations, "population_size": settings.population_size,
             "patience": settings.patience, "prior": settings.prior, "val_images": settings.val_images,
             "channel_steps": settings.channel_steps, **_scored_by(run, settings),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Interval
 
 from bcnet_deploy import files, units
+from bcnet_deploy.bench.settings import BenchSettings
 from bcnet_deploy.errors import ConfigError, ConstraintError, nearest
 from bcnet_deploy.models.ref import Pixels
 from bcnet_deploy.resources import shipped
@@ -277,32 +278,19 @@ class ExportSettings(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings(Checked):
-    """How exported networks are measured.
+class BenchStepSettings(BenchSettings):
+    """How the run's exported networks are measured; see :class:`bcnet_deploy.bench.BenchSettings`.
 
     Attributes:
         device: profile whose table and threads are used; None: the run's.
-        rounds: how often each network is loaded anew; 2 or more give a noise floor.
-        runs: timed runs a round. warmup: untimed ones before them.
-        threads: of a CPU runtime; None: the profile's.
-        batches: batch sizes of the throughput; empty: none.
-        layers: profile by layer too.
     """
 
-    noun: ClassVar[str] = "bench"
-
     device: str | None = None
-    rounds: Annotated[int, Interval(ge=1, le=100_000)] = 8
-    runs: Annotated[int, Interval(ge=1, le=1_000_000)] = 20
-    warmup: Annotated[int, Interval(ge=0, le=1_000_000)] = 5
-    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    batches: tuple[Annotated[int, Interval(ge=1, le=65536)], ...] = (1, 4, 16)
-    layers: bool = True
 
 
 SETTINGS: dict[str, type[Checked]] = {
     "profile": ProfileSettings, "train": TrainSettings, "search": SearchSettings, "retrain": RetrainSettings,
-    "export": ExportSettings, "bench": BenchSettings,
+    "export": ExportSettings, "bench": BenchStepSettings,
 }  # fmt: skip
 
 _SHORT = {
@@ -442,7 +430,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 __all__ = [
-    "BenchSettings",
+    "BenchStepSettings",
     "ExportSettings",
     "PipelineSettings",
     "ProfileSettings",

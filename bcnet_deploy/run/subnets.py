@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy.errors import MissingStepError
 from bcnet_deploy.models.ref import ModelRef
-from bcnet_deploy.run.directory import RunDir, named
+from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.run.widths import named
 
 if TYPE_CHECKING:
     from torch import nn

@@ -61,7 +61,8 @@ def train(
         replace: also where the checkpoint is of other settings; without it, that is refused.
 
     Raises:
-        ConfigError: no data is named, or a setting is not allowed.
+        DataError: no data is named.
+        ConfigError: a setting is not allowed.
         BCNetError: see :func:`bcnet_deploy.train.train_supernet`.
     """
     config = run.load()

@@ -5,10 +5,9 @@ Names are loaded when first used, so that a list of strategies costs no SciPy.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bcnet_deploy.references import make_callable
+from bcnet_deploy.references import lazy, make_callable
 
 if TYPE_CHECKING:
     from bcnet_deploy.search.api import search as search
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.search.strategies import STRATEGIES as STRATEGIES
     from bcnet_deploy.search.strategies import Strategy as Strategy
 
-_LAZY = {
+_PLACES = {
     "search": "api",
     "Context": "baselines",
     "Budget": "constraints",
@@ -50,13 +49,8 @@ _LAZY = {
     "STRATEGIES": "strategies",
     "Strategy": "strategies",
 }
-__all__ = sorted(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__all__ = sorted(_PLACES)
+__getattr__, __dir__ = lazy(__name__, _PLACES)
 
 
 # Importing a subpackage always binds it to its parent, so bd.search is this module: it has to be callable.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcnet_deploy.references import lazy
 
 if TYPE_CHECKING:
     from bcnet_deploy.testing.runtimes import RunnerConformance as RunnerConformance
@@ -11,18 +12,9 @@ if TYPE_CHECKING:
     from bcnet_deploy.testing.samplers import SamplerConformance as SamplerConformance
     from bcnet_deploy.testing.strategies import StrategyConformance as StrategyConformance
 
-_LAZY = {
+_PLACES = {
     "RunnerConformance": "runtimes", "RuntimeConformance": "runtimes", "SamplerConformance": "samplers",
     "StrategyConformance": "strategies",
 }  # fmt: skip
-__all__ = list(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"bcnet_deploy.testing.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'bcnet_deploy.testing' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = list(_PLACES)
+__getattr__, __dir__ = lazy(__name__, _PLACES)

@@ -17,7 +17,7 @@ from bcnet_deploy.bench import BenchSettings, bench, measure
 from bcnet_deploy.bench.stats import noise_floor, summarise
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.devices import load_device
-from bcnet_deploy.errors import EngineError, ExportError
+from bcnet_deploy.errors import ConfigError, EngineError, ExportError
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.runtime.ort import OnnxRuntime
 from tests.export.nets import small
@@ -106,7 +106,8 @@ def test_the_result_says_how_it_was_made(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"runs": 0}, {"warmup": -1}, {"batches": (0,)}])
 def test_settings_are_checked(options: dict[str, Any]) -> None:
-    with pytest.raises(EngineError, match="give"):
+    (name,) = options
+    with pytest.raises(ConfigError, match=rf"bench: {name}.* is .*; allowed: from \d up"):
         BenchSettings(**options)
 
 
