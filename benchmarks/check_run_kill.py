@@ -1,15 +1,14 @@
-"""``kill -9`` of ``bcnet-deploy run`` or of single commands at random moments, then the others go on.
+"""``kill -9`` of ``bcnet-deploy run`` or of single commands within each step, then the others go on.
 
     python -m benchmarks.check_run_kill --folder FOLDER [--kills 20] [--seconds S]
 
 A small run (a network of three layers, digits, an epoch, a few evaluations) is made once undisturbed. Each
-trial starts it in a new run directory, kills its process group at a moment drawn evenly from the
-undisturbed run's duration, and goes on. Trials take turns: ``run`` is killed and goes on by the single
-commands; the single commands are killed and ``run`` goes on; ``run`` is killed and goes on itself. Compared
-is what that leaves: the supernet's
-weights, the widths found, the final weights and the test accuracies, all exactly. The latency table is an
-estimate: a measured one would be another in every run. Goes on where it was stopped; results in
-``docs/run_kill.json``.
+trial starts it in a new run directory, waits until a step has begun, kills the process group at a moment
+drawn evenly from that step's undisturbed duration, and goes on. Every step is killed in two ways: ``run`` is
+killed and the single commands go on; the single commands are killed and ``run`` goes on. Further trials kill
+``run`` and let it go on itself. Compared is what that leaves: the supernet's weights, the widths found, the
+final weights and the test accuracies, all exactly. The latency table is an estimate: a measured one would be
+another in every run. Goes on where it was stopped; results in ``docs/run_kill.json``.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +72,19 @@ def single_commands(folder: Path, name: str) -> list[str]:
     ]
 
 
-WAYS = (("run", "commands"), ("commands", "run"), ("run", "run"))
-"""What is killed, and what goes on."""
+STEPS = (
+    "profile-cpu-1thread", "train", "search", "retrain-uniform", "retrain-found", "export-uniform.onnx",
+    "export-found.onnx", "bench", "report",
+)  # fmt: skip
+"""Steps by the name of their stamp. The report has none: it follows the end of ``bench``."""
+PLAN = [
+    *((step, way) for step in STEPS for way in (("run", "commands"), ("commands", "run"))),
+    *(
+        (step, ("run", "run"))
+        for step in ("train", "search", "retrain-found", "bench", "profile-cpu-1thread")
+    ),
+]
+"""The step that is killed, what is killed, and what goes on."""
 
 
 def line_of(way: str, folder: Path, name: str) -> list[str]:
@@ -107,28 +118,38 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def unfinished(run: Path) -> str:
-    """The step that a kill left unfinished; '-' before the first and between two."""
+    """The step that a kill left unfinished; '-' between two."""
     for stamp in sorted((run / "steps").glob("*.json")):
         if not json.loads(stamp.read_text())["finished"]:
             return stamp.stem
     return "-"
 
 
+def has_begun(run: Path, step: str) -> bool:
+    """Whether ``step`` is at work."""
+    stamp = run / "steps" / f"{'bench' if step == 'report' else step}.json"
+    if not stamp.exists():
+        return False
+    return bool(json.loads(stamp.read_text())["finished"]) == (step == "report")
+
+
 def trial(
-    folder: Path, name: str, seconds: float, expected: dict[str, Any], way: tuple[str, str]
+    folder: Path, name: str, step: str, seconds: float, expected: dict[str, Any], way: tuple[str, str]
 ) -> dict[str, Any]:
-    """One kill after ``seconds``, and what goes on after it."""
+    """One kill ``seconds`` after ``step`` has begun, and what goes on after it."""
     start = time.monotonic()
+    shutil.rmtree(folder / name, ignore_errors=True)  # of a trial that was itself interrupted
     with subprocess.Popen(
         line_of(way[0], folder, name), cwd=folder, env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as first:  # fmt: skip
-        try:
-            first.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        while first.poll() is None and not has_begun(folder / name, step):
+            time.sleep(0.002)
+        time.sleep(seconds)
+        if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
     killed = first.returncode == -signal.SIGKILL
-    step = unfinished(folder / name)
+    hit = unfinished(folder / name)
     again = subprocess.run(
         line_of(way[1], folder, name),
         cwd=folder,
@@ -138,8 +159,8 @@ def trial(
         check=False,
     )
     result: dict[str, Any] = {
-        "of": way[0], "went_on_by": way[1], "after_s": round(seconds, 3), "killed": killed,
-        "in_step": step, "exit_code": again.returncode,
+        "of": way[0], "went_on_by": way[1], "step": step, "after_s": round(seconds, 3), "killed": killed,
+        "unfinished": hit, "exit_code": again.returncode,
         "seconds": round(time.monotonic() - start, 1), "differs": [],
     }  # fmt: skip
     if again.returncode:
@@ -177,16 +198,21 @@ def main() -> None:
         results = {"undisturbed_s": round(time.monotonic() - start, 1), "trials": []}
         files.write_json(state, results)
     expected = outcome(folder / "undisturbed")
-    # A run that was faster than the undisturbed one may end before its moment: no kill, another trial.
-    moments = np.random.default_rng(0).uniform(0, results["undisturbed_s"], 5 * options.kills)
-    for index in range(len(results["trials"]), len(moments)):
-        killed = sum(one["killed"] for one in results["trials"])
-        if killed >= options.kills or time.monotonic() - began > options.seconds:
+    took = {
+        path.stem: json.loads(path.read_text())["seconds"]
+        for path in (folder / "undisturbed" / "steps").glob("*.json")
+    }
+    moments = np.random.default_rng(0).uniform(0, 0.9, len(PLAN))
+    for index in range(len(results["trials"]), len(PLAN)):
+        if (
+            sum(one["killed"] for one in results["trials"]) >= options.kills
+            or time.monotonic() - began > options.seconds
+        ):
             break
-        way = WAYS[index % len(WAYS)]
-        # Single commands start a process a step: they take about twice as long.
-        moment = float(moments[index]) * (1.0 if way[0] == "run" else 2.0)
-        one = trial(folder, f"kill-{index}", moment, expected, way)
+        step, way = PLAN[index]
+        # The report takes a quarter of a second; as a command of its own it has to start, too.
+        moment = float(moments[index]) * took.get(step, 0.25 if way[0] == "run" else 1.5)
+        one = trial(folder, f"kill-{index}", step, moment, expected, way)
         results["trials"].append(one)
         files.write_json(state, results)
         print(index, one, flush=True)
