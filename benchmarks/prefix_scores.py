@@ -1,8 +1,9 @@
-"""Scores many sub-networks of a sequential supernet, computing what they begin with alike once.
+"""Scores of thousands of sub-networks of a sequential supernet, one at a time, image by image.
 
 The same numbers as :class:`bcnet_deploy.train.evaluate.SupernetEvaluator` (tests/test_prefix_scores.py
-holds them together): batch-norm statistics of a layer depend on the layers before it alone, so networks that
-agree in their first stages share those stages' activations, of recalibration and of held-out images.
+holds them together), which shares stages among the networks of one call. Here the activations of all images
+stay behind every stage from one call to the next: a benchmark writes each score as it comes, goes on after
+a kill, and asks which images were right.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 import bcnet_deploy as bd
 from bcnet_deploy.nn import recalibrate
+from bcnet_deploy.train.chain import stages_of
 
 _CHUNK = 64
 """Held-out images at once on a CPU: larger parts leave the cache."""
@@ -36,7 +38,7 @@ class PrefixScorer:
     """Top-1 in percent and cross-entropy by side, for vectors in any order; fastest in sorted order.
 
     Args:
-        supernet: its model a sequence of stages.
+        supernet: its model a sequence of stages to the end, see :mod:`bcnet_deploy.train.chain`.
         calibration: (B, C, H, W) training images, one batch.
         images, labels: held out.
         sides: the slices to score.
@@ -53,15 +55,9 @@ class PrefixScorer:
             calibration.contiguous(memory_format=torch.channels_last),
             images.contiguous(memory_format=torch.channels_last),
         )
-        self._stages: list[tuple[nn.Module, tuple[int, ...]]] = []
-        needed: set[int] = set()
-        for path, stage in _stages(supernet.model):
-            needed |= {
-                segment.variable
-                for name, dims in supernet.space.slices.items() if name.startswith(f"{path}.")
-                for segments in dims for segment in segments if segment.variable >= 0
-            }  # fmt: skip
-            self._stages.append((stage, tuple(sorted(needed))))
+        self._stages = [
+            (nn.Sequential(*stage.modules), stage.variables) for stage in stages_of(supernet, calibration)
+        ]
         self._reached: dict[str, list[_Reached]] = {side: [self._start] for side in self.sides}
 
     @torch.no_grad()
@@ -120,16 +116,3 @@ def _advance(stage: nn.Module, before: _Reached, key: tuple[int, ...], chunk: in
         handle.remove()
     held_out = torch.cat([stage(part.clone()) for part in before.held_out.split(chunk)])
     return _Reached(key, calibrated, held_out)
-
-
-def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The parts of a sequence, sequences of blocks taken apart."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, part in model.named_children():
-        if isinstance(part, nn.Sequential) and all(
-            isinstance(child, nn.Module) and list(child.children()) for child in part
-        ):
-            found.extend((f"{name}.{index}", child) for index, child in part.named_children())
-        else:
-            found.append((name, part))
-    return found
