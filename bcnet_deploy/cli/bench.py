@@ -8,14 +8,13 @@ import click
 
 from bcnet_deploy.cli.choices import devices
 from bcnet_deploy.cli.common import (
+    chosen,
     console,
     emit,
     json_option,
-    keep,
     quiet_option,
     run_dir_option,
     shown_step,
-    step_settings,
     warn_of_threads,
 )
 from bcnet_deploy.errors import UnitError
@@ -61,14 +60,15 @@ def command(fresh: bool, run_dir: RunDir, as_json: bool, quiet: bool, **options:
     Writes bench/bench.json into the run directory.
     """
     from bcnet_deploy.run.bench import bench
+    from bcnet_deploy.run.settings import keeping, settings_of
 
     run_dir.load()
-    settings = step_settings(run_dir, "bench", options)
+    given = chosen(options)
+    settings = settings_of(run_dir, "bench", given)
     device = run_dir.device(settings.device)
     warn_of_threads(settings.threads or device.threads or 1)
-    with shown_step("bench", quiet=quiet or as_json) as progress:
+    with keeping(run_dir, "bench", given), shown_step("bench", quiet=quiet or as_json) as progress:
         result = bench(run_dir, settings, progress, fresh=fresh)
-    keep(run_dir, "bench", options)
     emit(
         result.to_dict(), as_json=as_json,
         show=lambda: show(result.measured, console(), str(run_dir.bench), again=not result.ran),

@@ -80,30 +80,9 @@ def size_of(text: str | None) -> tuple[int, int, int] | None:
     return None if text is None else parse_size(text)
 
 
-def step_settings(run: RunDir, step: str, given: dict[str, Any]) -> Any:
-    """The step's settings: options that are given, over those that the run has kept.
-
-    Raises:
-        ConfigError, ConstraintError: a setting is not allowed.
-    """
-    from bcnet_deploy.run.settings import step_settings as checked
-
-    kept = run.load().steps.get(step, {}) if run.exists() else {}
-    return checked(step, {**kept, **chosen(given)})
-
-
-def keep(run: RunDir, step: str, given: dict[str, Any]) -> None:
-    """Keep the options that are given for the step's next call."""
-    if now := chosen(given):
-        from bcnet_deploy.run.engine import only_writer
-
-        with only_writer(run):
-            run.keep_settings(step, {**run.load().steps.get(step, {}), **now})
-
-
 def chosen(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given."""
-    return {key: value for key, value in options.items() if value is not None and value != ()}
+    return {key: value for key, value in options.items() if value is not None and value not in ((), [])}
 
 
 def changes_of(texts: tuple[str, ...]) -> dict[str, Any]:

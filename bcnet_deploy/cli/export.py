@@ -9,14 +9,13 @@ import click
 
 from bcnet_deploy.cli.choices import ENGINE, NETWORK, PRECISION, devices
 from bcnet_deploy.cli.common import (
+    chosen,
     console,
     emit,
     json_option,
-    keep,
     quiet_option,
     run_dir_option,
     shown_step,
-    step_settings,
 )
 from bcnet_deploy.run.directory import RunDir
 
@@ -60,12 +59,13 @@ def command(
     images before it replaces a former one. TensorRT engines are also built for a GPU that is not here.
     """
     from bcnet_deploy.run.export import export
+    from bcnet_deploy.run.settings import keeping, settings_of
 
     run_dir.load()
-    settings = step_settings(run_dir, "export", {**options, "network": network})
-    with shown_step("export", quiet=quiet or as_json) as progress:
+    given = {**chosen(options), "network": network}
+    settings = settings_of(run_dir, "export", given)
+    with keeping(run_dir, "export", given), shown_step("export", quiet=quiet or as_json) as progress:
         result = export(run_dir, settings, progress, fresh=force, out=out)
-    keep(run_dir, "export", options)
 
     def show() -> None:
         target = console()

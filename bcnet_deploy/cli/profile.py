@@ -11,14 +11,12 @@ from bcnet_deploy.cli.common import (
     console,
     emit,
     json_option,
-    keep,
     model_options,
     note,
     quiet_option,
     run_dir_option,
     shown_step,
     size_of,
-    step_settings,
     warn_of_threads,
 )
 from bcnet_deploy.run.directory import RunDir
@@ -78,6 +76,7 @@ def command(
     from bcnet_deploy.run.engine import only_writer
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.profile import check_profile, profile
+    from bcnet_deploy.run.settings import keeping, settings_of
 
     if device and devices:
         raise click.UsageError("give either --device or --devices")
@@ -86,19 +85,11 @@ def command(
     if devices is not None and not names:
         raise click.UsageError("give the name of a device: 'bcnet-deploy devices' lists them")
     names = names or [run_dir.load().device if begun else "cpu"]
-    options = {
-        "budget": budget,
-        "estimate": estimate,
-        "table": table,
-        "rebase": rebase,
-        "seed": seed,
+    given = {
+        "budget": budget, "estimate": bool(estimate), "table": table, "rebase": rebase, "seed": seed,
         "task": task,
-    }
-    if rebase is not None and budget is None:
-        options["budget"] = "20s"
-    settings = step_settings(run_dir, "profile", options)
-    # An estimate is asked for each time: a later call without it means to measure.
-    settings = settings.replace(estimate=bool(estimate))
+    }  # fmt: skip
+    settings = settings_of(run_dir, "profile", given)
     profiles = [run_dir.device(name) for name in names]
     config = describe_run(
         run_dir, input_size=size_of(input_size), device=profiles[0].name, default_model=DEFAULT_MODEL, **about
@@ -115,11 +106,12 @@ def command(
     results = []
     with only_writer(run_dir):
         start(run_dir, config)
-        for chosen in profiles:
-            run_dir.keep_device(chosen)
-            with shown_step(f"profile {chosen.name}", quiet=quiet or as_json) as progress:
-                results.append(profile(run_dir, settings.replace(device=chosen.name), progress, fresh=fresh))
-        keep(run_dir, "profile", {**options, "estimate": bool(estimate)})
+        with keeping(run_dir, "profile", given):
+            for chosen in profiles:
+                run_dir.keep_device(chosen)
+                with shown_step(f"profile {chosen.name}", quiet=quiet or as_json) as progress:
+                    one = settings.replace(device=chosen.name)
+                    results.append(profile(run_dir, one, progress, fresh=fresh))
 
     def show() -> None:
         for result in results:

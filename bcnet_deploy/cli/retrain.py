@@ -10,14 +10,13 @@ import click
 from bcnet_deploy.cli.choices import datasets, importances
 from bcnet_deploy.cli.common import (
     changes_of,
+    chosen,
     console,
     emit,
     json_option,
-    keep,
     quiet_option,
     run_dir_option,
     shown_step,
-    step_settings,
 )
 from bcnet_deploy.cli.train import training_options
 from bcnet_deploy.run.directory import RunDir
@@ -63,20 +62,23 @@ def command(
     """Train the chosen network and take its accuracy on the test images, which nothing has seen before."""
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.retrain import retrain
+    from bcnet_deploy.run.settings import keeping, settings_of
 
     config = describe_run(run_dir, data=data)
     if inherit:
         options["start"] = "supernet"
-    options = {**options, **changes_of(changes)}
-    settings = step_settings(run_dir, "retrain", {**options, "network": network, "widths": widths})
+    given = chosen({**options, **changes_of(changes), "network": network, "widths": widths})
+    settings = settings_of(run_dir, "retrain", given)
     if data is not None:
         start(run_dir, config)
     run_dir.data_reference()
-    with shown_step(f"Training {config.model.name}, {network}", quiet=quiet or as_json) as progress:
+    with (
+        keeping(run_dir, "retrain", given),
+        shown_step(f"Training {config.model.name}, {network}", quiet=quiet or as_json) as progress,
+    ):
         result = retrain(run_dir, settings, progress, fresh=fresh)
     if os.environ.get("RANK", "0") != "0":
         return
-    keep(run_dir, "retrain", {key: value for key, value in options.items() if key != "compute"})
 
     def show() -> None:
         trained = result.trained

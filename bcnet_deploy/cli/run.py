@@ -67,7 +67,7 @@ def command(
     """
     about["input_size"] = size_of(input_size)
     search = {
-        "latency": list(latency) or None, "macs": macs, "params": params, "peak_memory": peak_memory,
+        "latency": list(latency), "macs": macs, "params": params, "peak_memory": peak_memory,
         "weight_size": weight_size, "confidence": confidence, "pareto": pareto,
         "channel_steps": channel_steps,
     }  # fmt: skip
@@ -112,23 +112,22 @@ def read_settings(
         ConfigError: no such configuration, or a setting is not allowed.
     """
     from bcnet_deploy.run.pipeline import settings_of_run
-    from bcnet_deploy.run.settings import PipelineSettings, load_config, sectioned
+    from bcnet_deploy.run.settings import PipelineSettings, load_config, over_kept, sectioned
 
+    kept = config is None and run.exists() and not force
     if config is not None:
         base = load_config(config)
-    elif run.exists() and not force:
+    elif kept:
         base = settings_of_run(run)
     elif about["model"] is None:
         base = load_config("demo")
     else:
         base = {}
     source = "the settings" if config is None else f"configuration {config}"
-    base = {key: value for key, value in base.items() if value is not None}
-    if "profile_budget" in base:
-        base["profile"] = {"budget": base.pop("profile_budget"), **base.get("profile", {})}
-    merged = {**sectioned(base), **chosen(about)}
+    merged = {**sectioned(chosen(base)), **chosen(about)}
     for name, given in sections.items():
-        merged[name] = {**merged.get(name, {}), **chosen(given)}
+        before = merged.get(name, {})
+        merged[name] = over_kept(name, before, chosen(given)) if kept else {**before, **chosen(given)}
     return PipelineSettings.read(merged, source)
 
 

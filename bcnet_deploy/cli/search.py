@@ -8,14 +8,13 @@ import click
 
 from bcnet_deploy.cli.choices import importances, strategies
 from bcnet_deploy.cli.common import (
+    chosen,
     console,
     emit,
     json_option,
-    keep,
     quiet_option,
     run_dir_option,
     shown_step,
-    step_settings,
 )
 from bcnet_deploy.errors import RunDirError
 from bcnet_deploy.run.directory import RunDir
@@ -78,9 +77,6 @@ def budget_options(function: Any) -> Any:
     return function
 
 
-BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
-
-
 @click.command(name="search")
 @budget_options
 @click.option(
@@ -128,26 +124,26 @@ def command(
     Run again after a kill, it goes on where it stopped. Without a budget, the run's last one holds.
     """
     from bcnet_deploy.run import search as step
+    from bcnet_deploy.run.settings import keeping, settings_of
 
     if weights is not None:
         from bcnet_deploy.run.preflight import describe_run, start
 
         start(run_dir, describe_run(run_dir, weights=weights))
     run_dir.load()
-    options["latency"] = list(options["latency"]) or None
-    if any(options[name] is not None for name in BUDGETS):
-        # New budgets replace the kept ones altogether.
-        options.update({name: options[name] or _NOTHING[name] for name in BUDGETS})
-    settings = step_settings(run_dir, "search", options)
+    given = chosen(options)
+    settings = settings_of(run_dir, "search", given)
     if not settings.has_budget:
         raise click.UsageError("give a budget, for example --latency 5ms, --macs 0.5x, or --pareto")
     if dry_run:
         data = step.dry_run(run_dir, settings)
         emit(data, as_json=as_json, show=lambda: show_dry_run(data))
         return
-    with shown_step("search", quiet=quiet or as_json) as progress:
+    with (
+        keeping(run_dir, "search", given),
+        shown_step("search", quiet=quiet or as_json) as progress,
+    ):
         result = step.search(run_dir, settings, progress, fresh=fresh)
-    keep(run_dir, "search", options)
     emit(result.to_dict(), as_json=as_json, show=lambda: _shown(run_dir, result))
 
 
@@ -159,11 +155,6 @@ def _shown(run: RunDir, result: SearchStepResult) -> None:
         raise RunDirError(
             f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
         ) from error
-
-
-_NOTHING: dict[str, Any] = {
-    "latency": [], "macs": None, "params": None, "peak_memory": None, "weight_size": None, "pareto": False,
-}  # fmt: skip
 
 
 def show_dry_run(data: dict[str, Any]) -> None:

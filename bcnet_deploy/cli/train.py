@@ -10,16 +10,15 @@ import click
 from bcnet_deploy.cli.choices import datasets, importances, recipes
 from bcnet_deploy.cli.common import (
     changes_of,
+    chosen,
     console,
     emit,
     json_option,
-    keep,
     model_options,
     quiet_option,
     run_dir_option,
     shown_step,
     size_of,
-    step_settings,
 )
 from bcnet_deploy.run.directory import RunDir
 
@@ -72,31 +71,23 @@ def command(
 
     Under torchrun all processes train together: torchrun --nproc-per-node 2 -m bcnet_deploy train
     """
-    from bcnet_deploy.errors import CheckpointError
     from bcnet_deploy.run.preflight import describe_run, start
+    from bcnet_deploy.run.settings import keeping, settings_of
     from bcnet_deploy.run.train import train
 
     config = describe_run(run_dir, input_size=size_of(input_size), **about)
-    options = {
-        "recipe": recipe,
-        "compute": compute,
-        "seed": seed,
-        "importance": importance,
-        **changes_of(changes),
-    }
-    settings = step_settings(run_dir, "train", options)
+    options = {"recipe": recipe, "compute": compute, "seed": seed, "importance": importance}
+    given = chosen({**options, **changes_of(changes)})
+    settings = settings_of(run_dir, "train", given)
     settings.config(config.data, trained=config.model.trained)
     if os.environ.get("RANK", "0") == "0":
         check_data(config)
         start(run_dir, config)
-        # Before the training: it is gone on with after a kill without naming them again.
-        keep(run_dir, "train", {key: value for key, value in options.items() if key != "compute"})
-    try:
-        with shown_step(f"Training the supernet of {config.model.name}", quiet=quiet or as_json) as progress:
-            result = train(run_dir, settings, progress, fresh=fresh)
-    except CheckpointError:  # settings refused for those of the checkpoint do not stay
-        run_dir.keep(steps=config.steps)
-        raise
+    with (
+        keeping(run_dir, "train", given),
+        shown_step(f"Training the supernet of {config.model.name}", quiet=quiet or as_json) as progress,
+    ):
+        result = train(run_dir, settings, progress, fresh=fresh)
     if os.environ.get("RANK", "0") != "0":
         return
     messages = console(stderr=True, quiet=quiet)

@@ -210,12 +210,6 @@ class RunDir:
             self.save(wanted)
         return wanted
 
-    def keep_settings(self, step: str, given: Mapping[str, Any]) -> None:
-        """Keep the settings that were given to a step for its next call."""
-        config = self.load()
-        if config.steps.get(step, {}) != given:
-            self.keep(steps={**config.steps, step: dict(given)})
-
     # -- model, data, device -------------------------------------------------------------------
 
     def build(self, seed: int | None = None) -> tuple[nn.Module, WidthSpace]:

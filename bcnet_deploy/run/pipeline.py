@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import ConfigError
@@ -27,7 +27,7 @@ from bcnet_deploy.run.profile import ProfileResult, check_profile, profile
 from bcnet_deploy.run.report import ReportResult, report
 from bcnet_deploy.run.retrain import RetrainStepResult, retrain
 from bcnet_deploy.run.search import SearchStepResult, prepare, search
-from bcnet_deploy.run.settings import DEFAULT_LATENCY, PipelineSettings, step_settings
+from bcnet_deploy.run.settings import DEFAULT_LATENCY, PipelineSettings, keeping, settings_of
 from bcnet_deploy.run.train import TrainResult, train
 from bcnet_deploy.units import parse_duration
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bcnet_deploy.report import Content
+
+
+R = TypeVar("R")
 
 
 class StepResult(Protocol):
@@ -152,7 +155,7 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[Stage]:
     quick = profiling.table is not None or profiling.estimate
     return [
         Stage(
-            "profile", f"latency table of {device}", 2 if quick else parse_duration(profiling.budget),
+            "profile", f"latency table of {device}", 2 if quick else parse_duration(profiling.time),
             lambda progress: profile(run, profiling, progress, replace=True),
         ),
         *([Stage("train", "supernet", 45, training)] if by_supernet else []),
@@ -346,42 +349,40 @@ class Run:
             )
         about["weights"] = GIVEN
 
-    def _settings(self, step: str, given: Mapping[str, Any]) -> Any:
-        """The step's settings: what is given now over what was given before; they are kept."""
-        kept = self.directory.load().steps.get(step, {})
-        merged = {**kept, **given}
-        settings = step_settings(step, merged)
-        with only_writer(self.directory):
-            self.directory.keep_settings(step, merged)
-        return settings
+    def _carried(self, step: str, function: Callable[..., R], given: Mapping[str, Any], **more: Any) -> R:
+        """Carry out a step; settings that are given are kept, as those of its command."""
+        settings = settings_of(self.directory, step, given)
+        with keeping(self.directory, step, given):
+            return function(self.directory, settings, self._progress, **more)
 
-    def profile(self, *, fresh: bool = False, **settings: Any) -> ProfileResult:
-        """The latency table; settings of :class:`ProfileSettings`, such as ``budget="120s"``."""
-        return profile(self.directory, self._settings("profile", settings), self._progress, fresh=fresh)
+    def profile(self, *, estimate: bool = False, fresh: bool = False, **settings: Any) -> ProfileResult:
+        """The latency table; settings of :class:`ProfileSettings`, such as ``budget="120s"``.
+
+        An estimate is asked for each time: without it, this call means to measure.
+        """
+        return self._carried("profile", profile, {**settings, "estimate": estimate}, fresh=fresh)
 
     def train(self, *, fresh: bool = False, **settings: Any) -> TrainResult:
         """The supernet; ``recipe`` and any setting of :class:`bcnet_deploy.train.TrainConfig`."""
-        return train(self.directory, self._settings("train", settings), self._progress, fresh=fresh)
+        return self._carried("train", train, settings, fresh=fresh)
 
     def search(self, *, fresh: bool = False, **settings: Any) -> SearchStepResult:
         """The best widths; settings of :class:`SearchSettings`, such as ``latency="5ms"``."""
-        return search(self.directory, self._settings("search", settings), self._progress, fresh=fresh)
+        return self._carried("search", search, settings, fresh=fresh)
 
     def retrain(self, network: str = "found", *, fresh: bool = False, **settings: Any) -> RetrainStepResult:
         """The chosen network; settings of :class:`RetrainSettings` and of a recipe."""
-        chosen = self._settings("retrain", settings).replace(network=network)
-        return retrain(self.directory, chosen, self._progress, fresh=fresh)
+        return self._carried("retrain", retrain, {**settings, "network": network}, fresh=fresh)
 
     def export(
         self, network: str = "found", *, fresh: bool = False, out: Path | None = None, **settings: Any
     ) -> ExportStepResult:
         """The exported network; settings of :class:`ExportSettings`. ``fresh`` replaces what is there."""
-        chosen = self._settings("export", settings).replace(network=network)
-        return export(self.directory, chosen, self._progress, fresh=fresh, out=out)
+        return self._carried("export", export, {**settings, "network": network}, fresh=fresh, out=out)
 
     def bench(self, *, fresh: bool = False, **settings: Any) -> BenchStepResult:
         """Measured latencies; settings of :class:`BenchStepSettings`."""
-        return bench(self.directory, self._settings("bench", settings), self._progress, fresh=fresh)
+        return self._carried("bench", bench, settings, fresh=fresh)
 
     def report(self, path: str | Path | None = None, *, force: bool = False) -> ReportResult:
         """The HTML page."""

@@ -114,7 +114,7 @@ def profile(
         identity={
             "model": config.model.replace(weights=None, new_head=False).to_dict(),
             "device": device.name, "estimate": settings.estimate,
-            "budget": None if settings.table or settings.estimate else settings.budget,
+            "budget": None if settings.table or settings.estimate else settings.time,
             "seed": config.seed if settings.seed is None else settings.seed, **own_device(device),
         },
         inputs=given, outputs=[path],
@@ -146,7 +146,7 @@ def _make(
         progress(state.done_s / state.budget_s, f"{state.networks} networks measured")
 
     profile_device(
-        model, space, device, path, budget_s=parse_duration(settings.budget), estimate=settings.estimate,
+        model, space, device, path, budget_s=parse_duration(settings.time), estimate=settings.estimate,
         seed=seed, fresh=fresh, report=report,
         rebase=None if settings.rebase is None else LatencyTable.load(settings.rebase),
     )  # fmt: skip

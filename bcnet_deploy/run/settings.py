@@ -6,7 +6,9 @@ Settings that are not given take the values that the run file keeps for the step
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,10 +17,11 @@ from annotated_types import Ge, Interval
 
 from bcnet_deploy import files, units
 from bcnet_deploy.bench.settings import BenchSettings
-from bcnet_deploy.errors import ConfigError, ConstraintError, nearest
+from bcnet_deploy.errors import CheckpointError, ConfigError, ConstraintError, nearest
 from bcnet_deploy.models.ref import Pixels
 from bcnet_deploy.resources import shipped
-from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig
+from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig, RunDir
+from bcnet_deploy.run.engine import only_writer
 from bcnet_deploy.validation import Checked
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class ProfileSettings(Checked):
 
     Attributes:
         device: name of a profile, or path of one of the user's own; None: the run's.
-        budget: time for everything, such as ``120s`` or ``2m``.
+        budget: time for everything, such as ``120s`` or ``2m``; None: 120 s, or 20 s to rebase a table.
         estimate: from data sheets, for a device that is not here.
         table: take this table, made on another host, instead of measuring one.
         rebase: begin with this table of another machine or runtime, and measure how fast this one is.
@@ -52,7 +55,7 @@ class ProfileSettings(Checked):
     noun: ClassVar[str] = "profile"
 
     device: str | None = None
-    budget: str = "120s"
+    budget: str | None = None
     estimate: bool = False
     table: str | None = None
     rebase: str | None = None
@@ -60,11 +63,16 @@ class ProfileSettings(Checked):
     seed: Seed | None = None
 
     def check(self) -> None:
-        units.parse_duration(self.budget)
+        units.parse_duration(self.time)
         if self.table is not None and self.estimate:
             raise ConfigError("profile: a table is given and an estimate asked for; give one of them")
         if self.rebase is not None and (self.estimate or self.table is not None):
             raise ConfigError("profile: a rebased table is measured; leave out --estimate and --table")
+
+    @property
+    def time(self) -> str:
+        """The budget that holds."""
+        return self.budget or ("120s" if self.rebase is None else "20s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +389,7 @@ def sectioned(values: Mapping[str, Any]) -> dict[str, Any]:
 def step_settings(name: str, given: Mapping[str, Any]) -> Any:
     """Checked settings of the step ``name``. Raises :class:`ConfigError` or :class:`ConstraintError`."""
     kind = SETTINGS[name]
-    values = {key: value for key, value in given.items() if value is not None}
+    values = {key: str(v) if isinstance(v, Path) else v for key, v in given.items() if v is not None}
     if isinstance(values.get("latency"), int | float):
         raise ConfigError(f"latency is {values['latency']!r}; a unit is needed, such as '5ms' or '0.5x'")
     if issubclass(kind, TrainingSettings):
@@ -399,6 +407,62 @@ def named_task(config: RunConfig) -> str | None:
     if task is None:
         task = config.steps.get("profile", {}).get("task")
     return None if task == NO_TASK else task
+
+
+# -- what a run keeps of them --------------------------------------------------------------------
+
+BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
+_EACH_TIME = ("network", "widths", "compute")
+"""Settings of one call alone."""
+
+
+def over_kept(step: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given for a step now over what was given before.
+
+    New budgets replace the former ones altogether.
+    """
+    replaced = BUDGETS if step == "search" and any(given.get(name) for name in BUDGETS) else ()
+    merged = {**{key: value for key, value in kept.items() if key not in replaced}, **given}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def settings_of(run: RunDir, step: str, given: Mapping[str, Any]) -> Any:
+    """The checked settings of a step of ``run``: given now, else given before, else the defaults.
+
+    Raises:
+        ConfigError, ConstraintError: a setting is not allowed.
+    """
+    kept = run.load().steps.get(step, {}) if run.exists() else {}
+    return step_settings(step, over_kept(step, kept, given))
+
+
+@contextmanager
+def keeping(run: RunDir, step: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Within it a step is carried out; what was given for it is kept in the run file for its next call.
+
+    Kept when the step is done; a training's at once, so that after a kill it goes on without them. Refused
+    for those of a checkpoint, they do not stay. Under torchrun the first process keeps them.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    before = run.load().steps
+    kept = {key: value for key, value in given.items() if key not in _EACH_TIME}
+    now = {**before, step: over_kept(step, before.get(step, {}), kept)}
+
+    def keep(steps: dict[str, dict[str, Any]]) -> None:
+        if run.load().steps != steps:
+            with only_writer(run):
+                run.keep(steps=steps)
+
+    if step == "train":
+        keep(now)
+    try:
+        yield
+    except CheckpointError:
+        keep(before)
+        raise
+    keep(now)
 
 
 # -- shipped configurations ----------------------------------------------------------------------
@@ -439,7 +503,10 @@ __all__ = [
     "TrainSettings",
     "TrainingSettings",
     "config_names",
+    "keeping",
     "load_config",
+    "over_kept",
     "sectioned",
+    "settings_of",
     "step_settings",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 import bcnet_deploy as bd
 from bcnet_deploy.cli.main import cli
+from examples.doors.strategy import anneal
 from tests.run.tinynet import MODEL
 
 TRAINING = {"recipe": "digits", "epochs": 1, "augment": "none"}
@@ -57,6 +59,11 @@ def by_python(step: str) -> bool:
     return bool(getattr(getattr(run, step)(**settings), "ran", True))
 
 
+def budgets_of(place: Path) -> list[str]:
+    widths = yaml.safe_load((place / "run" / "search" / "widths.yaml").read_text())
+    return [budget["cost"] for budget in widths["budgets"]]
+
+
 def by_run() -> list[str]:
     return list(json.loads(call("run", "--json").stdout)["steps_run"])
 
@@ -90,10 +97,32 @@ def test_another_budget_by_command_is_what_run_goes_on_with(place: Path) -> None
     call("run", "--config", "tiny.yaml")
     call("search", "--macs", "0.1x")
     kept = yaml.safe_load((place / "run" / "run.yaml").read_text())["steps"]["search"]
-    assert kept["macs"] == "0.1x" and not kept["latency"]
+    assert kept["macs"] == "0.1x" and "latency" not in kept
     assert by_run() == ["retrain-found", "export-found", "bench"]
-    widths = yaml.safe_load((place / "run" / "search" / "widths.yaml").read_text())
-    assert [budget["cost"] for budget in widths["budgets"]] == ["macs"]
+    assert budgets_of(place) == ["macs"]
+    call("run", "--params", "0.5x")
+    assert budgets_of(place) == ["params"]
+
+
+def test_what_python_is_given_is_kept_as_a_commands_options(place: Path) -> None:
+    call("run", "--config", "tiny.yaml")
+    run = bd.Run("run")
+    before = run.directory.load().steps
+    with pytest.raises(bd.InfeasibleError):
+        run.search(latency="1us")
+    with pytest.raises(bd.CheckpointError):
+        run.train(batch_size=32)
+    assert run.directory.load().steps == before, "what was refused does not stay"
+    walk = functools.partial(anneal, hot=0.1)
+    assert run.search(macs="0.3x", strategy=walk).ran and budgets_of(place) == ["macs"]
+    run.retrain("full", compute="cpu")
+    run.export("full")
+    kept = run.directory.load().steps
+    assert "network" not in kept["export"] and not {"network", "compute"} & set(kept["retrain"])
+    assert kept["search"]["macs"] == "0.3x" and "latency" not in kept["search"]
+    assert kept["search"]["evaluations"] == SEARCH["evaluations"]
+    table = run.profile(table=place / "run" / "latency" / "cpu-1thread.json")
+    assert table.ran and not table.table.differences()
 
 
 def test_a_whole_run_from_arrays_and_a_module_of_ones_own(place: Path) -> None:
