@@ -78,12 +78,12 @@ def command(
     }
     settings = read_settings(run_dir, config, about, sections, force=force)
     from bcnet_deploy.run.display import StepsDisplay
-    from bcnet_deploy.run.pipeline import Stage, run_all
+    from bcnet_deploy.run.pipeline import PlannedStep, run_all
 
     warn_of_threads(run_dir.device(settings.device).threads or 1)
     silent = quiet or as_json
 
-    def display(stages: Sequence[Stage]) -> Any:
+    def display(stages: Sequence[PlannedStep]) -> Any:
         seconds = {stage.title: stage.seconds for stage in stages}
         return StepsDisplay(console(stderr=True, quiet=silent), seconds).shown()
 

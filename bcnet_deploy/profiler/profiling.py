@@ -54,7 +54,7 @@ _OVERTIME = 0.15  # of the budget: the last waits may exceed it by so much
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProfileProgress:
     """Where a profile is: for a progress bar."""
 
     done_s: float
@@ -63,7 +63,7 @@ class Progress:
     note: str
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[ProfileProgress], None]
 
 
 class Profiler:
@@ -305,7 +305,7 @@ class Profiler:
 
     def _tell(self, journal: Journal, done: float, note: str) -> None:
         if self.report is not None:
-            self.report(Progress(done, self.budget_s, len(journal.records), note))
+            self.report(ProfileProgress(done, self.budget_s, len(journal.records), note))
 
     def _table(self, journal: Journal, *, complete: bool) -> LatencyTable:
         table = self.tables.table(journal, budget_s=self.budget_s, complete=complete)

@@ -48,7 +48,7 @@ class StepResult(Protocol):
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStep:
     """A step of the whole path: its name, title, expected seconds (of two cores) and call."""
 
     name: str
@@ -106,7 +106,7 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
     check_profile(run, profiling, whole=True)
 
 
-def stages(run: RunDir, settings: PipelineSettings) -> list[Stage]:
+def stages(run: RunDir, settings: PipelineSettings) -> list[PlannedStep]:
     """The steps of the whole path but the report, in order."""
     device = run.device(settings.device).name
     profiling = settings.step("profile", device=device)
@@ -139,40 +139,40 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[Stage]:
         }
         return bench(run, settings.step("bench"), progress, replace=True, exported=networks)
 
-    def retraining(name: str) -> Stage:
+    def retraining(name: str) -> PlannedStep:
         chosen = settings.step("retrain", network=name)
-        return Stage(
+        return PlannedStep(
             f"retrain-{name}", f"training {name}", 40 if name == "full" else 20,
             lambda progress: retrain(run, chosen, progress, replace=True),
         )  # fmt: skip
 
-    def exporting(name: str) -> Stage:
-        return Stage(
+    def exporting(name: str) -> PlannedStep:
+        return PlannedStep(
             f"export-{name}", f"exporting {name}", 5,
             lambda progress: export(run, engine[name], progress, replace=True),
         )  # fmt: skip
 
     quick = profiling.table is not None or profiling.estimate
     return [
-        Stage(
+        PlannedStep(
             "profile", f"latency table of {device}", 2 if quick else parse_duration(profiling.time),
             lambda progress: profile(run, profiling, progress, replace=True),
         ),
-        *([Stage("train", "supernet", 45, training)] if by_supernet else []),
-        Stage(
+        *([PlannedStep("train", "supernet", 45, training)] if by_supernet else []),
+        PlannedStep(
             "search", f"widths within {shown}", 60,
             lambda progress: search(run, searching, progress, replace=True),
         ),
         *(retraining(name) for name in settings.networks),
         *(exporting(name) for name in settings.networks),
-        Stage("bench", "measuring", 20, measuring),
+        PlannedStep("bench", "measuring", 20, measuring),
     ]  # fmt: skip
 
 
 def run_all(
     run: RunDir,
     settings: PipelineSettings,
-    display: Callable[[Sequence[Stage]], Any] | None = None,
+    display: Callable[[Sequence[PlannedStep]], Any] | None = None,
     *,
     force: bool = False,
 ) -> PipelineResult:
@@ -206,7 +206,7 @@ def run_all(
     return PipelineResult(finished.content, finished.path, ran, time.monotonic() - started)
 
 
-def carried(stage: Stage, display: Display) -> bool:
+def carried(stage: PlannedStep, display: Display) -> bool:
     """Carry out one stage and show it; whether it ran."""
     progress = display.begin(stage.title)
     began = time.monotonic()
@@ -400,4 +400,4 @@ def _size_of(data: Any) -> tuple[int, int, int] | None:
     return (int(shape[1]), int(shape[2]), int(shape[3])) if len(shape) == 4 else None
 
 
-__all__ = ["PipelineResult", "Run", "Stage", "refuse_early", "run_all", "stages"]
+__all__ = ["PipelineResult", "Run", "PlannedStep", "refuse_early", "run_all", "stages"]
