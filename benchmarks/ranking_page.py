@@ -20,7 +20,7 @@ JUDGED = {
 }
 INTENDED_COST = 600_000
 ANCHORS = (
-    "Anchors, from the published records on the full table (bcnet.md, section 8): the authors' BCNet "
+    "Anchors, from the published records on the full table (Channel-Bench-Macro): the authors' BCNet "
     "0.30-0.54, AutoSlim's sandwich 0.66, MACs alone 0.546; among networks without a level-1 layer "
     "-0.35 to 0.10, and 0.42-0.50. Two seeds of the truth agree with 0.61-0.62."
 )

@@ -1,4 +1,4 @@
-"""The CIFAR-10 networks of the published width lists (bcnet.md, section 9)."""
+"""The CIFAR-10 networks of the width lists that BCNet's authors published."""
 
 from __future__ import annotations
 

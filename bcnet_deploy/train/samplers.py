@@ -67,7 +67,7 @@ class WidthGrid:
     """What a sampler draws from: the ``choices`` of each variable and the ``stored`` channels (L,).
 
     ``stored`` exceeds the last choice where the supernet was widened for a minimum width (BCNetV2,
-    bcnet.md section 4): there the left slice is [0, c) and the right one [stored - c, stored).
+    arXiv 2203.13714): there the left slice is [0, c) and the right one [stored - c, stored).
     """
 
     choices: tuple[tuple[int, ...], ...]
@@ -128,7 +128,7 @@ class WidthGrid:
 
         That is ``stored - width`` channels, exactly, whether or not it is one of the choices. Where
         nothing is left (the full width of a layer that was not widened) it is min + max - width, the
-        narrowest choice (bcnet.md section 3).
+        narrowest choice.
         """
         rest = self.stored - widths
         return np.where(rest > 0, rest, self.narrowest + self.full - widths)

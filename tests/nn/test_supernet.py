@@ -153,7 +153,7 @@ def used_channels(supernet: bd.Supernet, widths: np.ndarray, side: str) -> np.nd
 
 @pytest.mark.parametrize(("min_level", "expected"), [(0, 7), (1, 6), (2, 5), (3, 4)])
 def test_every_channel_takes_part_equally_often_over_all_widths(min_level: int, expected: int) -> None:
-    """K + 1 times without a minimum, K - m + 1 times with one (bcnet.md, sections 1 and 4); K = 6."""
+    """K + 1 times without a minimum, K - m + 1 times with one (BCNet and BCNetV2); K = 6."""
     torch.manual_seed(0)
     model = cases.Net(cases.Transposed()).double().train()
     nn.init.ones_(model.stem[1].bias)  # every ReLU of the stem is open for some pixel

@@ -1,4 +1,4 @@
-"""Recipes: the table of bcnet.md section 7, and what a settings file may hold."""
+"""Recipes: those of the papers, and what a settings file may hold."""
 
 from __future__ import annotations
 

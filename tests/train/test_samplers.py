@@ -1,4 +1,4 @@
-"""Channel fairness against the closed forms of bcnet.md sections 1, 3 and 4, counted channel by channel."""
+"""Channel fairness against the closed forms of BCNet and BCNetV2, counted channel by channel."""
 
 from __future__ import annotations
 
