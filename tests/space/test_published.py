@@ -90,7 +90,7 @@ def test_channel_bench_macro_resnet_has_the_described_widths() -> None:
 
 
 def test_variables_come_in_the_published_order() -> None:
-    """As BCNet's authors list widths: the stem, then in order of execution; a stage's output at its first block."""
+    """As the authors list widths: the stem, then as executed; a stage's output at its first block."""
     space = bd.WidthSpace.from_model(bd.build_model("resnet50"))
     names = [variable.name for variable in space.variables]
     assert len(names) == 37
