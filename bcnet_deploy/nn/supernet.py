@@ -27,6 +27,9 @@ from bcnet_deploy.space.slicing import (
     take_leaf,
 )
 
+_Plan = list[tuple[list[TensorPlace], tuple[Ranges, ...]]]
+_PLANS = 256
+
 
 class Supernet(nn.Module):
     """A network that runs any of its sub-networks, on slices of its own weights.
@@ -56,6 +59,7 @@ class Supernet(nn.Module):
         units = [variable.units for variable in space.variables]
         check_model(space.plan, model, units)
         self.space = space
+        self._steps = np.array([variable.step for variable in space.variables], dtype=np.int64)
         self.stored_units = units
         if space.min_level > 0:
             total = space.levels + space.min_level
@@ -64,15 +68,21 @@ class Supernet(nn.Module):
             model = resized(space.plan, model, self.stored_units, generator)
         self.model = model
         self._modules_by_path = dict(model.named_modules())
-        self._places = tensor_places(model)
+        places = tensor_places(model)
+        self._sliced = [
+            (places[name], dims)
+            for name, dims in space.slices.items()
+            if any(segment.variable >= 0 for segments in dims for segment in segments)
+        ]
+        """The tensors that follow widths."""
+        self._plans: dict[tuple[str, tuple[int, ...]], tuple[_Plan, list[tuple[nn.Module, str, Any]]]] = {}
         self._in_place = False
         self.set_active(space.full)
 
     @property
     def max_channels(self) -> npt.NDArray[np.int64]:
         """(L,) stored channels of each variable."""
-        steps = np.array([variable.step for variable in self.space.variables], dtype=np.int64)
-        return np.array(self.stored_units, dtype=np.int64) * steps
+        return np.array(self.stored_units, dtype=np.int64) * self._steps
 
     @property
     def active(self) -> tuple[npt.NDArray[np.int64], str]:
@@ -91,14 +101,19 @@ class Supernet(nn.Module):
         """
         check_side(side)
         units = self.space.one(widths)
-        plan: list[tuple[list[TensorPlace], tuple[Ranges, ...]]] = []
-        for name, dims in self.space.slices.items():
-            if any(segment.variable >= 0 for segments in dims for segment in segments):
-                ranges = tuple(kept_ranges(segments, units, self.stored_units, side) for segments in dims)
-                plan.append((self._places[name], ranges))
-        self._plan = plan
-        self._attributes = attribute_patches(self._modules_by_path, self.space.plan.attribute_values(units))
-        self._widths, self._side = self.space.check(widths)[0], side
+        key = side, tuple(units)
+        if key not in self._plans:
+            # An evaluation runs each of its networks batch by batch: their plans are made once.
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = [
+                (places, tuple([kept_ranges(segments, units, self.stored_units, side) for segments in dims]))
+                for places, dims in self._sliced
+            ]
+            values = self.space.plan.attribute_values(units)
+            self._plans[key] = plan, attribute_patches(self._modules_by_path, values)
+        self._plan, self._attributes = self._plans[key]
+        self._widths, self._side = np.array(units, dtype=np.int64) * self._steps, side
 
     @contextmanager
     def sliced(self) -> Iterator[nn.Module]:
@@ -137,7 +152,7 @@ class Supernet(nn.Module):
         return extract(self.space.plan, self.model, units, side, stored=self.stored_units)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Slice:
     """A part of a tensor, for all places that refer to the tensor."""
 
@@ -148,8 +163,6 @@ class _Slice:
 
     def write_back(self) -> None:
         """What forward made of a buffer belongs in the full one: it may have assigned a new tensor."""
-        if self.places[0].is_parameter:
-            return
         current = [place.table.get(place.key) for place in self.places]
         changed = next((tensor for tensor in current if tensor is not self.part), self.part)
         is_view = changed is self.part and all(len(ranges) == 1 for ranges in self.ranges)
@@ -166,7 +179,8 @@ def _put(slices: list[_Slice], attributes: list[tuple[nn.Module, str, Any]]) -> 
             yield
         finally:
             for item in slices:
-                item.write_back()
+                if not item.places[0].is_parameter:
+                    item.write_back()
 
 
 def _assign(full: torch.Tensor, dims: tuple[Ranges, ...], part: torch.Tensor, axis: int = 0) -> None:

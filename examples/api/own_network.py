@@ -23,5 +23,5 @@ run.retrain(epochs=2)
 run.export(engine="ort")
 measured = run.bench(rounds=2, runs=5).measured.networks["found"]
 print("widths:", found.widths)
-print("predicted:", found.costs["latency_ms:cpu-1thread"], "ms; table:", run.profile().path)
+print("predicted:", found.costs["latency_ms"], "ms; table:", run.profile().path)
 print("measured:", measured.runtimes["onnxruntime-cpu"].latency.median_ms, "ms; page:", run.report().path)

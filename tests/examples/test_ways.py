@@ -78,7 +78,7 @@ def test_the_whole_way_as_a_file(tmp_path: Path) -> None:
     )
     check_whole(tmp_path / "mine")
     widths = yaml.safe_load((tmp_path / "mine" / "search" / "widths.yaml").read_text())
-    assert {budget["cost"] for budget in widths["budgets"]} == {"latency_ms[cpu-1thread]", "macs"}
+    assert {budget["cost"] for budget in widths["budgets"]} == {"latency_ms", "macs"}
 
 
 def test_parts_of_an_installed_package_are_known_by_name(
