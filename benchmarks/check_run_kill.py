@@ -2,13 +2,15 @@
 
     python -m benchmarks.check_run_kill --folder FOLDER [--kills 20] [--seconds S]
 
-A small run (a network of three layers, digits, an epoch, a few evaluations) is made once undisturbed. Each
-trial starts it in a new run directory, waits until a step has begun, kills the process group at a moment
-drawn evenly from that step's undisturbed duration, and goes on. Every step is killed in two ways: ``run`` is
-killed and the single commands go on; the single commands are killed and ``run`` goes on. Further trials kill
-``run`` and let it go on itself. Compared is what that leaves: the supernet's weights, the widths found, the
-final weights and the test accuracies, all exactly. The latency table is an estimate: a measured one would be
-another in every run. Goes on where it was stopped; results in ``docs/run_kill.json``.
+A small run (a network of three layers, digits, an epoch, a few evaluations) is made once undisturbed by
+``run``, and once by the single commands; of the latter a copy is kept before each command. A trial waits
+until a step has begun, kills the process group at a moment drawn evenly from the step's undisturbed
+duration, and goes on. Every step is killed in two ways: ``run`` is killed in it, its command finishes the
+step, and ``run`` the rest; the step's command is killed, and ``run`` goes on. Further trials kill ``run``
+and let it go on itself. Compared is what is there in the end: the supernet's weights, the widths found, the
+final weights and the test accuracies, all exactly; and ``run`` does not do again what the command finished.
+The latency table is an estimate: a measured one would be another in every run. Goes on where it was stopped;
+results in ``docs/run_kill.json``.
 """
 
 from __future__ import annotations
@@ -44,51 +46,36 @@ CONFIG: dict[str, Any] = {
 NETWORKS = ("uniform", "found")
 
 
-def command(folder: Path, name: str) -> list[str]:
-    """The run's command line, for ``folder/name``."""
-    base = [sys.executable, "-m", "bcnet_deploy", "run", "--config", str(folder / "config.yaml")]
-    return [*base, "--run-dir", str(folder / name), "--quiet"]
-
-
-def single_commands(folder: Path, name: str) -> list[str]:
-    """The same steps by their own commands, one after the other."""
-    recipe = [f"--set {key}={value}" for key, value in RECIPE.items() if key != "recipe"]
-    training = " ".join(["--config digits", *recipe])
-    lines = [
-        "profile --model tinynet:net --input-size 1x16x16 --levels 8 --data digits --device cpu-1thread "
-        "--estimate",
-        f"train {training}",
-        "search --latency 0.7x --confidence 0.5 --evaluations 10 --population 5 --val-images 100",
-        *(f"retrain --network {network} {training}" for network in NETWORKS),
-        *(f"export --which {network}" for network in NETWORKS),
-        "bench --rounds 2 --runs 5 --batches 1 --no-layers",
-        "report",
-    ]
-    program = f"{sys.executable} -m bcnet_deploy"
-    return [
-        "bash",
-        "-c",
-        " && ".join(f"{program} {line} --quiet --run-dir {folder / name}" for line in lines),
-    ]
-
-
-STEPS = (
-    "profile-cpu-1thread", "train", "search", "retrain-uniform", "retrain-found", "export-uniform.onnx",
-    "export-found.onnx", "bench", "report",
-)  # fmt: skip
-"""Steps by the name of their stamp. The report has none: it follows the end of ``bench``."""
+TRAINING = " ".join(
+    ["--config digits", *(f"--set {key}={value}" for key, value in RECIPE.items() if key != "recipe")]
+)
+COMMANDS = {
+    "profile-cpu-1thread": "profile --model tinynet:net --input-size 1x16x16 --levels 8 --data digits "
+    "--device cpu-1thread --estimate",
+    "train": f"train {TRAINING}",
+    "search": "search --latency 0.7x --confidence 0.5 --evaluations 10 --population 5 --val-images 100",
+    "retrain-uniform": f"retrain --network uniform {TRAINING}",
+    "retrain-found": f"retrain --network found {TRAINING}",
+    "export-uniform.onnx": "export --which uniform",
+    "export-found.onnx": "export --which found",
+    "bench": "bench --rounds 2 --runs 5 --batches 1 --no-layers",
+    "report": "report",
+}
+"""By the name of the step's stamp. The report has none: it follows the end of ``bench``."""
+RUN = "run --config ../config.yaml --json"
 PLAN = [
-    *((step, way) for step in STEPS for way in (("run", "commands"), ("commands", "run"))),
-    *(
-        (step, ("run", "run"))
-        for step in ("train", "search", "retrain-found", "bench", "profile-cpu-1thread")
-    ),
-]
-"""The step that is killed, what is killed, and what goes on."""
+    *((step, way) for step in COMMANDS for way in ("run, command, run", "command, run")),
+    ("train", "run, run"), ("search", "run, run"), ("retrain-found", "run, run"), ("bench", "run, run"),
+]  # fmt: skip
+"""The step that is killed, what is killed and what goes on."""
 
 
-def line_of(way: str, folder: Path, name: str) -> list[str]:
-    return command(folder, name) if way == "run" else single_commands(folder, name)
+def call(folder: Path, name: str, line: str) -> list[str]:
+    """A command line of ours on the run directory ``folder/name``."""
+    return [
+        sys.executable, "-m", "bcnet_deploy", *line.replace("../", f"{folder}/").split(), "--quiet",
+        "--run-dir", str(folder / name),
+    ]  # fmt: skip
 
 
 def environment() -> dict[str, str]:
@@ -134,13 +121,17 @@ def has_begun(run: Path, step: str) -> bool:
 
 
 def trial(
-    folder: Path, name: str, step: str, seconds: float, expected: dict[str, Any], way: tuple[str, str]
+    folder: Path, name: str, step: str, seconds: float, expected: dict[str, Any], way: str
 ) -> dict[str, Any]:
     """One kill ``seconds`` after ``step`` has begun, and what goes on after it."""
     start = time.monotonic()
+    killed_one, *others = way.split(", ")
+    lines = {"run": RUN, "command": COMMANDS[step]}
     shutil.rmtree(folder / name, ignore_errors=True)  # of a trial that was itself interrupted
+    if killed_one == "command" and (before := folder / f"before-{step}").exists():
+        shutil.copytree(before, folder / name)
     with subprocess.Popen(
-        line_of(way[0], folder, name), cwd=folder, env=environment(), start_new_session=True,
+        call(folder, name, lines[killed_one]), cwd=folder, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as first:  # fmt: skip
         while first.poll() is None and not has_begun(folder / name, step):
@@ -148,29 +139,46 @@ def trial(
         time.sleep(seconds)
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
-    killed = first.returncode == -signal.SIGKILL
-    hit = unfinished(folder / name)
-    again = subprocess.run(
-        line_of(way[1], folder, name),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     result: dict[str, Any] = {
-        "of": way[0], "went_on_by": way[1], "step": step, "after_s": round(seconds, 3), "killed": killed,
-        "unfinished": hit, "exit_code": again.returncode,
-        "seconds": round(time.monotonic() - start, 1), "differs": [],
+        "step": step, "way": way, "after_s": round(seconds, 3), "killed": first.returncode == -signal.SIGKILL,
+        "unfinished": unfinished(folder / name), "differs": [], "redone": [],
     }  # fmt: skip
-    if again.returncode:
-        result["error"] = again.stderr.strip()[-500:]
-        return result
+    done = ""
+    for other in others:
+        again = subprocess.run(
+            call(folder, name, lines[other]), cwd=folder, env=environment(), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if again.returncode:
+            return {**result, "error": again.stderr.strip()[-500:]}
+        if other == "run":
+            again_done = json.loads(again.stdout)["steps_run"]
+            result["redone"] = [name for name in again_done if done and done.startswith(name)]
+        else:
+            done = step
     got = outcome(folder / name)
     result["differs"] = [key for key in expected if got[key] != expected[key]]
-    complete = all((folder / name / part).exists() for part in ("bench/bench.json", "report.html"))
-    result["complete"] = complete
+    result["complete"] = all((folder / name / part).exists() for part in ("bench/bench.json", "report.html"))
+    result["seconds"] = round(time.monotonic() - start, 1)
     return result
+
+
+def prepare(folder: Path) -> float:
+    """The undisturbed runs; returns the seconds of ``run``."""
+    start = time.monotonic()
+    for name in ("undisturbed", "by-commands"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    quiet: dict[str, Any] = {
+        "cwd": folder, "env": environment(), "check": True, "stdout": subprocess.DEVNULL,
+    }  # fmt: skip
+    subprocess.run(call(folder, "undisturbed", RUN), **quiet)
+    seconds = time.monotonic() - start
+    for step, line in COMMANDS.items():
+        if (folder / "by-commands").exists():
+            shutil.rmtree(folder / f"before-{step}", ignore_errors=True)
+            shutil.copytree(folder / "by-commands", folder / f"before-{step}")
+        subprocess.run(call(folder, "by-commands", line), **quiet)
+    return seconds
 
 
 def main() -> None:
@@ -190,14 +198,10 @@ def main() -> None:
     if state.exists():
         results = json.loads(state.read_text())
     else:
-        start = time.monotonic()
-        subprocess.run(
-            command(folder, "undisturbed"), cwd=folder, env=environment(), check=True,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        results = {"undisturbed_s": round(time.monotonic() - start, 1), "trials": []}
+        results = {"undisturbed_s": round(prepare(folder), 1), "trials": []}
         files.write_json(state, results)
     expected = outcome(folder / "undisturbed")
+    assert outcome(folder / "by-commands") == expected, "single commands come to other results than run"
     took = {
         path.stem: json.loads(path.read_text())["seconds"]
         for path in (folder / "undisturbed" / "steps").glob("*.json")
@@ -211,18 +215,18 @@ def main() -> None:
             break
         step, way = PLAN[index]
         # The report takes a quarter of a second; as a command of its own it has to start, too.
-        moment = float(moments[index]) * took.get(step, 0.25 if way[0] == "run" else 1.5)
+        moment = float(moments[index]) * took.get(step, 0.25 if way.startswith("run") else 2.0)
         one = trial(folder, f"kill-{index}", step, moment, expected, way)
         results["trials"].append(one)
         files.write_json(state, results)
         print(index, one, flush=True)
     trials = results["trials"]
     trials = [t for t in trials if t["killed"]]
-    same = sum(t["exit_code"] == 0 and t.get("complete", False) and not t["differs"] for t in trials)
+    same = sum(t.get("complete", False) and not t["differs"] and not t["redone"] for t in trials)
     summary = {
         "command": f"python -m benchmarks.check_run_kill --folder FOLDER --kills {options.kills}",
         "python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "config": CONFIG,
-        "compared": list(expected), "kills": len(trials), "same": same, **results,
+        "commands": COMMANDS, "compared": list(expected), "kills": len(trials), "same": same, **results,
     }  # fmt: skip
     files.write_json(RESULTS, summary)
     print(f"{same} of {len(trials)} killed runs came to the undisturbed result")
