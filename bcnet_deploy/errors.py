@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 MESSAGE_LENGTH = 2000
 """Longer messages lose their middle: what was given may be of any size."""
@@ -38,9 +39,20 @@ class BCNetError(Exception):
     """Root of all expected errors. Its text is one line, whatever it was made of."""
 
     exit_code = 1
+    names_nothing = False
+    """Whether a name or path was given that leads to nothing; see :func:`names_nothing`."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+
+E = TypeVar("E", bound=BCNetError)
+
+
+def names_nothing(error: E) -> E:
+    """``error``, marked as about a name or path that leads to nothing: as an option, wrong usage."""
+    error.names_nothing = True
+    return error
 
 
 class UsageError(BCNetError):
@@ -141,13 +153,25 @@ class MissingStepError(RunDirError):
     """An earlier step of the flow has not been run in this run directory."""
 
 
+WRONG_VALUES = (UsageError, ConfigError, ConstraintError, WidthError, UnknownModelError, UnknownDeviceError)
+"""Errors that say of a value itself that it is none of those allowed."""
+
+
 @contextmanager
-def wrong_option() -> Iterator[None]:
-    """Within it, what is refused is a wrong value of an option: it exits as :class:`UsageError` does."""
+def wrong_option(*given: object) -> Iterator[None]:
+    """Where options are read: a value that is none of those allowed exits as :class:`UsageError` does.
+
+    So does a name or path that leads to nothing. What is there and damaged, or contradicts the run, does not.
+
+    Args:
+        given: the options' values; where all are None, what is refused comes from a file of the run.
+    """
     try:
         yield
     except BCNetError as error:
-        error.exit_code = UsageError.exit_code
+        chosen = not given or any(value is not None for value in given)
+        wrong = error.names_nothing or isinstance(error, WRONG_VALUES)
+        error.exit_code = UsageError.exit_code if chosen and wrong else BCNetError.exit_code
         raise
 
 

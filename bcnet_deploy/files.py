@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bcnet_deploy.errors import BCNetError, CheckpointError, RunDirError
+from bcnet_deploy.errors import BCNetError, CheckpointError, RunDirError, names_nothing
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
         os.close(handle)
     except (OSError, ValueError) as error:
-        raise RunDirError(f"cannot write {target}: {_reason(error)}; choose a writable folder") from error
+        raise RunDirError(f"cannot write {target}: {reason(error)}; choose a writable folder") from error
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -70,7 +70,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         raise RunDirError(
-            f"cannot write {target}: {_reason(error)}; the former file, if any, is unchanged"
+            f"cannot write {target}: {reason(error)}; the former file, if any, is unchanged"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -120,14 +120,47 @@ def write_tensors(
 # -- reading --------------------------------------------------------------------------------------
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be used, on one short line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at column {error.colno}: {error.msg}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RecursionError):
+        return f"it is nested more than {MAX_DEPTH} deep"
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def require_file(path: str | Path, error: type[BCNetError], what: str, remedy: str = "") -> None:
+    """Raise ``error`` unless there is a regular file: a pipe would block, a device would never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise names_nothing(error(f"no {what} at {path}" + (f"; {remedy}" if remedy else ""))) from None
+    except (OSError, ValueError) as cause:
+        raise error(f"cannot read {what} {path}: {reason(cause)}") from cause
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise error(f"cannot read {what} {path}: it is {kind}; give a regular file")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file. None is where the system can have no path: too long, with a NUL."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> bytes:
     """The content of ``path``; ``error`` naming ``what`` and the file when it cannot be read."""
-    _require_file(path, error, what)
+    require_file(path, error, what)
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as cause:
-        raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
+        raise error(f"cannot read {what} {path}: {reason(cause)}") from cause
     if len(content) > limit:
         raise error(f"{what} {path} is larger than {limit} bytes, which no {what} needs")
     return content
@@ -139,7 +172,7 @@ def content_hash(path: str | Path, error: type[BCNetError] = RunDirError) -> str
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as cause:
-        raise error(f"cannot read {path}: {_reason(cause)}; run the same command again") from cause
+        raise error(f"cannot read {path}: {reason(cause)}; run the same command again") from cause
 
 
 def read_text(path: str | Path, error: type[BCNetError], what: str, limit: int = MAX_BYTES) -> str:
@@ -147,7 +180,7 @@ def read_text(path: str | Path, error: type[BCNetError], what: str, limit: int =
     try:
         return read_bytes(path, error, what, limit).decode()
     except UnicodeDecodeError as cause:
-        raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
+        raise error(f"cannot read {what} {path}: {reason(cause)}") from cause
 
 
 def read_json(path: str | Path, error: type[BCNetError], what: str) -> Any:
@@ -165,7 +198,7 @@ def parse_json(text: str, error: type[BCNetError], source: str) -> Any:
             "it may be truncated: make it again or restore a copy"
         ) from cause
     except (ValueError, RecursionError) as cause:
-        raise error(f"{source} cannot be used: {_reason(cause)}; make it again or restore a copy") from cause
+        raise error(f"{source} cannot be used: {reason(cause)}; make it again or restore a copy") from cause
 
 
 def read_yaml(path: str | Path, error: type[BCNetError], what: str) -> Any:
@@ -181,10 +214,10 @@ def parse_yaml(text: str, error: type[BCNetError], source: str) -> Any:
     except yaml.YAMLError as cause:
         place = getattr(cause, "problem_mark", None)
         where = f" at line {place.line + 1}, column {place.column + 1}" if place else ""
-        problem = getattr(cause, "problem", None) or getattr(cause, "reason", None) or _reason(cause)
+        problem = getattr(cause, "problem", None) or getattr(cause, "reason", None) or reason(cause)
         raise error(f"{source} is not valid YAML{where}: {problem}") from cause
     except (ValueError, TypeError, AttributeError, RecursionError) as cause:
-        raise error(f"{source} cannot be used: {_reason(cause)}") from cause
+        raise error(f"{source} cannot be used: {reason(cause)}") from cause
 
 
 def read_tensors(
@@ -193,12 +226,12 @@ def read_tensors(
     """The tensors, on the CPU, and the text of a safetensors file; ``error`` when it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
-    _require_file(path, error, what)
+    require_file(path, error, what)
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as cause:
-        raise error(f"{what} {path} is damaged: {_reason(cause)}; make it again or restore a copy") from cause
+        raise error(f"{what} {path} is damaged: {reason(cause)}; make it again or restore a copy") from cause
 
 
 def read_json_lines(
@@ -211,7 +244,7 @@ def read_json_lines(
     Raises:
         BCNetError: of class ``error``: no such file, or a line that holds no JSON object, by its number.
     """
-    _require_file(path, error, what)
+    require_file(path, error, what)
     try:
         with open(path, "rb") as file:
             for number in range(1, 2**62):
@@ -224,10 +257,10 @@ def read_json_lines(
                     yield number, _object(line)
                 except (ValueError, RecursionError) as cause:
                     raise error(
-                        f"{what} {path}, line {number}: {_reason(cause)}; the file is damaged: {remedy}"
+                        f"{what} {path}, line {number}: {reason(cause)}; the file is damaged: {remedy}"
                     ) from cause
     except OSError as cause:
-        raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
+        raise error(f"cannot read {what} {path}: {reason(cause)}") from cause
 
 
 def read_rows(
@@ -289,7 +322,7 @@ class JsonLines:
             self._cut(keep_bytes)
         except (OSError, ValueError) as cause:
             self.close()
-            raise RunDirError(f"cannot write {path}: {_reason(cause)}; choose a writable folder") from cause
+            raise RunDirError(f"cannot write {path}: {reason(cause)}; choose a writable folder") from cause
         except BCNetError:
             self.close()
             raise
@@ -337,7 +370,7 @@ class JsonLines:
         except OSError as cause:
             os.ftruncate(self._file, before)
             raise RunDirError(
-                f"cannot write {self.path}: {_reason(cause)}; its former lines are kept"
+                f"cannot write {self.path}: {reason(cause)}; its former lines are kept"
             ) from cause
 
     def sync(self) -> int:
@@ -346,7 +379,7 @@ class JsonLines:
             os.fsync(self._file)
             return os.fstat(self._file).st_size
         except OSError as cause:
-            raise RunDirError(f"cannot write {self.path}: {_reason(cause)}; free some space") from cause
+            raise RunDirError(f"cannot write {self.path}: {reason(cause)}; free some space") from cause
 
     def close(self) -> None:
         """Close the file. Closing twice does nothing."""
@@ -356,31 +389,6 @@ class JsonLines:
 
 
 # -- limits ---------------------------------------------------------------------------------------
-
-
-def _reason(error: BaseException) -> str:
-    """Why, on one line."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON at column {error.colno}: {error.msg}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, RecursionError):
-        return f"it is nested more than {MAX_DEPTH} deep"
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _require_file(path: str | Path, error: type[BCNetError], what: str) -> None:
-    """A pipe would block, a device would never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise error(f"no {what} at {path}") from None
-    except (OSError, ValueError) as cause:
-        raise error(f"cannot read {what} {path}: {_reason(cause)}") from cause
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise error(f"cannot read {what} {path}: it is {kind}; give a regular file")
 
 
 _UNUSUAL = re.compile(r"\d{25}|[eE]\+?\d{3}|NaN|Infinity")

@@ -11,12 +11,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bcnet_deploy.errors import BCNetError, nearest
+from bcnet_deploy import files
+from bcnet_deploy.errors import BCNetError, names_nothing, nearest
 
 
 def is_reference(name: str) -> bool:
@@ -41,14 +42,16 @@ def find(
     missing = missing or error
     place, _, name = reference.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
-        raise missing(f"{reference!r} is not of the form 'package.module:function' or 'file.py:function'")
+        raise names_nothing(
+            missing(f"{reference!r} is not of the form 'package.module:function' or 'file.py:function'")
+        )
     module = _module(place, f"the {what} {reference!r}", error, missing)
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise missing(f"module {place!r} has no function {name!r}{nearest(name, names)}")
+        raise names_nothing(missing(f"module {place!r} has no function {name!r}{nearest(name, names)}"))
     return found
 
 
@@ -66,9 +69,11 @@ def call(function: Callable[..., Any], what: str, error: type[BCNetError], **arg
 def _module(place: str, purpose: str, error: type[BCNetError], missing: type[BCNetError]) -> ModuleType:
     try:
         if place.endswith(".py"):
-            path = Path(place).expanduser()
-            if not path.is_file():
-                raise missing(f"no file {place!r} for {purpose} (looked from {os.getcwd()})")
+            path = Path(place)
+            with suppress(RuntimeError):  # ~ of nobody
+                path = path.expanduser()
+            if not files.is_file(path):
+                raise names_nothing(missing(f"no file {place!r} for {purpose} (looked from {os.getcwd()})"))
             return _run(path.resolve())
         # A console script does not look into the current folder, where a user's own net.py usually is.
         with _importable(Path.cwd()):
@@ -77,9 +82,11 @@ def _module(place: str, purpose: str, error: type[BCNetError], missing: type[BCN
         raise
     except ModuleNotFoundError as cause:
         if cause.name is not None and (place == cause.name or place.startswith(f"{cause.name}.")):
-            raise missing(
-                f"no Python module {cause.name!r} for {purpose}; it must be importable "
-                f"from {os.getcwd()} or installed"
+            raise names_nothing(
+                missing(
+                    f"no Python module {cause.name!r} for {purpose}; it must be importable "
+                    f"from {os.getcwd()} or installed"
+                )
             ) from cause
         raise error(f"importing {place!r} for {purpose} failed: {cause}") from cause
     except (Exception, SystemExit) as cause:

@@ -4,7 +4,8 @@
 
 A small run directory is made first (estimated table, one short training, one search). Each case copies it,
 spoils one of its files or makes another hostile input, and runs a command on it in this process. Counted are
-tracebacks, cases that take longer than 10 s, and files written outside the run directory.
+tracebacks, cases that take longer than 10 s, files written outside the run directory, and nonsense: a command
+that ends well and shows a figure that no network or machine can have.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -32,7 +34,7 @@ import yaml
 from click.testing import CliRunner
 
 LIMIT_S = 10
-SEARCH = ("search", "--macs", "0.5x", "--evaluations", "12", "--population", "6", "-q")
+SEARCH = ("search", "--macs", "0.5x", "--evaluations", "12", "--population", "6", "-q", "--json")
 VALUES: list[Any] = [
     None, True, False, "", "abc", "\x00", "[/red]", "a\nb", "../../out", "/tmp/out", "x" * 5000,
     0, -1, 1, 2, 0.5, 255, 2**31, 10**30, 10**400, -(10**18), 1e300, 1e-300, -0.0, float("inf"),
@@ -179,9 +181,98 @@ def call(run: Path, command: list[str]) -> None:
         raise result.exception
     if result.exit_code not in (0, 1, 2):
         raise AssertionError(f"exit code {result.exit_code}")
+    if result.exit_code == 0:
+        check_sense(result.stdout)
     error = [line for line in result.stderr.splitlines() if line.startswith("bcnet-deploy: error")]
-    if result.exit_code == 1 and (len(error) != 1 or "Traceback" in result.stderr):
+    if result.exit_code and (len(error) != 1 or "Traceback" in result.stderr):
         raise AssertionError(f"no single line of an error: {result.stderr[-500:]!r}")
+
+
+class Nonsense(AssertionError):
+    """A figure that nothing can have was accepted."""
+
+
+LARGEST = 1e18
+
+
+def check_sense(output: str) -> None:
+    """Raise :class:`Nonsense` for what is not finite or far beyond any cost, time or accuracy."""
+    if re.search(r"(?<![a-z])(inf|nan)(?![a-z])", output, re.IGNORECASE):
+        raise Nonsense(output[:500])
+    try:
+        data = json.loads(output)
+    except ValueError:
+        return
+    waiting = [("", data)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, part) for part in value]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            wrong = not abs(value) <= LARGEST
+            wrong |= key.endswith("_ms") and not 0 <= value <= 1e9
+            wrong |= key in ("macs", "params", "channels", "evaluations") and not 0 <= value <= LARGEST
+            wrong |= key == "accuracy" and not 0 <= value <= 100
+            if wrong:
+                raise Nonsense(f"{key}: {value!r}")
+
+
+def states(run: Path, rng: random.Random) -> Case:
+    """What a checkpoint says of itself, spoilt; the training must go on from it or refuse it."""
+    from safetensors.torch import load_file, safe_open, save_file
+
+    path = run / "train" / "checkpoint.safetensors"
+    with safe_open(str(path), framework="pt") as file:
+        header = dict(file.metadata())
+    state = spoil_value(json.loads(header["state"]), rng)
+    text = (
+        json.dumps(state)
+        if rng.random() < 0.9
+        else spoil_bytes(header["state"].encode(), rng).decode("latin1")
+    )
+    tensors = load_file(str(path))
+    if rng.random() < 0.2:
+        del tensors[rng.choice(list(tensors))]
+    save_file(tensors, str(path), {**header, "state": text})
+    for name in ("supernet.json", "supernet.safetensors"):
+        (run / "train" / name).unlink()
+    stamp = run / "steps" / "train.json"
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "finished": False}))
+    return "checkpoint's state: train", lambda: call(run, ["train", "-q"])
+
+
+def torch_files(run: Path, rng: random.Random) -> Case:
+    """Weights of the user's own: torch and safetensors files, whole, spoilt, or of something else."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors: Any = {
+        key.removeprefix("supernet."): value
+        for key, value in load_file(str(run / "train" / "supernet.safetensors")).items()
+    }
+    how = rng.choice(("whole", "nested", "prefix", "values", "deep", "missing"))
+    if how == "nested":
+        tensors = {rng.choice(("state_dict", "model", "ema", "x")): tensors, "epoch": rng.choice(VALUES[:20])}
+    elif how == "prefix":
+        tensors = {
+            f"{rng.choice(('module.', '_orig_mod.', 'x.'))}{key}": value for key, value in tensors.items()
+        }
+    elif how == "values":
+        tensors[rng.choice(list(tensors))] = rng.choice((*VALUES, torch.zeros(3), torch.tensor(float("nan"))))
+    elif how == "deep":
+        for _ in range(rng.choice((3, 300))):
+            tensors = {"state_dict": tensors}
+    elif how == "missing":
+        tensors = dict(list(tensors.items())[: rng.randrange(3)])
+    path = run / rng.choice(("w.pth", "w.pt", "w.safetensors", "w"))
+    torch.save(tensors, path, _use_new_zipfile_serialization=rng.random() < 0.7)
+    if rng.random() < 0.4:
+        path.write_bytes(spoil_bytes(path.read_bytes(), rng))
+    return f"weights, {how}: inspect", lambda: call(
+        run, ["inspect", "demo", "--weights", str(path), "--json"]
+    )
 
 
 def options(run: Path, rng: random.Random) -> Case:
@@ -292,7 +383,7 @@ def hostile_folder(run: Path, rng: random.Random) -> Path:
     return root
 
 
-SHOW, REPORT, DRY = ("table", "show", "FILE"), ("report", "-q"), ("search", "--dry-run")
+SHOW, REPORT, DRY = ("table", "show", "FILE", "--json"), ("report", "-q"), ("search", "--dry-run", "--json")
 LOOK = (REPORT, (*DRY, "--macs", "0.5x"), SEARCH)
 ESTIMATE = ("profile", "--estimate", "--device", "FILE", "--fresh", "-q")
 FEW = (
@@ -315,6 +406,8 @@ FAMILIES: dict[str, Callable[[Path, random.Random], Case]] = {
     "run.yaml": on_file((".yaml",), ("run.yaml",), LOOK),
     "steps": on_file((".json",), ("steps", ".writer.json"), LOOK),
     "journals": on_file((".jsonl",), ("search", "train", "latency"), (SEARCH, REPORT)),
+    "states": states,
+    "weights": torch_files,
     "checkpoints": on_file((".safetensors",), ("train",), WEIGHTS),
     "searched": on_file((".json", ".yaml"), ("search", "train"), (*LOOK, ("export", "-q", "--force"))),
     "options": options,
@@ -419,12 +512,13 @@ def call_checked(run: Path, command: list[str]) -> None:
         raise SystemExit(f"{' '.join(command)}: {result.output}")
 
 
-def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
-    """Cases for ``minutes``: counts by family, and each failure with what reproduces it."""
+def fuzz(minutes: float, seed: int, families: list[str], cases: int | None = None) -> dict[str, Any]:
+    """Cases for ``minutes``, or so many: counts by family, and each failure with what reproduces it."""
     import torch
 
     torch.set_num_threads(1)
     counts: dict[str, Counter[str]] = {name: Counter() for name in families}
+    slowest = 0.0
     failures: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
@@ -436,7 +530,7 @@ def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
         watch = Watch()
         watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
         end, number = time.monotonic() + 60 * minutes, 0
-        while time.monotonic() < end:
+        while number < cases if cases is not None else time.monotonic() < end:
             family = families[number % len(families)]
             rng = random.Random(f"{seed} {number}")
             random.seed(number)
@@ -444,6 +538,7 @@ def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
             shutil.rmtree(run, ignore_errors=True)
             shutil.copytree(base, run)
             what, trial = FAMILIES[family](run, rng)
+            began = time.monotonic()
             outcome, detail = "ok", ""
             watch.outside.clear()
             try:
@@ -452,10 +547,13 @@ def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
                     trial()
             except Hang:
                 outcome, detail = "hang", "".join(traceback.format_stack(limit=3))
+            except Nonsense:
+                outcome, detail = "nonsense", traceback.format_exc(limit=-2)
             except Exception:
                 outcome, detail = "traceback", traceback.format_exc(limit=-4)
             finally:
                 watch.on = False
+            slowest = max(slowest, time.monotonic() - began)
             strays = [line for line in watch.outside if "__pycache__" not in line]
             if strays:
                 outcome, detail = "outside", "; ".join(strays[:5])
@@ -476,6 +574,8 @@ def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
     return {
         "minutes": minutes,
         "seed": seed,
+        "cases": sum(sum(count.values()) for count in counts.values()),
+        "slowest_s": round(slowest, 1),
         "counts": {k: dict(v) for k, v in counts.items()},
         "failures": failures,
     }
@@ -484,11 +584,13 @@ def fuzz(minutes: float, seed: int, families: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--cases", type=int, help="so many, instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    result = fuzz(arguments.minutes, arguments.seed, arguments.family or list(FAMILIES))
+    families = arguments.family or list(FAMILIES)
+    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases)
     for family, counts in result["counts"].items():
         print(f"{family:12} {counts}")
     if arguments.out:

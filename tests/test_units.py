@@ -186,6 +186,15 @@ def test_figures_for_people(given_text: str, expected: str) -> None:
 
 
 def test_what_is_refused_while_an_option_is_read_exits_as_wrong_usage() -> None:
-    with pytest.raises(bd.TableError) as caught, bd.errors.wrong_option():
-        raise bd.TableError("no table")
-    assert caught.value.exit_code == 2 and bd.TableError("another").exit_code == 1
+    with pytest.raises(bd.ConfigError) as caught, bd.errors.wrong_option("a value"):
+        raise bd.ConfigError("none of those allowed")
+    assert caught.value.exit_code == 2 and bd.ConfigError("another").exit_code == 1
+    with pytest.raises(bd.TableError) as caught_2, bd.errors.wrong_option():
+        raise bd.errors.names_nothing(bd.TableError("no table"))
+    assert caught_2.value.exit_code == 2
+    with pytest.raises(bd.TableError) as caught_3, bd.errors.wrong_option():
+        raise bd.TableError("a damaged table")  # the option is right, the file is not
+    assert caught_3.value.exit_code == 1
+    with pytest.raises(bd.ConfigError) as caught_4, bd.errors.wrong_option(None, None):
+        raise bd.ConfigError("what the run file says")  # nothing was given
+    assert caught_4.value.exit_code == 1

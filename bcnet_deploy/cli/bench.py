@@ -17,7 +17,7 @@ from bcnet_deploy.cli.common import (
     shown_step,
     warn_of_threads,
 )
-from bcnet_deploy.errors import UnitError
+from bcnet_deploy.errors import UnitError, wrong_option
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_milliseconds
 
@@ -65,7 +65,8 @@ def command(fresh: bool, run_dir: RunDir, as_json: bool, quiet: bool, **options:
     run_dir.load()
     given = chosen(options)
     settings = settings_of(run_dir, "bench", given)
-    device = run_dir.device(settings.device)
+    with wrong_option(options["device"]):
+        device = run_dir.device(settings.device)
     warn_of_threads(settings.threads or device.threads or 1)
     with keeping(run_dir, "bench", given), shown_step("bench", quiet=quiet or as_json) as progress:
         result = bench(run_dir, settings, progress, fresh=fresh)

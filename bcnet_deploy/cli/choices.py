@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,46 @@ class Engine(OneOf):
 ENGINE = Engine("engine", ("onnx", "ort", "trt"))
 PRECISION = OneOf("precision", ("fp32", "fp16", "bf16", "int8"))
 NETWORK = OneOf("network", ("found", "uniform", "full"))
+
+
+def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Models by name, functions of a file that is named already, and files."""
+    file, colon, function = incomplete.rpartition(":")
+    if colon and file.endswith(".py"):
+        names = [f"{file}:{name}" for name in _functions(Path(file)) if name.startswith(function)]
+        return [CompletionItem(name) for name in names]
+    return _named_or_file(model_names(), incomplete)
+
+
+def model_names() -> list[str]:
+    """As :func:`bcnet_deploy.models.model_names`, read from the sources: PyTorch takes seconds to load."""
+    names = set(_OWN_MODELS)
+    found = importlib.util.find_spec("torchvision")
+    folder = Path(found.origin).parent / "models" if found is not None and found.origin else None
+    for path in folder.glob("*.py") if folder is not None else ():
+        names.update(_functions(path, decorated="register_model"))
+    return sorted(names)
+
+
+_OWN_MODELS = (
+    "demo", "demo_segmentation", "vgg19_cifar10", "mobilenet_v2_cifar10", "mobilenet_v2_1.5x",
+    "channel_bench_macro_mobilenet", "channel_bench_macro_resnet",
+)  # fmt: skip
+
+
+def _functions(path: Path, decorated: str = "") -> list[str]:
+    """Public functions of a source file, those with a decorator only if asked for; none of a damaged file."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and (not decorated or any(decorated in ast.unparse(mark) for mark in node.decorator_list))
+    ]
 
 
 def devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bcnet_deploy.cli.choices import models
+from bcnet_deploy.errors import RunDirError
 from bcnet_deploy.run.directory import RunDir
 
 if TYPE_CHECKING:
@@ -23,7 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _to_run_dir(ctx: click.Context, param: click.Parameter, value: str) -> RunDir:
-    return RunDir(value)
+    run = RunDir(value)
+    try:
+        run.exists()
+    except OSError as error:  # too long, a loop of links, another user's
+        raise RunDirError(f"cannot use --run-dir {value}: {error.strerror}") from None
+    return run
 
 
 def run_dir_option(function: F) -> F:
@@ -59,14 +66,18 @@ def model_options(function: F) -> F:
             "--weights",
             help="Trained weights to start from: a file, or 'pretrained' for those on this disk.",
         ),
-        click.option("--min-level", type=click.IntRange(min=0), help="Smallest level. Default: 0."),
-        click.option("--levels", type=click.IntRange(min=1), help="Widths a variable may take. Default: 20."),
+        click.option("--min-level", type=click.IntRange(0, 1024), help="Smallest level. Default: 0."),
+        click.option(
+            "--levels", type=click.IntRange(1, 1024), help="Widths a variable may take. Default: 20."
+        ),
         click.option("--input-size", help="3x224x224, or 224. Default: what the model is usually run at."),
         click.option(
             "--num-classes", type=click.IntRange(min=1), help="Default: the data's, or the model's."
         ),
         click.option(
-            "--model", help="Name, package.module:function or file.py:function. Default: the run's."
+            "--model",
+            shell_complete=models,
+            help="Name, package.module:function or file.py:function. Default: the run's.",
         ),
     ):
         function = option(function)
@@ -86,24 +97,28 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def changes_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """``--set KEY=VALUE`` as settings. Raises :class:`ConfigError`."""
+    """``--set KEY=VALUE`` as settings. Raises :class:`UsageError`."""
     from bcnet_deploy import files
-    from bcnet_deploy.errors import ConfigError, UsageError
+    from bcnet_deploy.errors import UsageError
 
     values: dict[str, Any] = {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign:
-            raise ConfigError(f"--set {text!r}; allowed: KEY=VALUE, for example --set epochs=10")
+            raise UsageError(f"--set {text!r}; allowed: KEY=VALUE, for example --set epochs=10")
         values[key.strip()] = files.parse_yaml(value, UsageError, f"--set {key.strip()}")
     return values
+
+
+PIPE_WIDTH = 4000
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A rich console; colours only on a terminal and without NO_COLOR (rich's own rule)."""
     from rich.console import Console
 
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 120
+    # What goes into a file or another program is not wrapped.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else PIPE_WIDTH
     return Console(stderr=stderr, quiet=quiet, width=width, highlight=False)
 
 

@@ -7,27 +7,34 @@ from typing import Any
 
 import click
 
+from bcnet_deploy.cli.choices import devices
 from bcnet_deploy.cli.common import console, emit, json_option
+from bcnet_deploy.errors import BCNetError, UsageError, wrong_option
 
 
 @click.command("devices")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=devices)
 @click.option("--new", help="Write a commented profile of a device of your own, of this name, as NAME.yaml.")
 @click.option("--kind", default="cpu", show_default=True, help="Of the new device: cpu, gpu or npu.")
 @click.option("--runtime", default="onnxruntime", show_default=True, help="Of the new device.")
 @json_option
 def command(name: str | None, new: str | None, kind: str, runtime: str, as_json: bool) -> None:
     """List the device profiles, or show the figures and sources of one (NAME or a .yaml file)."""
-    from bcnet_deploy.devices import known_devices, load_device
+    from bcnet_deploy.devices import known_devices, load_device, new_profile_text
 
     if new is not None:
+        try:
+            new_profile_text(new, kind=kind, runtime=runtime)
+        except BCNetError as error:  # all of it comes from options
+            raise UsageError(str(error)) from None
         path = _write_new(new, kind, runtime)
         emit(
             {"path": str(path)}, as_json=as_json,
             show=lambda: console().print(f"wrote {path}", soft_wrap=True, markup=False),
         )  # fmt: skip
         return
-    profiles = [load_device(name)] if name else [load_device(known) for known in known_devices()]
+    with wrong_option():
+        profiles = [load_device(known) for known in ([name] if name is not None else known_devices())]
 
     def show() -> None:
         from rich.markup import escape

@@ -17,6 +17,7 @@ from bcnet_deploy.cli.common import (
     run_dir_option,
     shown_step,
 )
+from bcnet_deploy.errors import wrong_option
 from bcnet_deploy.run.directory import RunDir
 
 
@@ -34,7 +35,7 @@ from bcnet_deploy.run.directory import RunDir
     help="Of the computation; inputs and outputs stay FP32. Default: the device's for an engine, else fp32.",
 )  # fmt: skip
 @click.option("--dynamic-batch/--fixed-batch", default=None, help="Any batch size instead of 1.")
-@click.option("--opset", type=int, help="ONNX operator set, 17 to 20. Default: 19.")
+@click.option("--opset", type=click.IntRange(17, 20), help="ONNX operator set, 17 to 20. Default: 19.")
 @click.option("--device", shell_complete=devices, help="Device profile of an engine. Default: the run's.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
@@ -64,6 +65,8 @@ def command(
     run_dir.load()
     given = {**chosen(options), "network": network}
     settings = settings_of(run_dir, "export", given)
+    with wrong_option(options["device"]):
+        run_dir.device(settings.device)
     with keeping(run_dir, "export", given), shown_step("export", quiet=quiet or as_json) as progress:
         result = export(run_dir, settings, progress, fresh=force, out=out)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy.cli.choices import models
 from bcnet_deploy.cli.common import console, emit, json_option
+from bcnet_deploy.errors import wrong_option
 from bcnet_deploy.units import format_bytes, format_count, parse_size
 
 if TYPE_CHECKING:
@@ -150,15 +152,17 @@ def _show(data: dict[str, Any]) -> None:
 
 
 @click.command("inspect")
-@click.argument("model")
+@click.argument("model", shell_complete=models)
 @click.option("--input-size", help="3x224x224, or 224; default: what the model is usually run at.")
 @click.option("--weights", help="Trained weights: a file, or 'pretrained'; refused where they do not fit.")
 @click.option("--new-head", is_flag=True, help="The weights are of other classes: draw the classifier anew.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Default: the model's usual number.")
 @click.option(
-    "--levels", type=click.IntRange(min=1), default=20, show_default=True, help="Widths a variable."
+    "--levels", type=click.IntRange(1, 1024), default=20, show_default=True, help="Widths a variable."
 )
-@click.option("--min-level", type=click.IntRange(min=0), default=0, show_default=True, help="Smallest level.")
+@click.option(
+    "--min-level", type=click.IntRange(0, 1024), default=0, show_default=True, help="Smallest level."
+)
 @json_option
 def command(
     model: str,
@@ -197,6 +201,7 @@ def _inspect(
     from bcnet_deploy.models import build_model, default_input_size
     from bcnet_deploy.space import WidthSpace
 
-    network = build_model(model, num_classes=num_classes, weights=weights, new_head=new_head)
-    space = WidthSpace.from_model(network, size or default_input_size(model), levels, min_level)
+    with wrong_option():
+        network = build_model(model, num_classes=num_classes, weights=weights, new_head=new_head)
+        space = WidthSpace.from_model(network, size or default_input_size(model), levels, min_level)
     return describe(model, space, network)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 import bcnet_deploy
-from bcnet_deploy.errors import BCNetError
+from bcnet_deploy.errors import BCNetError, one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("bcnet_deploy.cli.run", "The whole flow, from latency table to report."),
@@ -53,15 +59,52 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_JSON] = "--json" in args
+        with _refusals(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _refusals(ctx):
             return super().invoke(ctx)
-        except BCNetError as error:
-            click.echo(f"bcnet-deploy: error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("bcnet-deploy: interrupted; run the same command again to go on", err=True)
-            ctx.exit(130)
+
+
+_JSON = "bcnet_deploy.json"
+"""Whether the arguments ask for JSON; known before they are parsed, as that may fail."""
+
+
+@contextmanager
+def _refusals(ctx: click.Context) -> Iterator[None]:
+    """Expected errors as one line on standard error, with ``--json`` as an object on standard output too."""
+    try:
+        yield
+    except BCNetError as error:
+        _end(ctx, type(error).__name__, f"error: {error}", error.exit_code)
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # not a refusal: the help is shown
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "bcnet-deploy"
+        text = one_line(error.format_message()).rstrip(".")
+        _end(ctx, "UsageError", f"error: {text}; see '{command} --help'", error.exit_code)
+    except OSError as error:
+        # What writes into the run directory says it itself; temporary files and libraries do not.
+        no_place = error.errno == errno.ENOENT and "temporary directory" in str(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not no_place:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        reason = one_line(str(error.strerror))
+        text = f"error: {reason}{where}; free some space, also where temporary files go, and run it again"
+        _end(ctx, "RunDirError", text, 1)
+    except KeyboardInterrupt:
+        _end(ctx, "Interrupted", "interrupted; run the same command again to go on", 130)
+
+
+def _end(ctx: click.Context, kind: str, text: str, code: int) -> None:
+    """Say why, once: of several processes of a torchrun the first one does."""
+    if ctx.meta[_JSON] and os.environ.get("RANK", "0") == "0":
+        click.echo(json.dumps({"error": {"type": kind, "message": text.removeprefix("error: ")}}))
+    click.echo(f"bcnet-deploy: {text}", err=True)
+    ctx.exit(code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,6 +115,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script and of ``python -m bcnet_deploy``."""
+    # Stopped by a job scheduler, or by Ctrl-C: the same to a step, whichever it is in.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli(prog_name="bcnet-deploy")
     finally:

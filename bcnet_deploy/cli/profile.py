@@ -19,6 +19,7 @@ from bcnet_deploy.cli.common import (
     size_of,
     warn_of_threads,
 )
+from bcnet_deploy.errors import wrong_option
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_milliseconds
 
@@ -90,21 +91,34 @@ def command(
         "task": task,
     }  # fmt: skip
     settings = settings_of(run_dir, "profile", given)
-    profiles = [run_dir.device(name) for name in names]
-    config = describe_run(
-        run_dir, input_size=size_of(input_size), device=profiles[0].name, default_model=DEFAULT_MODEL, **about
-    )
+    with wrong_option(device, devices):
+        profiles = [run_dir.device(name) for name in names]
+    size = size_of(input_size)
+    with wrong_option(*about.values()):
+        config = describe_run(
+            run_dir, input_size=size, device=profiles[0].name, default_model=DEFAULT_MODEL, **about
+        )
     if not begun and ":" in config.model.name and about["num_classes"] is None and about["data"] is None:
         note(
             f"{config.model.num_classes} classes, as {config.model.name} builds by default; "
             "--num-classes sets another number"
         )
     for name, chosen in zip(names, profiles, strict=True):
-        check_profile(run_dir, settings.replace(device=name), model=config.model.name)
+        with wrong_option(table, rebase):
+            check_profile(run_dir, settings.replace(device=name), model=config.model.name)
         if chosen.kind == "cpu" and not settings.estimate:
             warn_of_threads(chosen.threads or 1)
     results = []
+    if begun and (former := run_dir.load().device) != config.device:
+        note(
+            f"the run's device is now {config.device}, it was {former}: budgets without a device are its; "
+            f"'--latency {former}=BUDGET' names the other"
+        )
     with only_writer(run_dir):
+        # As it is now that nobody else writes.
+        config = describe_run(
+            run_dir, input_size=size, device=profiles[0].name, default_model=DEFAULT_MODEL, **about
+        )
         start(run_dir, config)
         with keeping(run_dir, "profile", given):
             for chosen in profiles:
@@ -117,21 +131,22 @@ def command(
         for result in results:
             if not result.ran:
                 console().print("Done already; --fresh measures anew.")
-            show_summary(result.path, result.table)
+            show_summary(result.path, result.table, config.model.name)
 
     emit({"tables": [result.to_dict() for result in results]}, as_json=as_json, show=show)
 
 
-def show_summary(path: Path, table: LatencyTable) -> None:
-    """What a table is of and how accurate it is, in a few lines."""
+def show_summary(path: Path, table: LatencyTable, model: str | None = None) -> None:
+    """What a table is of and how accurate it is, in a few lines; ``model`` as the user calls it."""
     from rich.markup import escape
 
     out = console()
     network = table.network
+    what = network.description if model is None else f"{model} at {'x'.join(map(str, network.input_size))}"
     full = float(table.predict([variable.channels for variable in network.variables])[0])
     mark = "[bold yellow]ESTIMATED[/] " if table.estimated else ""
     out.print(
-        f"{mark}{escape(str(path))}: {escape(network.description)} on {escape(table.device)}, "
+        f"{mark}{escape(str(path))}: {escape(what)} on {escape(table.device)}, "
         f"{len(network.layers)} layers", soft_wrap=True,
     )  # fmt: skip
     suffix = " (estimated)" if table.estimated else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bcnet_deploy import files
 from bcnet_deploy.cli.choices import datasets, importances
 from bcnet_deploy.cli.common import (
     changes_of,
@@ -19,6 +20,7 @@ from bcnet_deploy.cli.common import (
     shown_step,
 )
 from bcnet_deploy.cli.train import training_options
+from bcnet_deploy.errors import ConfigError, wrong_option
 from bcnet_deploy.run.directory import RunDir
 
 
@@ -60,23 +62,29 @@ def command(
     **options: Any,
 ) -> None:
     """Train the chosen network and take its accuracy on the test images, which nothing has seen before."""
+    from bcnet_deploy.run.engine import writing
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.retrain import retrain
     from bcnet_deploy.run.settings import keeping, settings_of
 
-    config = describe_run(run_dir, data=data)
+    with wrong_option(data):
+        config = describe_run(run_dir, data=data)
     if inherit:
         options["start"] = "supernet"
     given = chosen({**options, **changes_of(changes), "network": network, "widths": widths})
     settings = settings_of(run_dir, "retrain", given)
-    if data is not None:
-        start(run_dir, config)
-    run_dir.data_reference()
-    with (
-        keeping(run_dir, "retrain", given),
-        shown_step(f"Training {config.model.name}, {network}", quiet=quiet or as_json) as progress,
-    ):
-        result = retrain(run_dir, settings, progress, fresh=fresh)
+    if widths is not None:
+        with wrong_option():
+            files.require_file(widths, ConfigError, "widths", "give a YAML file")
+    with writing(run_dir):
+        if data is not None:
+            start(run_dir, describe_run(run_dir, data=data))
+        run_dir.data_reference()
+        with (
+            keeping(run_dir, "retrain", given),
+            shown_step(f"Training {config.model.name}, {network}", quiet=quiet or as_json) as progress,
+        ):
+            result = retrain(run_dir, settings, progress, fresh=fresh)
     if os.environ.get("RANK", "0") != "0":
         return
 

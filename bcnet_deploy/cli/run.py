@@ -20,6 +20,7 @@ from bcnet_deploy.cli.common import (
     warn_of_threads,
 )
 from bcnet_deploy.cli.search import budget_options
+from bcnet_deploy.errors import wrong_option
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds
 
@@ -76,11 +77,20 @@ def command(
         "search": search,
         "export": {"engine": engine},
     }
-    settings = read_settings(run_dir, config, about, sections, force=force)
+    options = {**about, **{name: chosen(section) or None for name, section in sections.items()}}
+    with wrong_option(config, *options.values()):
+        settings = read_settings(run_dir, config, about, sections, force=force)
     from bcnet_deploy.run.display import StepsDisplay
-    from bcnet_deploy.run.pipeline import PlannedStep, run_all
+    from bcnet_deploy.run.pipeline import PlannedStep, describe, run_all
+    from bcnet_deploy.run.preflight import check_table
 
-    warn_of_threads(run_dir.device(settings.device).threads or 1)
+    with wrong_option(config, about["device"]):
+        chosen_device = run_dir.device(settings.device)
+    with wrong_option(config, *about.values()):
+        describe(run_dir, settings, force=force)
+    with wrong_option(config, table):
+        check_table(settings.step("profile").table, chosen_device.name)
+    warn_of_threads(chosen_device.threads or 1)
     silent = quiet or as_json
 
     def display(stages: Sequence[PlannedStep]) -> Any:

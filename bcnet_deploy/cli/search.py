@@ -16,7 +16,7 @@ from bcnet_deploy.cli.common import (
     run_dir_option,
     shown_step,
 )
-from bcnet_deploy.errors import RunDirError
+from bcnet_deploy.errors import RunDirError, UsageError, wrong_option
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_bytes, format_count, format_milliseconds
 
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
 
 def _one(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> str | None:
-    """A budget that is given once at most. Raises :class:`ConstraintError`."""
-    from bcnet_deploy.errors import ConstraintError
-
+    """A budget that is given once at most. Raises :class:`UsageError`."""
     if len(texts) > 1:
-        raise ConstraintError(
+        raise UsageError(
             f"{len(texts)} budgets of {param.opts[0]} conflict: {' and '.join(map(repr, texts))}; give one"
         )
     return texts[0] if texts else None
@@ -38,7 +36,6 @@ def _one(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> 
 def _strategy(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
     """A registered name. Raises :class:`UsageError`."""
     if name is not None:
-        from bcnet_deploy.errors import UsageError
         from bcnet_deploy.search.strategies import STRATEGIES
 
         STRATEGIES.get(name, UsageError)
@@ -127,9 +124,13 @@ def command(
     from bcnet_deploy.run.settings import keeping, settings_of
 
     if weights is not None:
+        from bcnet_deploy.run.engine import writing
         from bcnet_deploy.run.preflight import describe_run, start
 
-        start(run_dir, describe_run(run_dir, weights=weights))
+        with wrong_option():
+            config = describe_run(run_dir, weights=weights)
+        with writing(run_dir):
+            start(run_dir, config)
     run_dir.load()
     given = chosen(options)
     settings = settings_of(run_dir, "search", given)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bcnet_deploy.cli.common import console, emit, json_option
+from bcnet_deploy.errors import wrong_option
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
@@ -24,9 +25,7 @@ def command() -> None:
 @json_option
 def show(path: Path, layers: bool, as_json: bool) -> None:
     """What the table at PATH is of, how accurate it is, and where the time goes."""
-    from bcnet_deploy.lut import LatencyTable
-
-    table = LatencyTable.load(path)
+    table = _load(path)
 
     def text() -> None:
         from rich.markup import escape
@@ -71,52 +70,78 @@ def show(path: Path, layers: bool, as_json: bool) -> None:
 @command.command("merge")
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The merged table.")
-def merge(paths: tuple[Path, ...], out: Path) -> None:
+@json_option
+def merge(paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Merge tables of one device: entries and networks of all PATHS; the first's network comes first."""
-    from bcnet_deploy.lut import LatencyTable
-
-    merged = LatencyTable.load(paths[0])
+    merged = _load(paths[0])
     for path in paths[1:]:
-        merged = merged.merged(LatencyTable.load(path))
+        merged = merged.merged(_load(path))
     merged.save(out)
-    _summary(out, merged)
+    _emit(out, merged, as_json)
 
 
 @command.command("to-csv")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file.")
-def to_csv(path: Path, out: Path) -> None:
+@json_option
+def to_csv(path: Path, out: Path, as_json: bool) -> None:
     """Write the entries of the table at PATH as CSV."""
     from bcnet_deploy import files
-    from bcnet_deploy.lut import LatencyTable
     from bcnet_deploy.lut.convert import to_csv as convert
 
-    files.write_text(out, convert(LatencyTable.load(path)))
+    table = _load(path)
+    files.write_text(out, convert(table))
+    _emit(out, table, as_json)
 
 
 @command.command("from-csv")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The table.")
-def from_csv(path: Path, out: Path) -> None:
+@json_option
+def from_csv(path: Path, out: Path, as_json: bool) -> None:
     """Make a table of the CSV at PATH."""
     from bcnet_deploy.lut.convert import from_csv as convert
 
-    table = convert(path)
+    with wrong_option():
+        table = convert(path)
     table.save(out)
-    _summary(out, table)
+    _emit(out, table, as_json)
 
 
 @command.command("from-ofa")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--device", required=True, help="What the table is of.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The table.")
-def from_ofa(path: Path, device: str, out: Path) -> None:
+@json_option
+def from_ofa(path: Path, device: str, out: Path, as_json: bool) -> None:
     """Make a table of a Once-for-All YAML at PATH. Its entries are whole blocks."""
+    from bcnet_deploy.devices import check_name
+    from bcnet_deploy.errors import UsageError
     from bcnet_deploy.lut.convert import from_ofa as convert
 
-    table = convert(path, device=device)
+    with wrong_option():
+        check_name("--device", device, UsageError)
+        table = convert(path, device=device)
     table.save(out)
-    _summary(out, table)
+    _emit(out, table, as_json)
+
+
+def _load(path: Path) -> LatencyTable:
+    """The table at ``path``. Where there is none, that is wrong usage; a damaged one is not."""
+    from bcnet_deploy.lut import LatencyTable
+
+    with wrong_option():
+        return LatencyTable.load(path)
+
+
+def _emit(path: Path, table: LatencyTable, as_json: bool) -> None:
+    """What was written, for programs or people."""
+    data = {
+        "path": str(path), "device": table.device, "source": table.source, "complete": table.complete,
+        "networks": [network.fingerprint for network in table.networks],
+        "entries": sum(map(len, table.entries.values())),
+    }  # fmt: skip
+    emit(data, as_json=as_json, show=lambda: _summary(path, table))
 
 
 def _summary(path: Path, table: LatencyTable) -> None:

@@ -20,6 +20,7 @@ from bcnet_deploy.cli.common import (
     shown_step,
     size_of,
 )
+from bcnet_deploy.errors import wrong_option
 from bcnet_deploy.run.directory import RunDir
 
 
@@ -71,23 +72,30 @@ def command(
 
     Under torchrun all processes train together: torchrun --nproc-per-node 2 -m bcnet_deploy train
     """
+    from bcnet_deploy.run.engine import writing
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.settings import keeping, settings_of
     from bcnet_deploy.run.train import train
 
-    config = describe_run(run_dir, input_size=size_of(input_size), **about)
+    size = size_of(input_size)
+    with wrong_option(*about.values()):
+        config = describe_run(run_dir, input_size=size, **about)
     options = {"recipe": recipe, "compute": compute, "seed": seed, "importance": importance}
     given = chosen({**options, **changes_of(changes)})
     settings = settings_of(run_dir, "train", given)
     settings.config(config.data, trained=config.model.trained)
     if os.environ.get("RANK", "0") == "0":
-        check_data(config)
-        start(run_dir, config)
-    with (
-        keeping(run_dir, "train", given),
-        shown_step(f"Training the supernet of {config.model.name}", quiet=quiet or as_json) as progress,
-    ):
-        result = train(run_dir, settings, progress, fresh=fresh)
+        with wrong_option(about["data"]):
+            check_data(config)
+    with writing(run_dir):
+        if os.environ.get("RANK", "0") == "0":
+            # As it is now that nobody else writes.
+            start(run_dir, describe_run(run_dir, input_size=size, **about))
+        with (
+            keeping(run_dir, "train", given),
+            shown_step(f"Training the supernet of {config.model.name}", quiet=quiet or as_json) as progress,
+        ):
+            result = train(run_dir, settings, progress, fresh=fresh)
     if os.environ.get("RANK", "0") != "0":
         return
     messages = console(stderr=True, quiet=quiet)

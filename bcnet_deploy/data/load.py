@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from bcnet_deploy import references
 from bcnet_deploy.data.pictures import Interpolation, View
 from bcnet_deploy.data.splits import DataSplits
-from bcnet_deploy.errors import DataError, nearest
+from bcnet_deploy.errors import DataError, names_nothing, nearest
 
 FEW = 200
 """With fewer held-out images, what one of them is worth is said."""
@@ -109,8 +110,13 @@ def classes_of(reference: Any, input_size: tuple[int, int, int]) -> int:
 
 def _path(reference: str | Path) -> Path | None:
     """Of the folder or archive, where the reference names one."""
-    path = Path(str(reference).removeprefix("folder:")).expanduser()
-    return path if path.exists() and str(reference) not in ("digits", "digits-canvas") else None
+    path = Path(str(reference).removeprefix("folder:"))
+    try:
+        path = path.expanduser()
+        there = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, of an unknown user
+        there = False
+    return path if there and str(reference) not in ("digits", "digits-canvas") else None
 
 
 def _named(
@@ -139,7 +145,9 @@ def _named(
         function = references.find(reference, "data", DataError)
         data = references.call(function, f"loading the data {reference!r}: {reference}", DataError)
         return load_given(data, reference, view, size, val_fraction, memory_bytes)
-    raise DataError(
-        f"no data {reference!r}: there is no such file or folder{nearest(reference, ['digits'])}; "
-        f"allowed: {FORMS}; name it with --data FOLDER_OR_TAR"
+    raise names_nothing(
+        DataError(
+            f"no data {reprlib.repr(reference)}: there is no such file or folder"
+            f"{nearest(reference, ['digits'])}; allowed: {FORMS}; name it with --data FOLDER_OR_TAR"
+        )
     )

@@ -141,6 +141,14 @@ class Network:
             raise TableError(
                 f"{where}: a layer, variable or the input size is damaged ({error!r})"
             ) from error
+        for variable in variables:
+            sizes = (variable.channels, variable.step, *variable.choices)
+            if not variable.choices or not 1 <= min(sizes) <= max(sizes) <= variable.channels <= 2**24:
+                raise TableError(
+                    f"{where}: variable {variable.name} has {variable.channels} channels in steps of "
+                    f"{variable.step} and choices from {min(variable.choices, default=None)} to "
+                    f"{max(variable.choices, default=None)}; allowed: 1 up to the channels, at most {2**24}"
+                )
         scales = non_negative(data["scales"], f"{where}.scales")
         if len(scales) != len(layers):
             raise TableError(f"{where}.scales must have one number for each of {len(layers)} layers")

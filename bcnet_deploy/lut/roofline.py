@@ -24,6 +24,9 @@ Floats = npt.NDArray[np.float64]
 Products = tuple[tuple[float, tuple[int, ...]], ...]
 """(coefficient, indices of dims) terms: coefficient times the product of those channel counts."""
 
+LARGEST_US = 1e10
+"""A layer takes no three hours."""
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -50,6 +53,12 @@ class Roofline:
         traffic = _sum(self.elements, dims) * self.us_per_element
         return np.asarray(np.maximum(compute, traffic) + self.overhead_us)
 
+    @property
+    def dimensions(self) -> int:
+        """The least number of channel counts that its products need."""
+        indices = (index for _, indices in (*self.macs, *self.elements) for index in indices)
+        return 1 + max(indices, default=0)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "form": "roofline",
@@ -64,8 +73,10 @@ class Roofline:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Roofline:
         numbers = {name: float(data[name]) for name in ("us_per_mac", "us_per_element", "overhead_us")}
-        if not all(0 <= value < np.inf for value in numbers.values()) or int(data["granularity"]) < 1:
-            raise ValueError("a rate is negative or not finite")
+        if not all(0 <= value <= LARGEST_US for value in numbers.values()):
+            raise ValueError("a time is negative or too large")
+        if not 1 <= int(data["granularity"]) <= 1024:
+            raise ValueError("the granularity is out of range; allowed: 1 to 1024")
         return cls(
             macs=_products(data["macs"]), elements=_products(data["elements"]), **numbers,
             granularity=int(data["granularity"]),
@@ -133,4 +144,9 @@ def _sum(products: Products, dims: Int64) -> Floats:
 
 
 def _products(data: Any) -> Products:
-    return tuple((float(coefficient), tuple(int(i) for i in indices)) for coefficient, indices in data)
+    """Raises ValueError for a coefficient or index that no layer can have."""
+    found = tuple((float(coefficient), tuple(int(i) for i in indices)) for coefficient, indices in data)
+    for coefficient, indices in found:
+        if not 0 <= coefficient <= 1e18 or any(index < 0 for index in indices):
+            raise ValueError(f"a product of coefficient {coefficient:g} and dims {list(indices)[:9]}")
+    return found

@@ -329,8 +329,9 @@ class LatencyTable:
             for layer in network.layers:
                 if layer.key not in models or (data["source"] == "measured" and layer.key not in entries):
                     raise TableError(f"{where} lacks the entry of layer {layer.name} ({layer.key!r})")
-                count = max(len(layer.dims), 1)
-                if _dimensions(models[layer.key], entries.get(layer.key)) - {count}:
+                count, model = max(len(layer.dims), 1), models[layer.key]
+                short = isinstance(model, Roofline) and model.dimensions > count
+                if short or _dimensions(model, entries.get(layer.key)) - {count}:
                     raise TableError(
                         f"{where}: layer {layer.name} has {count} channel counts, and its entry or model "
                         f"{layer.key!r} another number of them"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError
 
 Source = str | Path | nn.Module | Mapping[str, Tensor]
@@ -67,24 +68,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, quantised, or holds anything but named tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give a local .safetensors, .pth or .pt file")
+    files.require_file(path, CheckpointError, "checkpoint", "give a local .safetensors, .pth or .pt file")
     found: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_HARMLESS):
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds {_objects_in(path)}, not tensors alone; save its state_dict()"
-        ) from error
-    except Exception as error:  # readers raise many kinds for a damaged file, among them their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot read checkpoint {path}: {reason}; it may be truncated") from error
+    if path.suffix == ".safetensors":
+        found, _ = files.read_tensors(path, CheckpointError, "checkpoint")
+    else:
+        found = _read_torch(path)
     for key in _NESTED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -105,6 +94,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is no state_dict: entry {name!r} is of type {type(value).__name__}, not a tensor"
             )
     return {_OLD_DENSENET.sub(r"\1\2.", str(name)): tensor for name, tensor in found.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    """What a torch checkpoint holds. Raises :class:`CheckpointError`."""
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds {_objects_in(path)}, not tensors alone; save its state_dict()"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged file, among them its own
+        raise CheckpointError(
+            f"cannot read checkpoint {path}: {files.reason(error)}; it may be truncated"
+        ) from error
 
 
 def _objects_in(path: Path) -> str:

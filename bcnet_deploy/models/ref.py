@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 GIVEN = "given"
 """Weights that came with a module from Python."""
+PRETRAINED = "pretrained"
+"""The published weights of a library's model."""
 Pixels = Annotated[int, Interval(ge=1, le=16384)]
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from bcnet_deploy.errors import ModelError, UnknownModelError, nearest
 from bcnet_deploy.models import channel_bench, checkpoints, cifar, demo, demo_segmentation, user, zoo
 from bcnet_deploy.models.libraries import InputConfig, is_library_model, library_model, torchvision_input
+from bcnet_deploy.models.ref import PRETRAINED
 from bcnet_deploy.references import is_reference
-
-PRETRAINED = "pretrained"
 
 _WIDENED = re.compile(r"mobilenet_v2_(\d+(?:\.\d+)?)x")
 

@@ -76,6 +76,8 @@ def gather(run: RunDir) -> Content:
             run, [name for name in NETWORKS if results[name] is not None], content.accuracy
         )
         content.provenance = _provenance(config, table, explained, bench)
+        content.noise_floor = None if table is None else table.provenance.get("noise_floor")
+        return content.checked()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, (TableError, WidthError)):
             raise
@@ -83,8 +85,6 @@ def gather(run: RunDir) -> Content:
             f"a file of {run.path} is not as this version writes it ({type(error).__name__}: {error}); "
             "run the step again that made it"
         ) from error
-    content.noise_floor = None if table is None else table.provenance.get("noise_floor")
-    return content
 
 
 def _json(path: Path, what: str) -> Any:

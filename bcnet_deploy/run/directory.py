@@ -7,6 +7,7 @@ steps left, and what of that is out of date. PyTorch is loaded where a model is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -221,7 +222,7 @@ class RunDir:
         config = self.load()
         model = config.model.to_dict()
         weights = config.model.weights
-        if weights is not None and Path(weights).is_file():
+        if weights is not None and files.is_file(weights):
             model["weights"] = files.content_hash(Path(weights))
         return {"model": model, "data": config.data}
 
@@ -281,7 +282,8 @@ class RunDir:
             known = self.kept_space()
             if known is None:
                 known = self.build()[1]
-                self.keep_space(known)
+                with suppress(RunDirError):  # for speed alone: a directory may be read that nobody may write
+                    self.keep_space(known)
             self._space = (ref, known)
         return self._space[1]
 

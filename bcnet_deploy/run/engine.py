@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,8 @@ def carry_out(
         BCNetError: whatever the step raises.
     """
     path = stamp_path(run, step)
-    # Ranks of one torchrun share the first one's lock.
     follower = os.environ.get("RANK", "0") != "0"
-    with nullcontext() if follower else only_writer(run):
+    with writing(run):
         wanted = digest(step.identity, step.inputs)
         stamp = _load(path)
         same = stamp is not None and stamp["digest"] == wanted
@@ -160,9 +160,19 @@ def _load(path: Path) -> dict[str, Any] | None:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         given = data.get("format") if isinstance(data, dict) else None
         raise RunDirError(
-            f"{path} has format {given!r}, this version reads {FORMAT}; use another --run-dir, or --force"
+            f"{path} has format {reprlib.repr(given)}, this version reads {FORMAT}; use "
+            "another --run-dir, or --force"
+        )
+    if not isinstance(data.get("digest"), str):
+        raise RunDirError(
+            f"{path} names no digest: it is damaged; delete it, and the step is looked at again"
         )
     return data
+
+
+def writing(run: RunDir) -> AbstractContextManager[None]:
+    """:func:`only_writer`, for a step with all it reads and keeps; a torchrun's ranks share the first's."""
+    return nullcontext() if os.environ.get("RANK", "0") != "0" else only_writer(run)
 
 
 @contextmanager
@@ -187,19 +197,22 @@ def only_writer(run: RunDir, patience_s: float = 2.0) -> Iterator[None]:
     holder = place / ".writer.json"
     lock = filelock.FileLock(place / ".lock", timeout=patience_s)
     try:
-        with lock:
-            run.writing = True
-            files.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, indent=None)
-            try:
-                yield
-            finally:
-                run.writing = False
+        lock.acquire()
     except filelock.Timeout:
         raise RunDirError(
             f"{run.path} is being written by {_who(holder)}; wait for it, stop it, or give another --run-dir"
         ) from None
-    except (PermissionError, NotImplementedError) as error:
-        raise RunDirError(f"cannot lock {run.path}: {error}; choose a writable folder") from error
+    except (OSError, NotImplementedError) as error:  # a full disk, a folder of somebody else's
+        raise RunDirError(
+            f"cannot lock {run.path}: {files.reason(error)}; choose a writable folder"
+        ) from error
+    try:
+        run.writing = True
+        files.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()}, indent=None)
+        yield
+    finally:
+        run.writing = False
+        lock.release()
 
 
 def _who(holder: Path) -> str:

@@ -14,7 +14,7 @@ from bcnet_deploy.models.ref import GIVEN
 from bcnet_deploy.run.bench import BenchStepResult, bench
 from bcnet_deploy.run.directory import Given, RunConfig, RunDir
 from bcnet_deploy.run.display import Display, NoDisplay
-from bcnet_deploy.run.engine import Done, Progress, only_writer
+from bcnet_deploy.run.engine import Done, Progress, only_writer, writing
 from bcnet_deploy.run.export import ExportStepResult, export, exported_files, target_of
 from bcnet_deploy.run.preflight import (
     check_classes,
@@ -292,7 +292,7 @@ class Run:
         config = describe_run(
             self.directory, device=None if profile_given is None else profile_given.name, **about
         )
-        with only_writer(self.directory):
+        with writing(self.directory):
             start(self.directory, config)
             if profile_given is not None:
                 self.directory.keep_device(profile_given)

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import ConfigError, DataError, MissingStepError, RunDirError, TableError
-from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingStepError,
+    RunDirError,
+    TableError,
+    names_nothing,
+)
+from bcnet_deploy.models.ref import GIVEN, PRETRAINED, ModelRef
 from bcnet_deploy.run.directory import DIGITS, RunConfig, RunDir, require_device
 
 if TYPE_CHECKING:
@@ -54,7 +62,10 @@ def describe_run(
         RunDirError: what is given contradicts the run.
         UnknownModelError, DataError, UnknownDeviceError: a reference names nothing.
     """
-    if weights is not None and Path(weights).is_file():
+    if weights not in (None, PRETRAINED, GIVEN):
+        files.require_file(
+            weights, CheckpointError, "checkpoint", "give a local .safetensors, .pth or .pt file"
+        )
         weights = str(Path(weights).resolve())  # a later step may run elsewhere
     given = {
         "name": model, "num_classes": num_classes, "input_size": input_size, "levels": levels,
@@ -179,10 +190,12 @@ def check_table(path: str | None, device: str) -> None:
     """Raise :class:`TableError` where a latency table is named that is not there, or of another device."""
     if path is None:
         return
-    if not Path(path).is_file():
-        raise TableError(
-            f"no latency table at {path}; give a file that 'bcnet-deploy profile' wrote, "
-            "or leave --table out to measure one"
+    if not files.is_file(path):
+        raise names_nothing(
+            TableError(
+                f"no latency table at {path}; give a file that 'bcnet-deploy profile' wrote, "
+                "or leave --table out to measure one"
+            )
         )
     data = files.read_json(path, TableError, "latency table")
     require_device(path, data.get("device") if isinstance(data, dict) else None, device)

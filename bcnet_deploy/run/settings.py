@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from annotated_types import Ge, Interval
 
 from bcnet_deploy import files, units
 from bcnet_deploy.bench.settings import BenchSettings
-from bcnet_deploy.errors import CheckpointError, ConfigError, ConstraintError, nearest
+from bcnet_deploy.errors import CheckpointError, ConfigError, ConstraintError, nearest, wrong_option
 from bcnet_deploy.models.ref import Pixels
 from bcnet_deploy.resources import shipped
 from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig, RunDir
@@ -65,9 +67,9 @@ class ProfileSettings(Checked):
     def check(self) -> None:
         units.parse_duration(self.time)
         if self.table is not None and self.estimate:
-            raise ConfigError("profile: a table is given and an estimate asked for; give one of them")
+            raise ConfigError("a table is given and an estimate asked for; give one of them")
         if self.rebase is not None and (self.estimate or self.table is not None):
-            raise ConfigError("profile: a rebased table is measured; leave out --estimate and --table")
+            raise ConfigError("a rebased table is measured; leave out --estimate and --table")
 
     @property
     def time(self) -> str:
@@ -93,6 +95,12 @@ class TrainingSettings(Checked):
     changes: dict[str, Any] = field(default_factory=dict)
     compute: str = "auto"
     seed: Seed | None = None
+
+    def check(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.compute):
+            raise ConfigError(
+                f"compute is {reprlib.repr(self.compute)}; allowed: 'auto', 'cpu', 'cuda' or 'cuda:N'"
+            )
 
     @classmethod
     def split(cls, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +152,10 @@ class TrainSettings(TrainingSettings):
     importance: str = "l2"
     both_ends: bool = True
 
+    def check(self) -> None:
+        super().check()
+        _check_importance(self.importance)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainSettings(TrainingSettings):
@@ -166,6 +178,10 @@ class RetrainSettings(TrainingSettings):
     start: Literal["scratch", "original", "supernet"] | None = None
     distill: bool | None = None
     importance: str = "l2"
+
+    def check(self) -> None:
+        super().check()
+        _check_importance(self.importance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +233,7 @@ class SearchSettings(Checked):
         from bcnet_deploy.search.constraints import check_budget, check_confidence
 
         check_confidence(self.confidence)
+        _check_importance(self.importance)
         for text in self.latencies("").values():
             check_budget("latency_ms", text)
         for kind, value in self.counted.items():
@@ -294,6 +311,14 @@ class BenchStepSettings(BenchSettings):
     """
 
     device: str | None = None
+
+
+def _check_importance(name: str) -> None:
+    """Raise :class:`ConfigError` unless it is registered."""
+    if name != "l2":  # the default needs no PyTorch
+        from bcnet_deploy.importance import IMPORTANCES
+
+        IMPORTANCES.get(name)
 
 
 SETTINGS: dict[str, type[Checked]] = {
@@ -412,6 +437,7 @@ def named_task(config: RunConfig) -> str | None:
 # -- what a run keeps of them --------------------------------------------------------------------
 
 BUDGETS = ("latency", "macs", "params", "peak_memory", "weight_size", "pareto")
+_WAYS = ("estimate", "table", "rebase")
 _EACH_TIME = ("network", "widths", "compute")
 """Settings of one call alone."""
 
@@ -419,9 +445,12 @@ _EACH_TIME = ("network", "widths", "compute")
 def over_kept(step: str, kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What is given for a step now over what was given before.
 
-    New budgets replace the former ones altogether.
+    New budgets replace the former ones altogether, and so does another way to a table.
     """
-    replaced = BUDGETS if step == "search" and any(given.get(name) for name in BUDGETS) else ()
+    replaced: tuple[str, ...] = ()
+    for whole, names in (("search", BUDGETS), ("profile", _WAYS)):
+        if step == whole and any(given.get(name) for name in names):
+            replaced = names
     merged = {**{key: value for key, value in kept.items() if key not in replaced}, **given}
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -430,39 +459,38 @@ def settings_of(run: RunDir, step: str, given: Mapping[str, Any]) -> Any:
     """The checked settings of a step of ``run``: given now, else given before, else the defaults.
 
     Raises:
-        ConfigError, ConstraintError: a setting is not allowed.
+        ConfigError, ConstraintError: a setting is not allowed; wrong usage where what is given is to blame alone.
     """
     kept = run.load().steps.get(step, {}) if run.exists() else {}
-    return step_settings(step, over_kept(step, kept, given))
+    with wrong_option():
+        step_settings(step, given)
+    with wrong_option(None):
+        return step_settings(step, over_kept(step, kept, given))
 
 
 @contextmanager
 def keeping(run: RunDir, step: str, given: Mapping[str, Any]) -> Iterator[None]:
     """Within it a step is carried out; what was given for it is kept in the run file for its next call.
 
+    Nobody else writes meanwhile: neither what the step reads first nor what is kept last is another's.
     Kept when the step is done; a training's at once, so that after a kill it goes on without them. Refused
     for those of a checkpoint, they do not stay. Under torchrun the first process keeps them.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    before = run.load().steps
-    kept = {key: value for key, value in given.items() if key not in _EACH_TIME}
-    now = {**before, step: over_kept(step, before.get(step, {}), kept)}
-
-    def keep(steps: dict[str, dict[str, Any]]) -> None:
-        if run.load().steps != steps:
-            with only_writer(run):
-                run.keep(steps=steps)
-
-    if step == "train":
-        keep(now)
-    try:
-        yield
-    except CheckpointError:
-        keep(before)
-        raise
-    keep(now)
+    with only_writer(run):
+        before = run.load().steps
+        kept = {key: value for key, value in given.items() if key not in _EACH_TIME}
+        now = {**before, step: over_kept(step, before.get(step, {}), kept)}
+        if step == "train":
+            run.keep(steps=now)
+        try:
+            yield
+        except CheckpointError:
+            run.keep(steps=before)
+            raise
+        run.keep(steps=now)
 
 
 # -- shipped configurations ----------------------------------------------------------------------
@@ -480,9 +508,9 @@ def load_config(path: str | Path) -> dict[str, Any]:
         ConfigError: there is none.
     """
     file = Path(path)
-    if not file.is_file():
+    if not files.is_file(file):
         file = shipped("configs") / "run" / f"{path}.yaml"
-    if not file.is_file():
+    if not files.is_file(file):
         names = config_names()
         raise ConfigError(
             f"no configuration {str(path)!r}{nearest(str(path), names)}; "

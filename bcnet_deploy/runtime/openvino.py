@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,25 @@ _IR_VERSIONS = ("10", "11")  # that OpenVINO has read and written since 2021
 
 
 def _openvino() -> Any:
+    """The package, imported without its telemetry: that writes into the user's home and sends an event.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    quiet = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
+    if quiet:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:
         raise EngineError("OpenVINO is not installed; install it with 'pip install openvino'") from error
+    finally:
+        if quiet:
+            del sys.modules[_TELEMETRY]
     return openvino
+
+
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoRunner(Runner):

@@ -180,8 +180,8 @@ def check_confidence(confidence: float | None) -> None:
     """Raise :class:`ConstraintError` unless 0.5 <= confidence < 1, or None."""
     if confidence is not None and not 0.5 <= confidence < 1:
         raise ConstraintError(
-            f"confidence is {confidence!r}; allowed: 0.5 <= confidence < 1, for example 0.95; leave it "
-            "out to hold the prediction itself against the budget"
+            f"confidence is {confidence!r}; allowed: 0.5 <= confidence < 1, for example 0.95; 0.5 "
+            "holds the prediction itself against the budget"
         )
 
 

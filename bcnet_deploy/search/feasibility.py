@@ -216,8 +216,22 @@ def _infeasible(
         text += _margin_alone(lattice, budget, found)
         parts.append(text + f"Nearest feasible budget: {exactly(budget.kind, smallest)}")
     proven = all(least[i].proven for i in impossible)
-    message = "; ".join(parts) + ". Raise the budget, or allow narrower networks with more levels"
-    return BudgetInfeasibleError(message, nearest, proven)
+    stiff = [
+        budget for budget in (constraints.budgets[i] for i in impossible) if _is_stiff(budget, narrowest)
+    ]
+    ways = "allow narrower networks with more levels"
+    if stiff:
+        share = float(np.asarray(stiff[0].cost(narrowest))[0]) / stiff[0].full
+        ways = (
+            f"take another network or device: widths change little here, the narrowest network still takes "
+            f"{share:.0%} of the full one's time (launches of kernels, and parts that are not narrowed)"
+        )
+    return BudgetInfeasibleError(f"{'; '.join(parts)}. Raise the budget, or {ways}", nearest, proven)
+
+
+def _is_stiff(budget: Budget, narrowest: Int64) -> bool:
+    """Whether a latency is mostly of what no width changes."""
+    return budget.kind == "latency_ms" and float(np.asarray(budget.cost(narrowest))[0]) > 0.5 * budget.full
 
 
 def _margin_alone(lattice: Lattice, budget: Budget, least: _Least) -> str:

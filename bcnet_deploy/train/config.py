@@ -113,10 +113,10 @@ class TrainConfig(Checked):
 
 def find_recipe(path: str | Path) -> Path:
     """The file of a recipe's path or name. Raises :class:`ConfigError` listing the shipped names."""
-    if Path(path).is_file():
+    if files.is_file(path):
         return Path(path)
     named = shipped("configs") / f"{path}.yaml"
-    if named.is_file():
+    if files.is_file(named):
         return named
     names = recipe_names()
     raise ConfigError(

@@ -346,10 +346,10 @@ class Trainer:
             if self.sampler is not None:
                 self.sampler.load_state_dict(state["sampler"])
             self.loader.load_state_dict(state["loader"])
-            self.position = Position(
-                int(state["step"]), float(state["cost"]), float(state["seconds"]), state["loss"]
-            )
-            self.journal.lengths = {name: state["logs"][name] for name in self.journal.lengths}
+            self.position = _position(state)
+            if self.loader.position != self.step:
+                raise ValueError(f"step {self.step} and position {self.loader.position} of the images")
+            self.journal.lengths = {name: _length(state["logs"][name]) for name in self.journal.lengths}
         except RuntimeError as error:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint_path} is of another network: {str(error).splitlines()[0]}"
@@ -388,6 +388,25 @@ class Trainer:
             torch.set_rng_state(self._generators["cpu"])
             if self.device.type == "cuda" and "cuda" in self._generators:
                 torch.cuda.set_rng_state(self._generators["cuda"], self.device)
+
+
+def _position(state: dict[str, Any]) -> Position:
+    """What a checkpoint says of how far it is. Raises KeyError, TypeError or ValueError."""
+    step, loss = state["step"], state["loss"]
+    cost, seconds = float(state["cost"]), float(state["seconds"])
+    if type(step) is not int or not 0 <= step <= _MOST or not 0 <= cost <= _MOST or not 0 <= seconds <= _MOST:
+        raise ValueError(f"its step {step!r}, cost {cost!r} or seconds {seconds!r}")
+    return Position(step, cost, seconds, None if loss is None else float(loss))
+
+
+def _length(value: Any) -> int | None:
+    """Bytes of a log. Raises ValueError."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"the length of a log, {value!r}")
+    return value
+
+
+_MOST = 10**12
 
 
 class StopRequest:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -89,11 +92,68 @@ def test_an_interrupt_is_130_and_a_defect_keeps_its_traceback(
     assert isinstance(result.exception, AssertionError)
 
 
+def test_failures_in_json(runner: CliRunner, probe: dict[str, BaseException | None]) -> None:
+    probe["raises"] = bd.InfeasibleError("nothing fits\n1ms")
+    result = runner.invoke(cli, ["probe", "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"error": {"type": "InfeasibleError", "message": "nothing fits 1ms"}}
+    probe["raises"] = KeyboardInterrupt()
+    result = runner.invoke(cli, ["probe", "--json"])
+    assert result.exit_code == 130 and json.loads(result.stdout)["error"]["type"] == "Interrupted"
+    result = runner.invoke(cli, ["probe", "--json", "--nosuch"])
+    assert result.exit_code == 2 and json.loads(result.stdout)["error"]["type"] == "UsageError"
+    assert "No such option '--nosuch'" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_full_disk_anywhere_is_one_line(runner: CliRunner, probe: dict[str, BaseException | None]) -> None:
+    """Temporary files and libraries raise what the system says."""
+    probe["raises"] = OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+    result = runner.invoke(cli, ["probe", "--json"])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    said = json.loads(result.stdout)["error"]
+    assert said["type"] == "RunDirError" and said["message"].startswith(
+        "No space left on device (/tmp/x); free"
+    )
+    probe["raises"] = OSError(errno.EBADF, "Bad file descriptor")  # a defect of ours
+    assert isinstance(runner.invoke(cli, ["probe"]).exception, OSError)
+
+
+def test_models_complete_without_pytorch() -> None:
+    from bcnet_deploy.cli.choices import model_names
+    from bcnet_deploy.models import model_names as built
+
+    assert model_names() == built()
+    code = (
+        "import sys; from bcnet_deploy.cli.choices import model_names; assert len(model_names()) > 80\n"
+        "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "expected"),
+    [
+        ("mobilenet_v3", {"mobilenet_v3_large", "mobilenet_v3_small"}), ("nets.py:s", {"nets.py:small"}),
+        ("nets.py:", {"nets.py:small", "nets.py:Large"}), ("absent.py:", set()),
+    ],
+)  # fmt: skip
+def test_models_that_complete(
+    incomplete: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text("def small(): pass\ndef _own(): pass\nclass Large: pass\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "profile", "run"):
+        command = importlib.import_module(COMMANDS[name][0]).command
+        option = next(param for param in command.params if param.name == "model")
+        found = option.shell_complete(click.Context(command), incomplete)
+        assert {item.value for item in found} == expected
+
+
 def test_as_a_module_with_exit_codes() -> None:
     """The real process: no traceback for an expected error."""
     command = [sys.executable, "-m", "bcnet_deploy", "inspect", "no_such_model"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("bcnet-deploy: error: no model is called 'no_such_model'")
     assert done.stderr.count("\n") == 1

@@ -155,13 +155,13 @@ def test_several_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--device", "rtx4090"), 1, "did you mean 'rtx-4090'"),
-        (("--device", "absent.yaml"), 1, "no device profile at absent.yaml"),
+        (("--device", "rtx4090"), 2, "did you mean 'rtx-4090'"),
+        (("--device", "absent.yaml"), 2, "no device profile at absent.yaml"),
         (("--device", "cpu", "--devices", "cpu,t4"), 2, "either --device or --devices"),
         (("--budget", "soon"), 2, "cannot read 'soon'"),
         (("--budget", "-5s"), 2, "-5s"),
         (("--input-size", "big"), 2, "input size 'big'"),
-        (("--device", "t4", "--estimate", "--model", "mobilenetv2"), 1, "did you mean 'mobilenet_v2'"),
+        (("--device", "t4", "--estimate", "--model", "mobilenetv2"), 2, "did you mean 'mobilenet_v2'"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
@@ -178,6 +178,28 @@ def test_another_model_wants_another_run(estimated: Path) -> None:
     assert result.exit_code == 1
     assert "holds a run of model 'demo', not 'mobilenet_v2'" in result.output
     assert "another --run-dir" in result.output
+
+
+def test_another_device_becomes_the_runs_not_in_silence(tmp_path: Path) -> None:
+    run = ("--run-dir", tmp_path / "run")
+    call("profile", "--device", "l4", "--estimate", "--model", "demo", *run)
+    result = call("profile", "--device", "t4", "--estimate", *run)
+    assert result.exit_code == 0 and "the run's device is now t4, it was l4" in result.stderr
+    again = call("profile", "--device", "t4", "--estimate", *run)
+    assert "it was" not in again.stderr
+
+
+def test_one_way_to_a_table_replaces_another(tmp_path: Path) -> None:
+    """What the run has kept of an earlier call does not contradict what is asked for now."""
+    run = ("--run-dir", tmp_path / "run")
+    call("profile", "--device", "t4", "--estimate", "--model", "demo", *run)
+    table = tmp_path / "t4.json"
+    table.write_bytes((tmp_path / "run" / "latency" / "t4.json").read_bytes())
+    for options in (("--table", table), ("--estimate",), ("--table", table)):
+        result = call("profile", "--device", "t4", *options, *run)
+        assert result.exit_code == 0, result.output
+    both = call("profile", "--device", "t4", "--table", table, "--estimate", *run)
+    assert both.exit_code == 2 and "give one of them" in both.stderr
 
 
 def test_zero_threads_in_a_profile_of_ones_own(tmp_path: Path) -> None:

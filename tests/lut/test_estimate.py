@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bcnet_deploy.devices import load_device
+from bcnet_deploy.errors import TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.lut.estimate import ASSUMED_ERROR, estimate_table
 from bcnet_deploy.space import WidthSpace
@@ -61,3 +62,21 @@ def test_a_faster_device_is_faster() -> None:
     space = WidthSpace.from_model(TwoConvolutions().eval(), (3, 64, 64), 20)
     t4, a100 = (estimate_table(space, load_device(name)).predict(space.full)[0] for name in ("t4", "a100"))
     assert a100 < t4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("macs", [[1.0, [7]]], "another number of them"),
+        ("elements", [[1.0, [-1]]], "is damaged"),
+        ("macs", [[1e300, [0]]], "is damaged"),
+        ("granularity", 0, "the granularity is out of range"),
+        ("us_per_mac", 1e300, "a time is negative or too large"),
+    ],
+)
+def test_an_edited_roofline_is_refused(key: str, value: object, message: str) -> None:
+    space = WidthSpace.from_model(TwoConvolutions().eval(), (3, 64, 64), 20)
+    data = estimate_table(space, load_device("t4")).to_dict()
+    next(iter(data["models"].values()))[key] = value
+    with pytest.raises(TableError, match=message):
+        LatencyTable.from_dict(data)

@@ -238,6 +238,9 @@ def change(path: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], None
         (change(("networks", 0, "layers", 0, "name"), KeyError), "is damaged"),
         (change(("networks", 0, "variables"), []), "depends on variable"),
         (change(("networks", 0, "input_size"), [3]), "is damaged"),
+        (change(("networks", 0, "variables", 0, 1), 10**30), "channels in steps of"),
+        (change(("networks", 0, "variables", 0, 3, 0), -(10**18)), "choices from -1000000000000000000 to"),
+        (change(("networks", 0, "variables", 0, 3), []), "choices from None to None"),
     ],
 )
 def test_edited_files_name_the_key(

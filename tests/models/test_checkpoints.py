@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 from pathlib import Path
 
@@ -265,6 +266,17 @@ def test_damaged_and_unsafe_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(bd.CheckpointError, match="no checkpoint at"):
         build_model(NAME, weights=tmp_path / "absent.pth")
     assert "ran code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors"])
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(bd.CheckpointError, match="a pipe, socket or device"):
+        build_model(NAME, weights=tmp_path / name)
+    with pytest.raises(bd.CheckpointError, match="it is a folder"):
+        build_model(NAME, weights=tmp_path)
+    with pytest.raises(bd.CheckpointError, match="cannot read checkpoint"):
+        build_model(NAME, weights="9" * 5000)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import MissingStepError, RunDirError, WidthError
-from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet
 
@@ -62,3 +63,16 @@ def test_widths_of_another_model_are_said(tmp_path: Path) -> None:
             written(tmp_path, {"widths": widths}).widths("found", SPACE)
     with pytest.raises(WidthError):
         written(tmp_path, {"widths": {**by_name(SPACE.full), NAMES[0]: 10**6}}).widths("found", SPACE)
+
+
+def test_a_space_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    run.save(RunConfig(ModelRef("demo", 10, (1, 16, 16), levels=4)))
+
+    def full(self: RunDir, space: object) -> None:
+        raise RunDirError("cannot write: Read-only file system")
+
+    monkeypatch.setattr(RunDir, "keep_space", full)
+    assert run.space().levels == 4

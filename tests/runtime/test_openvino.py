@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +213,20 @@ def test_openvino_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         OpenVinoRunner(reference_onnx()).activate()
     monkeypatch.setattr(machine, "package_version", lambda package: None)
     assert "pip install openvino" in find_runtime("openvino").lacking("cpu")
+
+
+@here
+def test_nothing_is_sent_or_written_elsewhere_when_it_is_loaded(tmp_path: Path) -> None:
+    """OpenVINO's telemetry begins with a file in the user's home."""
+    code = (
+        "import sys; from bcnet_deploy.runtime import openvino; openvino._openvino()\n"
+        "assert 'openvino_telemetry' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

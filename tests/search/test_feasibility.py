@@ -106,6 +106,23 @@ def test_a_table_of_single_precision_is_proven_too_slow_at_a_confidence():
     assert error.nearest["latency_ms"] == pytest.approx(least, rel=1e-3)
 
 
+def test_a_latency_that_widths_hardly_change_is_not_told_to_take_more_levels():
+    space = FakeSpace((tuple(range(4, 33, 4)),) * 8)
+    table = Staircase()
+    full, least = (float(table.predict([[width] * 8])[0]) for width in (32, 4))
+
+    class Launches(Staircase):
+        def predict(self, widths):
+            return super().predict(widths) + 5 * full
+
+    stiff = str(refuse(space, {"latency_ms": (Launches(), "0.5x")}))
+    share = (5 * full + least) / (6 * full)
+    assert f"the narrowest network still takes {share:.0%} of the full one's time" in stiff
+    assert "more levels" not in stiff and "more levels" in str(
+        refuse(space, {"latency_ms": (table, 0.9 * least)})
+    )
+
+
 def test_two_devices_that_want_opposite_networks_conflict():
     space = FakeSpace((tuple(range(1, 9)),) * 4)
 

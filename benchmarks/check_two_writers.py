@@ -1,0 +1,122 @@
+"""Two commands at once in one run directory, all pairs of steps: is anything mixed up?
+
+    python -m benchmarks.check_two_writers --folder FOLDER [--starts 20] [--seconds S] [--out FILE]
+
+A small run (:mod:`benchmarks.small_run`) is finished. Each trial copies it and starts two commands that do
+their step anew; the second begins the later the more starts there were, up to the duration of the first.
+Each must end well, or be refused in one line that names the process that writes. Then every file must be
+whole, no line of a log there twice, and all results equal to those of the run before. Goes on where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bcnet_deploy import files
+from benchmarks.small_run import ANEW, RUN, STEPS, Child, carried_out, damaged, outcome, prepare, refusal
+
+COMMANDS = {
+    **{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()},
+    "run": [*RUN, "--force"],
+}
+NAMED = "is being written by process"
+
+
+def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, Any]) -> dict[str, Any]:
+    """One pair of commands, the second ``delay`` seconds later."""
+    run = base.with_name("trial")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(base, run)
+    children = []
+    for index, name in enumerate(pair):
+        if index:
+            time.sleep(delay)
+        if name == "run":  # of a run that is done it would do nothing: its last steps are asked for again
+            for stamp in ("search", "retrain-found", "bench"):
+                (run / "steps" / f"{stamp}.json").unlink(missing_ok=True)
+        line = [*(RUN if name == "run" else COMMANDS[name]), "--quiet", "--run-dir", str(run)]
+        children.append(Child(line, base.with_name(f"log{index}")))
+    codes = [child.wait(60) for child in children]
+    problems = []
+    ends = []
+    for name, child, code in zip(pair, children, codes, strict=True):
+        if code == 0:
+            ends.append("done")
+        elif code == 1 and NAMED in refusal(child.text):
+            ends.append("refused")
+        else:
+            ends.append("failed")
+            problems.append(f"{name}: exit code {code}: {refusal(child.text)}")
+    if "done" not in ends:
+        problems.append("neither was carried out")
+    problems += damaged(run)
+    found = outcome(run)
+    problems += [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+    for log in run.rglob("*.jsonl"):
+        rows = Counter(log.read_text().splitlines())
+        if log.name != "curves.jsonl" and max(rows.values(), default=1) > 1:
+            problems.append(f"{log.relative_to(run)} has a line twice")
+    return {"pair": list(pair), "delay_s": round(delay, 3), "ends": ends, "problems": problems}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--starts", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    began = time.monotonic()
+    folder = options.folder.resolve()
+    prepare(folder)
+    base, state = folder / "base", folder / "writers.json"
+    if not (folder / "durations.json").exists():
+        shutil.rmtree(base, ignore_errors=True)
+        carried_out(RUN, base)
+        durations = {}
+        for name, line in COMMANDS.items():
+            durations[name] = 3.0 if name == "run" else carried_out(line, base)
+        files.write_json(folder / "durations.json", durations)
+    durations = json.loads((folder / "durations.json").read_text())
+    expected = outcome(base)
+    trials: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+    pairs = list(itertools.combinations_with_replacement(COMMANDS, 2))
+    for start in range(options.starts):  # one start of every pair, then the next
+        for number, given in enumerate(pairs):
+            if len(trials) > start * len(pairs) + number:
+                continue
+            if time.monotonic() - began > options.seconds:
+                break
+            pair = (given[0], given[1]) if start % 2 == 0 else (given[1], given[0])
+            delay = start / options.starts * durations[pair[0]]
+            trials.append(trial(base, pair, delay, expected))
+            if trials[-1]["problems"]:
+                print(json.dumps(trials[-1]), flush=True)
+            if number % 6 == 0:
+                files.write_json(state, trials)
+    files.write_json(state, trials)
+    summary = {
+        "pairs": len(pairs), "starts": len(trials),
+        "starts_a_pair": min(Counter(tuple(sorted(one["pair"])) for one in trials).values(), default=0),
+        "both_done": sum(one["ends"] == ["done", "done"] for one in trials),
+        "one_refused_by_name": sum(sorted(one["ends"]) == ["done", "refused"] for one in trials),
+        "with_problems": sum(bool(one["problems"]) for one in trials),
+        "problems": [one for one in trials if one["problems"]][:50],
+    }  # fmt: skip
+    print(json.dumps({key: value for key, value in summary.items() if key != "problems"}))
+    if options.out:
+        files.write_json(options.out, summary)
+
+
+if __name__ == "__main__":
+    main()
