@@ -459,7 +459,7 @@ def settings_of(run: RunDir, step: str, given: Mapping[str, Any]) -> Any:
     """The checked settings of a step of ``run``: given now, else given before, else the defaults.
 
     Raises:
-        ConfigError, ConstraintError: a setting is not allowed; wrong usage where what is given is to blame alone.
+        ConfigError, ConstraintError: not allowed; it is wrong usage where what is given is alone to blame.
     """
     kept = run.load().steps.get(step, {}) if run.exists() else {}
     with wrong_option():
