@@ -134,6 +134,8 @@ def command(
     run_dir.load()
     given = chosen(options)
     settings = settings_of(run_dir, "search", given)
+    with wrong_option(given.get("latency")):
+        settings.latencies(run_dir.load().device)
     if not settings.has_budget:
         raise click.UsageError("give a budget, for example --latency 5ms, --macs 0.5x, or --pareto")
     if dry_run:

@@ -98,7 +98,7 @@ def test_a_new_device_is_written_and_measured_without_a_data_sheet(
     assert again.exit_code == 1
     assert "there is a device 'my-board' already" in again.output
     assert call("devices", "--new", "t4").exit_code == 1
-    assert call("devices", "--new", "../x").exit_code == 1
+    assert call("devices", "--new", "../x").exit_code == 2
     result = call(
         "profile", "--device", "my-board.yaml", "--model", "demo", "--levels", "4", "--budget", "3s"
     )
