@@ -128,7 +128,7 @@ def main() -> None:
                 print(json.dumps(trials[-1]), flush=True)
             files.write_json(state, trials)
     finally:
-        subprocess.run(["umount", str(disk)], check=False)
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
     full = [one for one in trials if one["full_in_time"]]
     summary = {
         "moments": len(full), "ended_with_a_typed_error": sum(one["how"] != "done" for one in full),

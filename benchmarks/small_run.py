@@ -7,6 +7,7 @@ command line on; it has its own files, locks and signals.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import json
@@ -119,6 +120,7 @@ class Child:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+        atexit.register(self.kill)  # none outlives a check that is stopped
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""

@@ -29,7 +29,7 @@ def block(first_line: str) -> str:
 
 
 def photo(kind: str, rng: np.random.Generator) -> Image.Image:
-    """A bright shape somewhere on a noisy background, of no fixed size or format."""
+    """A shape of bright colour somewhere on a noisy background, of no fixed size or format."""
     height, width = rng.integers(60, 120, 2)
     y, x = np.mgrid[:height, :width]
     radius = rng.uniform(0.2, 0.32) * min(height, width)
@@ -40,7 +40,8 @@ def photo(kind: str, rng: np.random.Generator) -> Image.Image:
         "square": np.maximum(abs(dy), abs(dx)) < 0.85 * radius,
     }[kind]  # fmt: skip
     pixels = rng.integers(0, 70, (height, width, 3))
-    pixels[inside] += rng.integers(90, 180, 3)
+    # Colour helps a network that sees the shape hardly yet.
+    pixels[inside] += rng.integers(60, 120, 3) + 60 * np.eye(3, dtype=int)[CLASSES.index(kind)]
     return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -108,7 +109,7 @@ def test_the_first_hour(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget is not None
     found = said("search", "--latency", budget.group(1))
     assert found["costs"]["latency_ms"] < table["full_ms"]
-    retrained = said("retrain", "--set", "epochs=25")
+    retrained = said("retrain")
     assert retrained["test_images"] == TEST * len(CLASSES)
     exported = said("export")
     assert {Path(path).name for path in exported["files"]} >= {"found.onnx"}
@@ -125,7 +126,7 @@ def test_the_first_hour(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("bcnet-run/export/found.onnx"), place / "photos/test", prepare.prepare
     )
     assert by_file == pytest.approx(retrained["test_top1"], abs=1e-6)
-    assert by_file > 50  # 33 by chance: it has learned something
+    assert by_file > 60  # 33 by chance: it has learned something
 
     # The same in one command, of which the done steps are done.
     whole = said("run")
