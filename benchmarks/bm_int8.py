@@ -5,7 +5,7 @@
 
 Each FOLDER holds a retrained network (``weights.safetensors``, ``subnet.yaml``): a run's ``retrain/found``,
 or ``base`` and ``tuned/...`` of ``bm_trained.py``. Every network is exported in INT8 as ``bcnet-deploy
-export --precision int8`` does it: ranges from 128 training images, whatever is chosen by held-out images.
+export --precision int8`` does it: ranges from training images, whatever is chosen by held-out images.
 Then its accuracy on all test images is measured: ONNX Runtime in FP32 and INT8, OpenVINO in INT8 and,
 where the CPU can, in BF16. Where INT8 loses more than half a point, it is exported again with
 ``max_loss=0.005``. The standard error of a loss is that of paired images: it counts those that only one of
@@ -31,7 +31,7 @@ from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.parity import run_onnx
 from bcnet_deploy.export.quantise import accuracy_on
 from bcnet_deploy.nn import load_subnet
-from bcnet_deploy.run.export import ACCURACY_IMAGES, CALIBRATION_IMAGES, images
+from bcnet_deploy.run.export import ACCURACY_IMAGES, CALIBRATION_IMAGES, CALIBRATION_METHODS, images
 from bcnet_deploy.runtime.machine import describe_machine
 from bcnet_deploy.runtime.registry import find_runtime
 from benchmarks.bm_trained import Bench
@@ -64,7 +64,7 @@ def judge(name: str, folder: Path, splits: DataSplits, limit: int | None) -> dic
     module, about = load_subnet(folder)
     module.eval()
     size = splits.input_size
-    calibration = images(splits, splits.train, CALIBRATION_IMAGES)
+    calibration = images(splits, splits.train, CALIBRATION_IMAGES[-1])
     score = accuracy_on(*labelled(splits, splits.val, ACCURACY_IMAGES))
     test = splits.open_test()
     assert test is not None
@@ -93,6 +93,7 @@ def judge(name: str, folder: Path, splits: DataSplits, limit: int | None) -> dic
                 result = export_onnx(
                     module, path, size, parity_inputs=None, precision="int8", batch=None,
                     calibration_inputs=calibration, score=score, max_loss=max_loss,
+                    methods=CALIBRATION_METHODS, counts=CALIBRATION_IMAGES,
                     chance=1 / splits.num_classes,
                 )  # fmt: skip
             except BCNetError as error:

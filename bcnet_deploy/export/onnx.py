@@ -101,6 +101,7 @@ def export_onnx(
     target: Target = "ort",
     score: Score | None = None,
     methods: Sequence[Calibration] = ("minmax",),
+    counts: Sequence[int] = (),
     keep_fp32: Collection[str] = (),
     max_loss: float | None = None,
     chance: float = 0.0,
@@ -128,7 +129,8 @@ def export_onnx(
         target: the runtime an INT8 file is for, see :func:`to_int8`.
         score: accuracy of a network on held-out images, measured before and after INT8, see
             :func:`bcnet_deploy.export.quantise.accuracy_on`.
-        methods, keep_fp32, max_loss, chance: of INT8, see :func:`bcnet_deploy.export.quantise.quantise`.
+        methods, counts, keep_fp32, max_loss, chance: of INT8, see
+            :func:`bcnet_deploy.export.quantise.quantise`.
         metadata: kept in the file; its precision is overwritten.
         tolerance: largest admissible relative error instead of the precision's.
         minimum_top1: smallest admissible top-1 agreement instead of the precision's.
@@ -163,8 +165,8 @@ def export_onnx(
         assert calibration is not None
         if score is not None:
             quantised = quantise(
-                model, calibration, score, target=target, methods=methods, keep_fp32=keep_fp32,
-                max_loss=max_loss, chance=chance,
+                model, calibration, score, target=target, methods=methods, counts=counts,
+                keep_fp32=keep_fp32, max_loss=max_loss, chance=chance,
             )  # fmt: skip
             model = quantised.model
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SHOWN = 5
 _MOST_KEPT = 0.25  # of the layers: with more in FP32 there is little left to gain
 _ERROR_IMAGES = 16
+_ENOUGH = 0.001  # of accuracy lost: no other calibration is tried for less
 _LEARNED = 1.5  # times chance: what an FP32 network must reach to have something that INT8 can lose
 _AT_CHANCE = 0.1  # of what FP32 has above chance: with less left, a network guesses
 
@@ -39,7 +41,7 @@ class Quantised:
     Attributes:
         model: with Q/DQ pairs.
         score, fp32_score: accuracy of it, and of the FP32 network, on the same images.
-        method: of the calibration.
+        method: of the calibration. images: how many it saw.
         weakest: the layers that lose most, and the relative error of the outputs by each of them alone.
         kept_fp32: layers that are not quantised.
     """
@@ -50,6 +52,7 @@ class Quantised:
     method: Calibration
     weakest: tuple[tuple[str, float], ...]
     kept_fp32: tuple[str, ...]
+    images: int
 
     @property
     def loss(self) -> float:
@@ -59,6 +62,7 @@ class Quantised:
         """A JSON-able form, without the network."""
         return {
             "accuracy": self.score, "fp32_accuracy": self.fp32_score, "calibration": self.method,
+            "calibration_images": self.images,
             "weakest": [{"layer": name, "output_error": round(value, 5)} for name, value in self.weakest],
             "kept_fp32": list(self.kept_fp32), "summary": self.summary(),
         }  # fmt: skip
@@ -100,13 +104,15 @@ def quantise(
     *,
     target: Target = "ort",
     methods: Sequence[Calibration] = ("minmax",),
+    counts: Sequence[int] = (),
     keep_fp32: Collection[str] = (),
     max_loss: float | None = None,
     chance: float = 0.0,
 ) -> Quantised:
     """``model`` in INT8, measured.
 
-    The method of ``methods`` with the highest score is taken. Where it loses more than ``max_loss``, the
+    Of each method with each number of images, in that order, the one with the highest score is taken; none
+    is tried after one that loses a tenth of a point or less. Where it loses more than ``max_loss``, the
     layers that lose most stay in FP32, more and more of them, until it does not.
 
     Args:
@@ -115,6 +121,7 @@ def quantise(
         score: accuracy on held-out images.
         target: the runtime that the file is for.
         methods: of calibration.
+        counts: how many of the images; all of them if empty.
         keep_fp32: modules that stay in FP32 in any case.
         max_loss: accuracy that may be lost, as a share: 0.005 is half a point. None: whatever is lost.
         chance: the accuracy of guessing.
@@ -128,8 +135,14 @@ def quantise(
     nodes_of(model, keep_fp32)
     before = score(model.SerializeToString())
     kept = list(keep_fp32)
-    tried = [_once(model, calibration, score, target, method, kept) for method in methods]
-    (method, quantised), after = max(tried, key=lambda entry: entry[1])
+    tried: list[tuple[float, Calibration, int, onnx.ModelProto]] = []
+    for method, count in product(methods, counts or (len(calibration),)):
+        quantised, after = _once(model, calibration[:count], score, target, method, kept)
+        tried.append((after, method, count, quantised))
+        if before - after <= _ENOUGH:
+            break
+    after, method, count, quantised = max(tried, key=lambda entry: entry[0])
+    calibration = calibration[:count]
     # Files for TensorRT have FP16 around, which is not what is asked here.
     plain = quantised if target == "ort" else to_int8(model, calibration, method=method)
     errors = layer_errors(model, plain, calibration[:_ERROR_IMAGES])
@@ -144,7 +157,7 @@ def quantise(
                 f"{', '.join(name for name, _ in weakest)}; allow more, or export FP32"
             )
         kept = [*keep_fp32, *order[:more]]
-        (method, quantised), after = _once(model, calibration, score, target, method, kept)
+        quantised, after = _once(model, calibration, score, target, method, kept)
         more *= 2
     if has_learned(before, chance) and after - chance <= _AT_CHANCE * (before - chance):
         raise ExportError(
@@ -152,7 +165,7 @@ def quantise(
             f"{before:.2%}; layers that lose most: {', '.join(name for name, _ in weakest)}; keep them in "
             "FP32 (--keep-fp32, or --max-loss), give more representative calibration images, or export FP32"
         )
-    return Quantised(quantised, after, before, method, weakest, tuple(kept))
+    return Quantised(quantised, after, before, method, weakest, tuple(kept), len(calibration))
 
 
 def has_learned(score: float, chance: float) -> bool:
@@ -221,10 +234,10 @@ def _only(model: onnx.ModelProto, quantised: onnx.ModelProto, module: str) -> on
 def _once(
     model: onnx.ModelProto, calibration: NDArray[np.float32], score: Score, target: Target,
     method: Calibration, kept: Collection[str],
-) -> tuple[tuple[Calibration, onnx.ModelProto], float]:  # fmt: skip
+) -> tuple[onnx.ModelProto, float]:  # fmt: skip
     nodes = nodes_of(model, kept)
     quantised = to_int8(model, calibration, target=target, method=method, keep_fp32=nodes)
-    return (method, quantised), score(quantised.SerializeToString())
+    return quantised, score(quantised.SerializeToString())
 
 
 def nodes_of(model: onnx.ModelProto, modules: Collection[str]) -> list[str]:

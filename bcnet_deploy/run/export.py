@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
     from bcnet_deploy.export.metadata import ModelMetadata
     from bcnet_deploy.export.quantise import Score
+    from bcnet_deploy.runtime.precision import Calibration
 
 _log = logging.getLogger("bcnet_deploy")
 
 PARITY_IMAGES = 256
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 128, 512
+CALIBRATION_METHODS: tuple[Calibration, ...] = ("minmax", "percentile")
 ACCURACY_IMAGES = 2000
 
 
@@ -228,7 +230,7 @@ def _export(
     chance = 0.0 if splits is None else 1 / max(1, splits.num_classes)
     quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
-        calibration = images(splits, splits.train, CALIBRATION_IMAGES)
+        calibration = images(splits, splits.train, CALIBRATION_IMAGES[-1])
         warn_of_one_class(splits)
         # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
         score = accuracy_of_onnx(splits, splits.val, quantised_for)
@@ -237,7 +239,8 @@ def _export(
         module, onnx_path, source.model.input_size, precision=target.onnx_precision,  # type: ignore[arg-type]
         parity_inputs=checked_on, calibration_inputs=calibration,
         batch=None if settings.dynamic_batch else 1, opset=settings.opset,
-        target=quantised_for, score=score, keep_fp32=settings.keep_fp32, max_loss=settings.max_loss,
+        target=quantised_for, score=score, methods=CALIBRATION_METHODS, counts=CALIBRATION_IMAGES,
+        keep_fp32=settings.keep_fp32, max_loss=settings.max_loss,
         chance=chance, metadata=describe(source, splits), parity_threads=os.cpu_count() or 1,
     )  # fmt: skip
     if onnx.quantised is not None and not has_learned(onnx.quantised.fp32_score, chance):
@@ -299,7 +302,7 @@ def warn_of_one_class(splits: DataSplits) -> None:
     from bcnet_deploy.data.plain import drawing_order
 
     labels = np.asarray(splits.train.labels)
-    drawn = labels[drawing_order(len(labels))[:CALIBRATION_IMAGES]]
+    drawn = labels[drawing_order(len(labels))[: CALIBRATION_IMAGES[0]]]
     if drawn.ndim == 1 and drawn.dtype.kind in "iu" and len(drawn) > 1 and (drawn == drawn[0]).all():
         _log.warning(
             "all %d calibration images are of one class, %r: INT8 may lose more on the others; train on "

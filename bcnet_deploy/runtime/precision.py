@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -25,6 +26,7 @@ Calibration = Literal["minmax", "percentile", "entropy"]
 _METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 FLOAT16_MAX = 65504.0
+_HISTOGRAM_BYTES = 2**30  # ONNX Runtime keeps the activations of all images for a histogram
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,7 +73,8 @@ def to_int8(
 
     Args:
         model: FP32 network.
-        calibration: real inputs (N, C, H, W), N >= 1.
+        calibration: real inputs (N, C, H, W), N >= 1. Fewer of them are used where ``method`` needs all
+            activations at once: as many as a GiB holds.
         target: the runtime the file is for.
         method: how ranges follow from the values seen on ``calibration``: their extremes, the extremes
             without outliers, or the ranges of least divergence.
@@ -97,6 +100,9 @@ def to_int8(
     feed = model.graph.input[0]
     fixed = feed.type.tensor_type.shape.dim[0].dim_value
     size = fixed or batch
+    if method != "minmax":
+        most = _HISTOGRAM_BYTES // max(1, _activation_bytes(model))
+        calibration = calibration[: max(size, most // size * size)]
     if len(calibration) < size:
         calibration = np.resize(calibration, (size, *calibration.shape[1:]))
 
@@ -132,6 +138,15 @@ def to_int8(
             raise ExportError(f"INT8 quantisation failed: {' '.join(str(error).split())[:300]}") from error
         quantised = onnx.load(result)
     return to_fp16(quantised) if symmetric else quantised
+
+
+def _activation_bytes(model: onnx.ModelProto) -> int:
+    """What the activations of one image take, all layers together."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = ([max(1, dim.dim_value) for dim in v.type.tensor_type.shape.dim[1:]] for v in graph.value_info)
+    return 4 * sum(math.prod(size) for size in sizes)
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:

@@ -311,7 +311,7 @@ def test_calibration_images_of_one_class_are_said(caplog: pytest.LogCaptureFixtu
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8)
     labels = np.zeros(400, dtype=np.int64)
-    labels[drawing_order(400)[CALIBRATION_IMAGES:]] = 1
+    labels[drawing_order(400)[CALIBRATION_IMAGES[0] :]] = 1
     both = labels.copy()
     both[drawing_order(400)[5]] = 1
     for given, said in ((both, False), (labels, True)):

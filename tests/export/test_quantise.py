@@ -14,6 +14,7 @@ from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.onnx import trace
 from bcnet_deploy.export.quantise import accuracy_on, layer_errors, quantise
+from bcnet_deploy.runtime import precision
 from bcnet_deploy.runtime.precision import to_int8
 from tests.export.nets import pictures, small
 
@@ -139,6 +140,33 @@ def test_the_best_of_several_calibrations_is_taken(uneven: onnx.ModelProto) -> N
         return {2: 0.5, 3: 0.75}.get(len(seen), 0.9)
 
     assert quantise(uneven, pictures(8), score, methods=("minmax", "percentile")).method == "percentile"
+
+
+def test_as_many_images_are_taken_as_help(uneven: onnx.ModelProto) -> None:
+    seen = []
+
+    def score(network: bytes) -> float:
+        seen.append(network)
+        return [0.9, 0.8, 0.85, 0.8995, 0.7][len(seen) - 1]
+
+    found = quantise(uneven, pictures(16), score, methods=("minmax", "percentile"), counts=(4, 16))
+    assert (found.method, found.images, found.score) == ("percentile", 4, 0.8995)
+    assert len(seen) == 4, "one that loses next to nothing ends the trials"
+    assert found.to_dict()["calibration_images"] == 4
+    assert len(set(seen)) == 4
+
+
+def test_histograms_take_no_more_images_than_memory_holds(
+    uneven: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight images' worth of four tensors of 8 x 12 x 12: less than the uneven network's activations."""
+    images = pictures(32)
+    monkeypatch.setattr(precision, "_HISTOGRAM_BYTES", 8 * 4 * 4 * 8 * 12 * 12)
+    few = to_int8(uneven, images, method="percentile").SerializeToString()
+    monkeypatch.setattr(precision, "_HISTOGRAM_BYTES", 2**30)
+    assert few != to_int8(uneven, images, method="percentile").SerializeToString()
+    fewer = {to_int8(uneven, images[:n], method="percentile").SerializeToString() for n in range(1, 9)}
+    assert few in fewer
 
 
 @pytest.mark.parametrize("target", ["ort", "trt"])
