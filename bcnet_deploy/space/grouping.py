@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from bcnet_deploy.errors import BCNetError, UnsupportedModelError
-from bcnet_deploy.space.axes import Axis, Layout, fixed, freeze, resolve, size_of
+from bcnet_deploy.space.axes import Axis, Layout, fixed, freeze, joined, resolve, size_of
 from bcnet_deploy.space.capture import TRACE_BATCH, Call, Trace, Value, capture
 from bcnet_deploy.space.extent import Extent, Segment, Segments, SlicePlan, constant, extent_of
 from bcnet_deploy.space.graph import FrozenPart, Op, TensorSpec
@@ -386,9 +386,7 @@ class Operators:
                 attrs["padding"] = tuple(call.argument("padding"))
         elif rule_for(call) is attention:
             kind = "attention"
-            # Every query meets every key, then weighs every value; all of them are frozen.
-            query, key, value = (v.shape for v in call.args[:3])
-            coefficient = math.prod(query[:-1]) // TRACE_BATCH * key[-2] * (query[-1] + value[-1])
+            coefficient, factors = self._attention(call)
         elif rule_for(call) is unknown and any(v.parameter and len(v.shape) > 1 for v in call.inputs):
             self.notes.append(
                 f"multiply-accumulates of {call.op} in {call.module or 'the model'} are not counted"
@@ -448,6 +446,21 @@ class Operators:
             factors = (c_in if transposed else c_out, each, *places)
         facts = {"in_channels": c_in, "out_channels": c_out, "groups": kept}
         return "conv_transpose" if transposed else "conv", attrs, facts, coefficient, factors
+
+    def _attention(self, call: Call) -> tuple[int, tuple[Extent, ...]]:
+        """Every query meets every key, then weighs every value."""
+        query, key, value = call.args[:3]
+        inner, outer = (
+            layout if layout is not None else fixed(size, "")
+            for layout, size in (
+                (self.layouts.of(query)[-1], query.shape[-1]), (self.layouts.of(value)[-1], value.shape[-1]),
+            )
+        )  # fmt: skip
+        return 1, (
+            *self._shape(query)[:-1],
+            self._extent(self.layouts.of(key)[-2], key.shape[-2]),
+            self._extent(joined([inner, outer]), query.shape[-1] + value.shape[-1]),
+        )
 
     def _product(self, call: Call) -> tuple[dict[str, Extent], int, tuple[Extent, ...]]:
         """(..., m, k) x (k, n): every output element takes k multiply-accumulates."""

@@ -196,21 +196,44 @@ def matmul(layouts: Layouts, call: Call) -> None:
 
 
 def batched_matmul(layouts: Layouts, call: Call) -> None:
-    """Products of two activations (attention): the code around them fixes the sizes of heads."""
-    right = call.args[2] if call.op == "baddbmm" else call.args[1]
+    """Products of two activations, (b, m, k) x (b, k, n): what is summed over is kept alike in both."""
+    left, right = (call.args[1], call.args[2]) if call.op == "baddbmm" else call.args[:2]
     if (right.base or right).parameter is not None:
         matmul(layouts, call)
         return
-    for value in call.inputs:
-        freeze_value(layouts, value, f"{where(call)} multiplies activations with one another (attention)")
-    layouts.set(call.outputs[0], [None] * len(call.outputs[0].shape))
+    reason = f"{where(call)} multiplies activations with one another (attention)"
+    a, b = layouts.of(left), layouts.of(right)
+    meet(layouts, a[2], b[1], reason)
+    out: Dims = [meet(layouts, a[0], b[0], reason), a[1], b[2]]
+    if call.op == "baddbmm":
+        freeze_value(layouts, call.args[0], reason)
+        for layout in out:
+            if layout is not None:
+                freeze(layout, reason)
+    layouts.set(call.outputs[0], out)
 
 
 def attention(layouts: Layouts, call: Call) -> None:
-    for value in call.inputs:
-        freeze_value(layouts, value, f"{where(call)} is attention")
+    """Queries (..., m, d), keys (..., n, d), values (..., n, e) -> (..., m, e); d and e may vary."""
+    reason = f"{where(call)} is attention"
+    query, key, value = (layouts.of(given) for given in call.args[:3])
+    for own, other in ((query[-1], key[-1]), (key[-2], value[-2])):
+        meet(layouts, own, other, reason)
+    outer: Dims = [
+        meet(layouts, meet(layouts, q, k, reason), v, reason)
+        for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True)
+    ]
+    for given in call.inputs:
+        if given not in call.args[:3]:  # a mask or bias
+            freeze_value(layouts, given, reason)
+    shape = call.args[0].shape
     for output in call.outputs:
-        layouts.set(output, [None] * len(output.shape))
+        if output.shape == (*shape[:-1], call.args[2].shape[-1]):
+            layouts.set(output, [*outer, query[-2], value[-1]])
+        elif output.shape == shape[:-1]:
+            layouts.set(output, [*outer, query[-2]])
+        else:
+            layouts.set(output, [None] * len(output.shape))
 
 
 def linear(layouts: Layouts, call: Call) -> None:
@@ -293,3 +316,19 @@ def pixel_unshuffle(layouts: Layouts, call: Call) -> None:
     if dims[1] is not None:
         dims[1] = scaled(dims[1], output.shape[1] // x.shape[1])
     layouts.set(output, dims)
+
+
+def im2col(layouts: Layouts, call: Call) -> None:
+    """Patches: each channel becomes as many consecutive ones as the kernel has places."""
+    x, output = call.args[0], call.outputs[0]
+    channels = layouts.of(x)[-3]
+    kept = None if channels is None else scaled(channels, output.shape[-2] // x.shape[-3])
+    layouts.set(output, [*layouts.of(x)[:-3], kept, None])
+
+
+def col2im(layouts: Layouts, call: Call) -> None:
+    """Patches put together again."""
+    x, output = call.args[0], call.outputs[0]
+    channels = layouts.of(x)[-2]
+    kept = None if channels is None else in_granules(channels, output.shape[-3], where(call))
+    layouts.set(output, [*layouts.of(x)[:-2], kept, None, None])

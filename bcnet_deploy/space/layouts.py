@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import nn
 
-from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, same_size, unify
+from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, joined, same_size, size_of, unify
 from bcnet_deploy.space.capture import Call, Value
 from bcnet_deploy.space.questions import Size
 
@@ -74,13 +75,54 @@ class Layouts:
             return
         for i, number in enumerate(call.given):
             self.follow_size(number, dims[i])
-            if isinstance(number, Size) and number.formula[0] == "size":
+            if not isinstance(number, Size):
+                continue
+            if number.formula[0] == "size" and i in new:
                 _, value, axis = number.formula
-                known, own = self.of(value)[axis], dims[i]
-                if i in new:
-                    dims[i] = known
-                elif own is not None and known is not None and not same_size(own, known):
-                    unify(own, known, f"{where(call)} gives it the size of another")
+                dims[i] = self.of(value)[axis]
+            elif (own := dims[i]) is not None and i not in new:
+                self._tie(call, number, own)
+
+    def _tie(self, call: Call, number: Size, own: Layout) -> None:
+        """Let a dimension whose size is ``number`` have the size at all widths that the code works out.
+
+        Known are another's size, and such a size divided or multiplied by a number: heads are cut out of
+        channels by ``C // heads``.
+        """
+        name, *ends = number.formula
+        times = 1
+        if name in ("floordiv", "mul"):
+            ends = ends if name == "floordiv" or not isinstance(ends[0], int) else ends[::-1]
+            source, times = ends[0], self._number(ends[1])
+        else:
+            source = number.formula
+        if isinstance(source, int) or times < 1 or source[0] not in ("size", "attribute"):
+            return
+        if source[0] == "attribute":
+            known = self.attributes.get((source[1], source[2])) if name == "floordiv" else None
+            if name == "floordiv" and len(source) == 3 and not isinstance(known, list):
+                whole = joined([own] * times)
+                number_of = vars(self._modules[source[1]])[source[2]]
+                if number_of == size_of(whole):
+                    self.follow_size(Size.make(number_of, source, {}), whole)
+            return
+        layout = self.of(source[1])[source[2]]
+        if layout is None:
+            return
+        first, second = (
+            (joined([own] * times), layout) if name == "floordiv" else (own, joined([layout] * times))
+        )
+        if size_of(first) == size_of(second) and not same_size(first, second):
+            unify(first, second, f"{where(call)} gives it the size of another")
+
+    def _number(self, formula: Any) -> int:
+        """The value of a number, or of an attribute that the code gave; 0 for anything else."""
+        if isinstance(formula, int):
+            return formula
+        if formula[0] != "attribute":
+            return 0
+        value = vars(self._modules[formula[1]])[formula[2]]
+        return int(value[formula[3]] if len(formula) > 3 else value)
 
     def from_attribute(self, call: Call, dimension: int) -> bool:
         """Whether the code took the size of a dimension of a call's output from an attribute."""

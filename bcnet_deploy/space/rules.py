@@ -51,6 +51,8 @@ _NAMES: dict[Rule, str] = {
     layer.fractional_pool: "fractional_max_pool2d",
     layer.unpool: "max_unpool2d",
     layer.constant_pad: "constant_pad_nd",
+    layer.im2col: "im2col",
+    layer.col2im: "col2im",
     layer.pixel_shuffle: "pixel_shuffle",
     layer.pixel_unshuffle: "pixel_unshuffle",
     shape.reduction: """

@@ -93,3 +93,40 @@ def test_reshape_targets(target: tuple[int, ...], source: tuple[int, ...], freed
     from bcnet_deploy.profiler.narrow import _free_dimension
 
     assert tuple(_free_dimension(np.array(target), source)) == freed
+
+
+class Heads(torch.nn.Module):
+    """Two outputs, and groups that are made narrower inside; features are kept, as wrappers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.grouped = torch.nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.box, self.score = torch.nn.Conv2d(16, 4, 1), torch.nn.Conv2d(16, 5, 1)
+        self.features: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.features["stem"] = self.stem(x).relu()
+        y = self.grouped(self.features["stem"]).relu()
+        return {"boxes": self.box(y), "out": self.score(y).mean((2, 3))}
+
+
+def test_every_output_of_a_cut_network_is_that_of_the_extracted_one() -> None:
+    torch.manual_seed(0)
+    model = Heads().eval()
+    space = bd.WidthSpace.from_model(model, (3, 16, 16))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 16, 16))  # what it keeps is no obstacle
+    maker = NetworkMaker(model, space)
+    assert maker.fast, maker.reason
+    image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    for widths in space.random(3, np.random.default_rng(1)):
+        # The groups stay two, each of half of the channels that are left.
+        weight = space.extract(model, widths).grouped.weight
+        assert weight.shape[1] == space.extract(model, widths).stem.weight.shape[0] // 2
+        with OrtRunner(maker(widths)) as runner, torch.inference_mode():
+            results = runner.infer({runner.inputs[0].name: image})
+            expected = space.extract(model, widths)(torch.from_numpy(image))
+        assert list(results) == ["boxes", "out"]
+        for name, own in expected.items():
+            np.testing.assert_allclose(results[name], own.numpy(), atol=1e-5)
