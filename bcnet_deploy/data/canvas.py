@@ -11,7 +11,7 @@ from bcnet_deploy.data.splits import DataSplits, ImageSet, MemoryImages, channel
 from bcnet_deploy.errors import DataError
 
 COUNTS = {"train": 1200, "val": 400, "test": 400}
-MOST, SMALLEST, LARGEST = 3, 0.35, 0.55
+MOST, SMALLEST, LARGEST = 2, 0.45, 0.6
 """Digits on a canvas, and their side as a share of the canvas's."""
 
 INK = 64
@@ -19,7 +19,7 @@ INK = 64
 
 
 def load_canvases(input_size: tuple[int, int, int]) -> DataSplits:
-    """Canvases (C, H, W) of one to three digits and masks (H, W): 0 is background, n + 1 the digit n.
+    """Canvases (C, H, W) of one or two digits and masks (H, W): 0 is background, n + 1 the digit n.
 
     The canvases of training, validation and test are made of other handwritten digits each. A digit drawn
     later lies on those before it. The canvases are the same in every run.

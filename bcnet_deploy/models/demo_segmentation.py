@@ -26,7 +26,7 @@ def _residual(channels: int) -> Residual:
 
 
 class DemoSegmentation(nn.Module):
-    """About 7.6M multiply-accumulates on 1x32x32 images.
+    """About 4.3M multiply-accumulates on 1x24x24 images.
 
     Args:
         num_classes: outputs a pixel, the background among them.
@@ -53,5 +53,5 @@ class DemoSegmentation(nn.Module):
 
 
 def demo_segmentation(num_classes: int = 11) -> nn.Module:
-    """The network for ``digits-canvas`` (1x32x32): 10 digits and background."""
+    """The network for ``digits-canvas`` (1x24x24): 10 digits and background."""
     return DemoSegmentation(num_classes)

@@ -29,7 +29,7 @@ class _Entry:
 
 _OWN: dict[str, _Entry] = {
     "demo": _Entry(demo.demo_net, 10, (1, 16, 16)),
-    "demo_segmentation": _Entry(demo_segmentation.demo_segmentation, 11, (1, 32, 32)),
+    "demo_segmentation": _Entry(demo_segmentation.demo_segmentation, 11, (1, 24, 24)),
     "vgg19_cifar10": _Entry(cifar.vgg19, 10, (3, 32, 32)),
     "mobilenet_v2_cifar10": _Entry(cifar.mobilenet_v2, 10, (3, 32, 32)),
     "channel_bench_macro_mobilenet": _Entry(channel_bench.mobilenet, 10, (3, 32, 32)),
