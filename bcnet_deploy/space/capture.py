@@ -390,7 +390,8 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
         ):
             raise UnsupportedModelError(
                 f"{name} decides by the values of a tensor, so its layers differ from input to input"
-                f"{where}; make the decision depend on shapes or on the training flag only"
+                f"{where}; make the decision depend on shapes or on the training flag only; of a detector "
+                "give the network up to the raw outputs of its heads"
             ) from cause
         if isinstance(cause, (TypeError, AttributeError, NotImplementedError, KeyError)):
             raise UnsupportedModelError(

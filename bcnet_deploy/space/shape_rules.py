@@ -191,8 +191,15 @@ def _regroup(
         out[targets[0]] = merged
         return
     first = targets[0]
-    last = targets[-1] == len(out_shape) - 1  # heads of tokens (N, places, heads, width) stay, and get narrower
-    if len(targets) == 2 and not last and out_shape[first] > FEW_GROUPS and layouts.from_attribute(call, first):
+    last = (
+        targets[-1] == len(out_shape) - 1
+    )  # heads of tokens (N, places, heads, width) stay, and get narrower
+    if (
+        len(targets) == 2
+        and not last
+        and out_shape[first] > FEW_GROUPS
+        and layouts.from_attribute(call, first)
+    ):
         # Many groups, of a number that can follow: whole ones are kept, as by grouped convolutions.
         out[first] = in_granules(merged, out_shape[first], reason)
     else:

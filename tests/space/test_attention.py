@@ -160,6 +160,17 @@ def test_unfolded_patches_keep_channels_together(kernel: int) -> None:
         exact(model, space, widths)
 
 
+def test_products_across_the_images_of_a_batch_are_said() -> None:
+    class Across(GlobalContext):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).mean((2, 3))
+            return self.end((x @ x.t()).softmax(dim=-1) @ x)
+
+    space = bd.WidthSpace.from_model(Across(), SIZE)
+    assert len(space.notes) == 2 and "the images of a batch with one another" in space.notes[0]
+    assert not bd.WidthSpace.from_model(GlobalContext(), SIZE).notes
+
+
 def test_counting_is_torchs(form: str = "products") -> None:
     model = Hybrid(form)
     space = bd.WidthSpace.from_model(model, SIZE)
