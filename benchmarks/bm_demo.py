@@ -3,10 +3,11 @@
     python -m benchmarks.bm_demo run --folder FOLDER --seeds 0 1 2 3 4
     python -m benchmarks.bm_demo wider --folder FOLDER
     python -m benchmarks.bm_demo page --folder FOLDER --out docs
+    python -m benchmarks.bm_demo run --config segmentation_demo --folder FOLDER --seeds 0 1 2
 
 ``run`` calls ``bcnet-deploy run`` once a seed (run directories that are done cost nothing), ``page`` writes
-``demo.json`` and ``demo.md`` from what the runs left. Every seed has its own latency table, supernet, search
-and trainings; ``uniform`` and ``found`` are trained alike.
+``demo.json`` and ``demo.md``, or those of the configuration's name, from what the runs left. Every seed has
+its own latency table, supernet, search and trainings; ``uniform`` and ``found`` are trained alike.
 """
 
 from __future__ import annotations
@@ -27,18 +28,23 @@ from bcnet_deploy.run.directory import RunDir
 NETWORKS = ("full", "uniform", "found")
 
 
-_INTRODUCTION = """`bcnet-deploy run --seed N`, each seed with its own latency table, supernet, search and
-trainings. 450 test images: one is 0.22 points. Latencies: the fastest run of each of 10
-rounds of 30, median of the rounds, one thread. Made by `python -m benchmarks.bm_demo run`, then `page`."""
+_INTRODUCTION = """`bcnet-deploy run{config} --seed N`, each seed with its own latency table, supernet, search
+and trainings. {data} Latencies: the fastest run of each of 10 rounds of 30, median of the rounds, one thread.
+Made by `python -m benchmarks.bm_demo run{config}`, then `page`."""
+_DATA = {
+    "demo": "450 test images: one is 0.22 points.",
+    "segmentation_demo": "Mean IoU of 11 classes (background and ten digits) on 400 test canvases.",
+}
+_TITLES = {"demo": "The demo over seeds", "segmentation_demo": "The segmentation demo over seeds"}
 
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def run(folder: Path, seeds: list[int]) -> None:
+def run(folder: Path, seeds: list[int], config: str) -> None:
     for seed in seeds:
-        command = [sys.executable, "-m", "bcnet_deploy", "run", "--seed", str(seed)]
+        command = [sys.executable, "-m", "bcnet_deploy", "run", "--config", config, "--seed", str(seed)]
         subprocess.run([*command, "--run-dir", str(folder / f"s{seed}")], check=True)
 
 
@@ -97,8 +103,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def page(rows: list[dict[str, Any]], wide: dict[str, Any] | None, machine: str) -> str:
-    """The text of demo.md."""
+def page(rows: list[dict[str, Any]], wide: dict[str, Any] | None, machine: str, config: str) -> str:
+    """The page's text."""
+    named = "" if config == "demo" else f" --config {config}"
     gaps = np.array([row["found"]["test_top1"] - row["uniform"]["test_top1"] for row in rows]) * 100
     share = np.array([row["measured_share"] for row in rows])
     over = np.array([row["found"]["measured_ms"] / row["budget_ms"] - 1 for row in rows])
@@ -115,9 +122,9 @@ def page(rows: list[dict[str, Any]], wide: dict[str, Any] | None, machine: str) 
         "over budget",
     ]
     lines = [
-        "# The demo over seeds",
+        f"# {_TITLES[config]}",
         "",
-        f"{_INTRODUCTION} Machine: {machine}.",
+        f"{_INTRODUCTION.format(config=named, data=_DATA[config])} Machine: {machine}.",
         "",
         _row(head),
         _row(["---"] * len(head)),
@@ -187,21 +194,24 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "wider", "page"])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--config", choices=sorted(_DATA), default="demo", help="of run and page")
     parser.add_argument("--level", type=int, default=5, help="of the wider uniform network")
     parser.add_argument("--machine", default="not stated", help="of the runs, for the page")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     if options.action == "run":
-        run(options.folder, options.seeds)
+        run(options.folder, options.seeds, options.config)
         return
     if options.action == "wider":
         wider(options.folder, options.seeds, options.level)
         return
     rows = rows_of(options.folder)
     extra = options.folder / "wider.json"
-    text = page(rows, json.loads(extra.read_text()) if extra.exists() else None, options.machine)
-    (options.out / "demo.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.out / "demo.md").write_text(text)
+    text = page(
+        rows, json.loads(extra.read_text()) if extra.exists() else None, options.machine, options.config
+    )
+    (options.out / f"{options.config}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (options.out / f"{options.config}.md").write_text(text)
     print(text)
 
 
