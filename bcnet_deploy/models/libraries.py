@@ -138,7 +138,8 @@ def _of_timm(name: str) -> LibraryModel:
 def _of_smp(name: str) -> LibraryModel:
     smp = _library("smp")
     architecture, _, encoder = name.partition("/")
-    _require_known("smp", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
+    # smp itself takes either case: its classes are called Unet and FPN, its list has unet and fpn.
+    _require_known("smp", architecture.lower(), smp.MODEL_ARCHITECTURES_MAPPING)
     if not encoder:
         raise UnknownModelError(f"smp:{name} names no encoder; write smp:{architecture}/resnet18, say")
     if not encoder.startswith("tu-"):  # timm's, of which smp keeps no list

@@ -157,6 +157,7 @@ def test_what_can_go_wrong_with_a_users_function(
         ("torchvision:resnet18", (3, 224, 224), 1000),
         ("torchvision:lraspp_mobilenet_v3_large", (3, 520, 520), 21),
         ("smp:unet/resnet18", (3, 224, 224), 1),
+        ("smp:Unet/resnet18", (3, 224, 224), 1),
     ],
 )
 def test_models_of_libraries(name: str, size: tuple[int, int, int], classes: int) -> None:
