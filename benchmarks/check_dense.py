@@ -43,7 +43,7 @@ from tests import zoo
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "dense.json"
 DEVICE = "cpu-1thread"
-TOLERANCE, VECTORS, HELD_OUT, ROUNDS, RUNS = 1e-9, 3, 20, 4, 6
+TOLERANCE, VECTORS, HELD_OUT, ROUNDS, RUNS = 1e-9, 3, 16, 4, 5
 
 
 class DetectorHeads(nn.Module):
