@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -176,9 +176,11 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert not loaded & {"torch", "numpy", "rich", "onnxruntime"}
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        # Processor time: on a busy machine the wall clock says how long the process had to wait.
+        before = os.times()
         subprocess.run([sys.executable, "-m", "bcnet_deploy", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
+        after = os.times()
+        times.append(sum(after[2:4]) - sum(before[2:4]))
     # 0.4 s is the bar on a quiet machine (benchmarks hold it); a shared CI machine gets room.
     assert min(times) < 1.0
 
