@@ -380,8 +380,8 @@ class Operators:
             facts, coefficient, factors = self._product(call)
             if kind == "matmul" and call.op in ("mm", "addmm"):
                 self.notes.append(
-                    f"multiply-accumulates of {call.op} in {call.module or 'the model'} are not counted as of "
-                    "one image: it multiplies the images of a batch with one another"
+                    f"multiply-accumulates of {call.op} in {call.module or 'the model'} are not counted as "
+                    "of one image: it multiplies the images of a batch with one another"
                 )
         elif "pool2d" in call.op:
             kernel = call.argument("kernel_size") or call.argument("output_size")
