@@ -162,6 +162,7 @@ def _shown(run: RunDir, result: SearchStepResult) -> None:
 
 def show_dry_run(data: dict[str, Any]) -> None:
     """What is known before anything is evaluated."""
+    from rich.markup import escape
     from rich.table import Table
 
     from bcnet_deploy.search.constraints import format_cost
@@ -191,7 +192,7 @@ def show_dry_run(data: dict[str, Any]) -> None:
             "" if plain and key.endswith("_bound") else format_cost(row["cost"], row[key])
             for key in columns.values()
         )
-        table.add_row(row["cost"] + (", estimate" if row["estimated"] else ""), *values)
+        table.add_row(escape(row["cost"]) + (", estimate" if row["estimated"] else ""), *values)
     out.print(table)
     if any(row["estimated"] and row["confidence"] is None for row in data["budgets"]):
         out.print(
@@ -268,6 +269,7 @@ def _interval(latency: dict[str, Any]) -> str:
 def _show_front(result: SearchStepResult, rows: int = 12) -> None:
     """The front, thinned to a few rows."""
     import numpy as np
+    from rich.markup import escape
     from rich.table import Table
 
     from bcnet_deploy.search.constraints import format_cost
@@ -275,7 +277,7 @@ def _show_front(result: SearchStepResult, rows: int = 12) -> None:
     front = result.front
     keys = list(front[0]["costs"])
     table = Table(title=f"front: {len(front)} networks that no other evaluated one beats")
-    for header in ("supernet accuracy", *keys):
+    for header in ("supernet accuracy", *map(escape, keys)):
         table.add_column(header, justify="right")
     for row in np.unique(np.linspace(0, len(front) - 1, min(rows, len(front))).round().astype(int)):
         record = front[row]

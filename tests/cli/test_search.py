@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
+from bcnet_deploy.cli.search import _show_front, show_dry_run
 from bcnet_deploy.data import load_data
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.lut import LatencyTable
@@ -426,3 +428,22 @@ def test_a_result_spoilt_since_it_was_written_is_named(run: Path) -> None:
     spoilt["latency"] = [{"device": "cpu", "source": "measured", "budget_ms": None, "predicted_ms": "soon"}]
     path.write_text(yaml.safe_dump(spoilt))
     refused(search(run, *arguments), "widths.yaml", "search again with --fresh")
+
+
+def test_budgets_of_several_devices_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """A cost's key has the device in brackets, which rich takes for markup."""
+    keys = ["latency_ms[cpu-int8]", "latency_ms[cpu-openvino-int8]"]
+    row = {
+        "limit": 3.0, "confidence": None, "estimated": False, "narrowest": 1.0, "narrowest_bound": 1.1,
+        "full": 4.0, "full_bound": 4.1,
+    }  # fmt: skip
+    show_dry_run({
+        "variables": 2, "networks_log10": 1.0, "feasible_share_of_uniform_draws": 0.5,
+        "budgets": [{**row, "cost": key} for key in keys],
+    })  # fmt: skip
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in keys)
+    front = [{"accuracy": 70.0 + i, "costs": dict.fromkeys(keys, 1.0 + i)} for i in range(2)]
+    _show_front(SimpleNamespace(front=front))  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in keys)
