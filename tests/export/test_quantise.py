@@ -157,7 +157,7 @@ def test_as_many_images_are_taken_as_help(uneven: onnx.ModelProto) -> None:
 
 
 def test_histograms_take_no_more_images_than_memory_holds(
-    uneven: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+    uneven: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Eight images' worth of four tensors of 8 x 12 x 12: less than the uneven network's activations."""
     images = pictures(32)
@@ -167,6 +167,7 @@ def test_histograms_take_no_more_images_than_memory_holds(
     assert few != to_int8(uneven, images, method="percentile").SerializeToString()
     fewer = {to_int8(uneven, images[:n], method="percentile").SerializeToString() for n in range(1, 9)}
     assert few in fewer
+    assert capfd.readouterr().out == "", "standard output is for --json"
 
 
 @pytest.mark.parametrize("target", ["ort", "trt"])
