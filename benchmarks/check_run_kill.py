@@ -163,22 +163,22 @@ def trial(
     return result
 
 
-def prepare(folder: Path) -> float:
-    """The undisturbed runs; returns the seconds of ``run``."""
-    start = time.monotonic()
-    for name in ("undisturbed", "by-commands"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def prepare(folder: Path) -> None:
+    """The undisturbed runs, from where they were stopped."""
     quiet: dict[str, Any] = {
         "cwd": folder, "env": environment(), "check": True, "stdout": subprocess.DEVNULL,
     }  # fmt: skip
-    subprocess.run(call(folder, "undisturbed", RUN), **quiet)
-    seconds = time.monotonic() - start
-    for step, line in COMMANDS.items():
-        if (folder / "by-commands").exists():
-            shutil.rmtree(folder / f"before-{step}", ignore_errors=True)
-            shutil.copytree(folder / "by-commands", folder / f"before-{step}")
-        subprocess.run(call(folder, "by-commands", line), **quiet)
-    return seconds
+    if not (folder / "undisturbed" / "report.html").exists():
+        shutil.rmtree(folder / "undisturbed", ignore_errors=True)
+        subprocess.run(call(folder, "undisturbed", RUN), **quiet)
+    for step, following in zip(COMMANDS, [*list(COMMANDS)[1:], "nothing"], strict=True):
+        if (folder / f"before-{following}").exists():
+            continue
+        shutil.rmtree(folder / "by-commands", ignore_errors=True)
+        if (before := folder / f"before-{step}").exists():
+            shutil.copytree(before, folder / "by-commands")
+        subprocess.run(call(folder, "by-commands", COMMANDS[step]), **quiet)
+        shutil.copytree(folder / "by-commands", folder / f"before-{following}")
 
 
 def main() -> None:
@@ -195,11 +195,8 @@ def main() -> None:
     (folder / "tinynet.py").write_text(MODEL)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     state = folder / "trials.json"
-    if state.exists():
-        results = json.loads(state.read_text())
-    else:
-        results = {"undisturbed_s": round(prepare(folder), 1), "trials": []}
-        files.write_json(state, results)
+    prepare(folder)
+    results: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"trials": []}
     expected = outcome(folder / "undisturbed")
     assert outcome(folder / "by-commands") == expected, "single commands come to other results than run"
     took = {
