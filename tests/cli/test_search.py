@@ -447,3 +447,37 @@ def test_budgets_of_several_devices_are_told_apart(capsys: pytest.CaptureFixture
     _show_front(SimpleNamespace(front=front))  # type: ignore[arg-type]
     shown = capsys.readouterr().out
     assert all(key in shown for key in keys)
+
+
+# -- channel steps learned from a table --------------------------------------------------------
+
+
+def test_learned_channel_steps_are_the_widths_at_which_latency_drops(run: Path, space: WidthSpace) -> None:
+    asked = ("--latency", "t4=0.97x", "--confidence", "0.5", "--evaluations", "40", "--json")
+    by_levels = json.loads(search(run, *asked).stdout)
+    result = search(run, *asked, "--channel-steps", "learned")
+    assert result.exit_code == 0, result.output
+    learned = json.loads(result.stdout)
+    assert by_levels["ran"] and learned["ran"], "other choices are another search"
+    choices = {variable.name: set(variable.choices) for variable in space.variables}
+    assert all(width in choices[name] for name, width in by_levels["widths"].items())
+    off_levels = {name for name, width in learned["widths"].items() if width not in choices[name]}
+    assert off_levels, "two levels are not where this table's latency drops"
+    table = LatencyTable.load(RunDir(run).latency_table("t4")).for_space(space)
+    row = np.array([learned["widths"][variable.name] for variable in space.variables])
+    for index, variable in enumerate(space.variables):
+        if variable.name in off_levels:
+            wider = np.tile(row, (variable.channels - row[index], 1))
+            wider[:, index] = np.arange(row[index] + 1, variable.channels + 1)
+            assert (table.predict(wider) > table.predict(row[None])[0]).all(), variable.name
+    kept = RunDir(run).load().steps["search"]
+    assert kept["channel_steps"] == "learned"
+    assert not json.loads(search(run, *asked).stdout)["ran"], "kept for the next call"
+    again = json.loads(search(run, *asked, "--channel-steps", "levels").stdout)
+    assert again["ran"] and again["widths"] == by_levels["widths"]
+
+
+def test_learned_channel_steps_need_a_table(run: Path) -> None:
+    shutil.rmtree(run / "latency")
+    result = search(run, "--macs", "0.5x", "--channel-steps", "learned")
+    refused(result, "channel steps are learned from a latency table", "bcnet-deploy profile")

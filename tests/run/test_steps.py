@@ -104,6 +104,16 @@ def test_another_budget_by_command_is_what_run_goes_on_with(place: Path) -> None
     assert budgets_of(place) == ["params"]
 
 
+def test_learned_channel_steps_go_the_whole_way(place: Path) -> None:
+    call("run", "--config", "tiny.yaml")
+    again = json.loads(call("run", "--channel-steps", "learned", "--json").stdout)["steps_run"]
+    assert again[0] == "search" and not {"profile", "train"} & set(again)
+    assert not by_command("search") and not by_python("search")
+    widths = yaml.safe_load((place / "run" / "search" / "widths.yaml").read_text())["widths"]
+    measured = json.loads((place / "run" / "bench" / "bench.json").read_text())
+    assert measured["networks"]["found"]["widths"] == widths
+
+
 def test_what_python_is_given_is_kept_as_a_commands_options(place: Path) -> None:
     call("run", "--config", "tiny.yaml")
     run = bd.Run("run")
