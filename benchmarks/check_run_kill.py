@@ -134,11 +134,13 @@ def trial(
         call(folder, name, lines[killed_one]), cwd=folder, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as first:  # fmt: skip
-        while first.poll() is None and not has_begun(folder / name, step):
-            time.sleep(0.002)
-        time.sleep(seconds)
-        if first.poll() is None:
-            os.killpg(first.pid, signal.SIGKILL)
+        try:
+            while first.poll() is None and not has_begun(folder / name, step):
+                time.sleep(0.002)
+            time.sleep(seconds)
+        finally:  # also where the trial itself is told to end: nobody else may write there
+            if first.poll() is None:
+                os.killpg(first.pid, signal.SIGKILL)
     result: dict[str, Any] = {
         "step": step, "way": way, "after_s": round(seconds, 3), "killed": first.returncode == -signal.SIGKILL,
         "unfinished": unfinished(folder / name), "differs": [], "redone": [],
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -318,13 +318,9 @@ class RunDir:
         config = self.load()
         count = config.model.num_classes if checked else None
         if self.given.data is not None:
-            splits = self.given.data
-            if count is not None and splits.num_classes != count:
-                raise DataError(
-                    f"{splits.name} has {splits.num_classes} classes, the model tells {count} apart; "
-                    "build the model with as many"
-                )
-            return splits
+            if count is not None:
+                require_classes(self.given.data, count)
+            return self.given.data
         from bcnet_deploy.data import load_data
 
         return load_data(self.data_reference(), config.model.input_size, num_classes=count)
@@ -587,6 +583,15 @@ class RunDir:
                 f"run 'bcnet-deploy retrain --network {which} --fresh' to train those, or the same with "
                 "--widths FILE for widths of your own"
             )
+
+
+def require_classes(splits: DataSplits, count: int) -> None:
+    """Raise :class:`DataError` where data given as an object has other classes than the model."""
+    if splits.num_classes != count:
+        raise DataError(
+            f"{splits.name} has {splits.num_classes} classes, the model tells {count} apart; "
+            "build the model with as many"
+        )
 
 
 def require_device(path: str | Path, made_for: Any, device: str) -> None:

@@ -12,7 +12,7 @@ from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import ConfigError
 from bcnet_deploy.models.ref import GIVEN
 from bcnet_deploy.run.bench import BenchStepResult, bench
-from bcnet_deploy.run.directory import Given, RunConfig, RunDir
+from bcnet_deploy.run.directory import Given, RunConfig, RunDir, require_classes
 from bcnet_deploy.run.display import Display, NoDisplay
 from bcnet_deploy.run.engine import Done, Progress, only_writer, writing
 from bcnet_deploy.run.export import ExportStepResult, export, exported_files, target_of
@@ -255,6 +255,7 @@ class Run:
     Raises:
         RunDirError: what is given contradicts the run that is there.
         UnknownModelError, DataError, UnknownDeviceError: a name is unknown.
+        DataError: the data has other classes than the model.
 
     Example::
 
@@ -292,6 +293,12 @@ class Run:
         config = describe_run(
             self.directory, device=None if profile_given is None else profile_given.name, **about
         )
+        if not self.directory.exists():
+            # A run that is begun keeps its number of classes: a wrong one must not begin it.
+            if (splits := self.directory.given.data) is not None:
+                require_classes(splits, config.model.num_classes)
+            elif config.data is not None:
+                check_classes(config.data, config.model.num_classes, config.model.input_size)
         with writing(self.directory):
             start(self.directory, config)
             if profile_given is not None:

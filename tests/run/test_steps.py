@@ -161,6 +161,16 @@ def test_a_whole_run_from_arrays_and_a_module_of_ones_own(place: Path) -> None:
     assert refused.exit_code == 1 and "from Python" in refused.output
 
 
+def test_a_wrong_number_of_classes_begins_no_run(place: Path) -> None:
+    images, labels = np.zeros((30, 1, 16, 16), np.uint8), np.arange(30) % 3
+    for data in ("digits", (images, labels)):
+        with pytest.raises(bd.DataError, match="classes, the model tells 4 apart"):
+            bd.Run("wrong", model="tinynet:net", data=data, input_size=(1, 16, 16), num_classes=4)
+    assert not (place / "wrong" / "run.yaml").exists()
+    run = bd.Run("wrong", model="tinynet:net", data="digits", input_size=(1, 16, 16))
+    assert run.directory.load().model.num_classes == 10
+
+
 def test_data_of_nobodys_choice_is_refused(place: Path) -> None:
     call("profile", "--model", "tinynet:net", "--input-size", "1x16x16", "--estimate")
     for step in ("train", "retrain"):
