@@ -64,12 +64,18 @@ class NetworkMaker:
         self.reason = ""
         self._cut: Callable[[Widths], bytes] | None = None
         prepared = prepare(self.exported)
-        try:
-            cut = _Cutter(self.exported, self.exported, space)
-            self._verify(cut, np.random.default_rng(0))
-            self._cut = cut if prepared is self.exported else _Cutter(self.exported, prepared, space)
-        except (EngineError, LookupError, ValueError) as error:
-            self.reason = f"{type(error).__name__}: {error}"
+        # An export of other widths tells which numbers in the graph follow them; most graphs do not need it.
+        for make_other in (lambda: None, self._other):
+            try:
+                other = make_other()
+                cut = _Cutter(self.exported, self.exported, space, other)
+                self._verify(cut, np.random.default_rng(0))
+                same = prepared is self.exported
+                self._cut = cut if same else _Cutter(self.exported, prepared, space, other)
+                self.reason = ""
+                break
+            except (EngineError, LookupError, ValueError) as error:
+                self.reason = f"{type(error).__name__}: {error}"
 
     @property
     def fast(self) -> bool:
@@ -83,6 +89,11 @@ class NetworkMaker:
     def _export(self, widths: Widths) -> bytes:
         exported, _ = trace(self.space.extract(self.model, widths), self.space.input_size, batch=self.batch)
         return bytes(self.prepare(exported).SerializeToString())
+
+    def _other(self) -> onnx.ModelProto:
+        """The export of a network in which every variable is narrower, where it can be."""
+        half = [max(v.lowest, v.channels // v.step // 2 * v.step) for v in self.space.variables]
+        return trace(self.space.extract(self.model, half), self.space.input_size, batch=self.batch)[0]
 
     def _verify(self, cut: _Cutter, rng: np.random.Generator) -> None:
         """Compare one cut network with the extracted module itself."""
@@ -106,9 +117,16 @@ class _Cutter:
         exported: the FP32 graph, which says what belongs to which parameter.
         prepared: the graph that is cut: the same, or a conversion that keeps node and parameter names.
         space: the width space.
+        other: an export at other widths; None: what follows widths in a Reshape is guessed.
     """
 
-    def __init__(self, exported: onnx.ModelProto, prepared: onnx.ModelProto, space: WidthSpace) -> None:
+    def __init__(
+        self,
+        exported: onnx.ModelProto,
+        prepared: onnx.ModelProto,
+        space: WidthSpace,
+        other: onnx.ModelProto | None = None,
+    ) -> None:
         import onnx
         from onnx import numpy_helper
 
@@ -121,9 +139,14 @@ class _Cutter:
         plans, grouped = _plans(exported, space)
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in prepared.graph.initializer}
         shapes = _shapes(prepared)
+        targets = {} if other is None else _targets(other)
         for node in graph.node:
             if node.op_type == "Reshape" and node.input[1] in arrays:
-                arrays[node.input[1]] = _free_dimension(arrays[node.input[1]], shapes.get(node.input[0], ()))
+                own = arrays[node.input[1]]
+                if other is None:
+                    arrays[node.input[1]] = _free_dimension(own, shapes.get(node.input[0], ()))
+                else:
+                    arrays[node.input[1]] = _freed_where_other(own, targets[node.name], node.name)
             elif node.op_type in ("DequantizeLinear", "QuantizeLinear"):
                 # A quantised parameter, and its scale and zero point by channel, are cut as it was.
                 plan = plans.get(node.input[0].removesuffix("_quantized"))
@@ -175,7 +198,15 @@ def _plans(
     }
     groups = {op.weight: op.groups for op in space.ops if op.weight and op.groups is not None}
     grouped = {}
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in exported.graph.initializer}
     for node in exported.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in arrays and node.input[1] not in plans:
+            # A linear layer on tokens: its weight is transposed, and named by the exporter.
+            weight = ".".join([*node.name.strip("/").split("/")[:-1], "weight"])
+            plan = space.slices.get(weight)
+            full = tuple(sum(segment.positions for segment in dims) for dims in plan or ())
+            if plan is not None and full[::-1] == sizes[node.input[1]]:
+                plans[node.input[1]] = plan[::-1]
         axis = _BIAS_AXIS.get(node.op_type)
         if axis is None or len(node.input) < 2 or node.input[1] not in plans:
             continue
@@ -217,6 +248,34 @@ def _free_dimension(target: npt.NDArray[Any], source: tuple[int, ...]) -> npt.ND
         position -= 1
     freed = target.copy()
     freed[position] = -1
+    return freed
+
+
+def _targets(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """The constant targets of all Reshape nodes, by the node's name."""
+    from onnx import numpy_helper
+
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.name: numpy_helper.to_array(arrays[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "Reshape" and node.input[1] in arrays
+    }
+
+
+def _freed_where_other(target: npt.NDArray[Any], other: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """A Reshape target with the one number left to the runtime that is another one at other widths.
+
+    Raises:
+        ValueError: several numbers follow widths.
+    """
+    if target.shape != other.shape:
+        raise ValueError(f"{name} has another number of dimensions at other widths")
+    differ = np.flatnonzero(target != other)
+    if len(differ) > 1 or (len(differ) and (target == -1).any()):
+        raise ValueError(f"several dimensions of {name} follow widths")
+    freed = target.copy()
+    freed[differ] = -1
     return freed
 
 

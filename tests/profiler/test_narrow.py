@@ -14,6 +14,8 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.runtime.ort import OrtRunner
 from bcnet_deploy.runtime.registry import find_runtime
 from tests.lut.fakes import TinyNet
+from tests.space.test_attention import SIZE as HYBRID_SIZE
+from tests.space.test_attention import Hybrid
 
 
 def build(name: str) -> tuple[torch.nn.Module, bd.WidthSpace]:
@@ -130,3 +132,18 @@ def test_every_output_of_a_cut_network_is_that_of_the_extracted_one() -> None:
         assert list(results) == ["boxes", "out"]
         for name, own in expected.items():
             np.testing.assert_allclose(results[name], own.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["fused", "products", "channels"])
+def test_attention_is_cut_by_what_an_export_at_other_widths_says(form: str) -> None:
+    torch.manual_seed(0)
+    model = Hybrid(form).eval()
+    space = bd.WidthSpace.from_model(model, HYBRID_SIZE)
+    maker = NetworkMaker(model, space)
+    assert maker.fast and maker.reason == ""
+    image = np.random.default_rng(0).standard_normal((1, *HYBRID_SIZE)).astype(np.float32)
+    for widths in [space.full, *space.random(3, np.random.default_rng(1))]:
+        with OrtRunner(maker(widths)) as runner, torch.inference_mode():
+            result = next(iter(runner.infer({runner.inputs[0].name: image}).values()))
+            expected = space.extract(model, widths)(torch.from_numpy(image)).numpy()
+        np.testing.assert_allclose(result, expected, atol=1e-5)
