@@ -286,6 +286,13 @@ def _share(layout: Layout | None, count: int) -> Layout | None:
     return blocks[: len(blocks) // count]
 
 
+def _of_one_image(layout: Layout) -> Layout | None:
+    """The part of a first dimension that is one image's, where it holds each image's channels alike."""
+    blocks = [(block.axis, block.repeat) for block in resolve(layout)]
+    count = len(blocks) // TRACE_BATCH
+    return resolve(layout)[:count] if count and blocks == blocks[:count] * TRACE_BATCH else None
+
+
 def multiply_accumulates(trace: Trace, shape_of: Callable[[Value], tuple[int, ...]]) -> int:
     """Of all convolutions and matrix products of a trace, where its values have these shapes."""
     total = 0
@@ -355,6 +362,9 @@ class Operators:
         divided = False
         for axis, (layout, size) in enumerate(zip(self.layouts.of(value), value.shape, strict=True)):
             extent = self._extent(layout, size)
+            if axis == 0 and layout is not None and (each := _of_one_image(layout)) is not None:
+                # Rows of all images, one image's channels after another's.
+                extent, divided = self._extent(each, size // TRACE_BATCH), True
             # A constant of the batch's size leaves its first dimension frozen where the two meet.
             may_be_batch = layout is None or (axis == 0 and extent.is_fixed)
             if may_be_batch and not divided and size % TRACE_BATCH == 0:

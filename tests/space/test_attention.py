@@ -160,6 +160,28 @@ def test_unfolded_patches_keep_channels_together(kernel: int) -> None:
         exact(model, space, widths)
 
 
+class Mixer(nn.Module):
+    """Layers over places, of which PyTorch makes products of all images' channels at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Conv2d(3, 12, 3, 2, 1), nn.Linear(64, 20), nn.Linear(20, 64)
+        self.end = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        mixed = self.down(self.up(tokens.transpose(1, 2)).relu()).transpose(1, 2)
+        return self.end((tokens + mixed).mean(1))
+
+
+def test_layers_over_places_cost_what_one_image_costs() -> None:
+    model = Mixer()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [variable.channels for variable in space.variables] == [12, 20]
+    for widths in [space.full, *space.random(3, np.random.default_rng(0))]:
+        exact(model, space, widths)
+
+
 def test_products_across_the_images_of_a_batch_are_said() -> None:
     class Across(GlobalContext):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
