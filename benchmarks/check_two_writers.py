@@ -3,7 +3,7 @@
     python -m benchmarks.check_two_writers --folder FOLDER [--starts 20] [--seconds S] [--out FILE]
 
 A small run (:mod:`benchmarks.small_run`) is finished. Each trial copies it and starts two commands that do
-their step anew; the second begins the later the more starts there were, up to the duration of the first.
+their step anew; the second begins the later the more starts there were, up to three seconds.
 Each must end well, or be refused in one line that names the process that writes. Then every file must be
 whole, no line of a log there twice, and all results equal to those of the run before. Goes on where it was
 stopped.
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from bcnet_deploy import files
-from benchmarks.small_run import ANEW, RUN, STEPS, Child, carried_out, damaged, outcome, prepare, refusal
+from benchmarks.small_run import ANEW, RUN, STEPS, Child, damaged, outcome, prepare, refusal
 
 COMMANDS = {
     **{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()},
     "run": [*RUN, "--force"],
 }
+SPREAD_S = 3.0
 NAMED = "is being written by process"
 
 
@@ -79,15 +80,7 @@ def main() -> None:
     began = time.monotonic()
     folder = options.folder.resolve()
     prepare(folder)
-    base, state = folder / "base", folder / "writers.json"
-    if not (folder / "durations.json").exists():
-        shutil.rmtree(base, ignore_errors=True)
-        carried_out(RUN, base)
-        durations = {}
-        for name, line in COMMANDS.items():
-            durations[name] = 3.0 if name == "run" else carried_out(line, base)
-        files.write_json(folder / "durations.json", durations)
-    durations = json.loads((folder / "durations.json").read_text())
+    base, state = folder / "first", folder / "writers.json"  # all steps are done there
     expected = outcome(base)
     trials: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
     pairs = list(itertools.combinations_with_replacement(COMMANDS, 2))
@@ -98,13 +91,11 @@ def main() -> None:
             if time.monotonic() - began > options.seconds:
                 break
             pair = (given[0], given[1]) if start % 2 == 0 else (given[1], given[0])
-            delay = start / options.starts * durations[pair[0]]
+            delay = start / options.starts * SPREAD_S
             trials.append(trial(base, pair, delay, expected))
             if trials[-1]["problems"]:
                 print(json.dumps(trials[-1]), flush=True)
-            if number % 6 == 0:
-                files.write_json(state, trials)
-    files.write_json(state, trials)
+            files.write_json(state, trials)
     summary = {
         "pairs": len(pairs), "starts": len(trials),
         "starts_a_pair": min(Counter(tuple(sorted(one["pair"])) for one in trials).values(), default=0),

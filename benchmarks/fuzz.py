@@ -477,8 +477,10 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def prepare(folder: Path) -> Path:
-    """A small run directory with everything that the cases spoil."""
+    """A small run directory with everything that the cases spoil; one that is there is taken."""
     run = folder / "base"
+    if (run / "devices" / "mine.yaml").exists():
+        return run
     for command in (
         (
             "profile",
@@ -512,7 +514,9 @@ def call_checked(run: Path, command: list[str]) -> None:
         raise SystemExit(f"{' '.join(command)}: {result.output}")
 
 
-def fuzz(minutes: float, seed: int, families: list[str], cases: int | None = None) -> dict[str, Any]:
+def fuzz(
+    minutes: float, seed: int, families: list[str], cases: int | None = None, kept: Path | None = None
+) -> dict[str, Any]:
     """Cases for ``minutes``, or so many: counts by family, and each failure with what reproduces it."""
     import torch
 
@@ -525,7 +529,7 @@ def fuzz(minutes: float, seed: int, families: list[str], cases: int | None = Non
         os.environ["BCNET_CACHE"] = str(folder / "cache")
         (folder / "tmp").mkdir()
         tempfile.tempdir = str(folder / "tmp")
-        base = prepare(folder)
+        base = prepare((kept or folder).resolve())
         os.chdir(folder)
         watch = Watch()
         watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
@@ -586,11 +590,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--cases", type=int, help="so many, instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", type=Path, help="folder that keeps the run that the cases spoil")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     families = arguments.family or list(FAMILIES)
-    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases)
+    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases, arguments.kept)
     for family, counts in result["counts"].items():
         print(f"{family:12} {counts}")
     if arguments.out:

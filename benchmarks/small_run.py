@@ -32,8 +32,8 @@ CONFIG: dict[str, Any] = {
     "estimate": True, "levels": 8, "latency": "0.7x", "confidence": 0.5,
     **{name: {"recipe": "digits", **RECIPE, "epochs": epochs} for name, epochs in EPOCHS.items()},
     "search": {"evaluations": 40, "population_size": 8, "val_images": 100},
-    "networks": ["uniform", "found"],
-    "bench": {"rounds": 2, "runs": 5, "batches": [1], "layers": False},
+    "networks": ["found"],
+    "bench": {"rounds": 1, "runs": 3, "batches": [1], "layers": False},
 }  # fmt: skip
 TRAINING = {
     name: [
@@ -55,7 +55,7 @@ STEPS: dict[str, list[str]] = {
     ],
     "retrain": ["retrain", *TRAINING["retrain"]],
     "export": ["export"],
-    "bench": ["bench", "--rounds", "2", "--runs", "5", "--batches", "1", "--no-layers"],
+    "bench": ["bench", "--rounds", "1", "--runs", "3", "--batches", "1", "--no-layers"],
     "report": ["report"],
 }  # fmt: skip
 MEASURED = ["profile", *ABOUT, "--budget", "4s"]
