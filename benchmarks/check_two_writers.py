@@ -98,7 +98,7 @@ def main() -> None:
             files.write_json(state, trials)
     summary = {
         "pairs": len(pairs), "starts": len(trials),
-        "starts_a_pair": min(Counter(tuple(sorted(one["pair"])) for one in trials).values(), default=0),
+        "pairs_started": len({tuple(sorted(one["pair"])) for one in trials}),
         "both_done": sum(one["ends"] == ["done", "done"] for one in trials),
         "one_refused_by_name": sum(sorted(one["ends"]) == ["done", "refused"] for one in trials),
         "with_problems": sum(bool(one["problems"]) for one in trials),

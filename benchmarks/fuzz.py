@@ -67,7 +67,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     "export": (("export",), ("--engine", "--which", "--precision", "--opset", "--device")),
-    "bench": (("bench",), ("--device", "--rounds", "--runs", "--warmup", "--threads", "--batches")),
+    # What is measured is little, so that what takes long is a hang.
+    "bench": (
+        ("bench", "--no-layers", "--rounds=1", "--runs=1", "--warmup=0", "--batches="),
+        ("--device", "--rounds", "--runs", "--warmup", "--threads", "--batches"),
+    ),
     "devices": (("devices",), ("",)),
     "table": (("table", "show"), ("",)),
 }  # fmt: skip
@@ -515,9 +519,19 @@ def call_checked(run: Path, command: list[str]) -> None:
 
 
 def fuzz(
-    minutes: float, seed: int, families: list[str], cases: int | None = None, kept: Path | None = None
+    minutes: float,
+    seed: int,
+    families: list[str],
+    cases: int | None = None,
+    kept: Path | None = None,
+    again: list[tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Cases for ``minutes``, or so many: counts by family, and each failure with what reproduces it."""
+    """Cases for ``minutes``, or so many, or those ``again`` (family, case) that failed before.
+
+    Returns counts by family, and each failure with what reproduces it.
+    """
+    if again is not None:
+        cases = len(again)
     import torch
 
     torch.set_num_threads(1)
@@ -535,9 +549,11 @@ def fuzz(
         watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
         end, number = time.monotonic() + 60 * minutes, 0
         while number < cases if cases is not None else time.monotonic() < end:
-            family = families[number % len(families)]
-            rng = random.Random(f"{seed} {number}")
-            random.seed(number)
+            family, case = families[number % len(families)], f"{seed} {number}"
+            if again is not None:
+                family, case = again[number]
+            rng = random.Random(case)
+            random.seed(int(case.split()[1]))
             run = folder / "case"
             shutil.rmtree(run, ignore_errors=True)
             shutil.copytree(base, run)
@@ -566,7 +582,7 @@ def fuzz(
                 failures.append(
                     {
                         "family": family,
-                        "case": f"{seed} {number}",
+                        "case": case,
                         "what": what,
                         "how": outcome,
                         "detail": detail,
@@ -590,12 +606,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--cases", type=int, help="so many, instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, help="only the cases that failed, by a result of --out")
     parser.add_argument("--kept", type=Path, help="folder that keeps the run that the cases spoil")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     families = arguments.family or list(FAMILIES)
-    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases, arguments.kept)
+    again = None
+    if arguments.again:
+        again = [(one["family"], one["case"]) for one in json.loads(arguments.again.read_text())["failures"]]
+        families = sorted({family for family, _ in again})
+    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases, arguments.kept, again)
     for family, counts in result["counts"].items():
         print(f"{family:12} {counts}")
     if arguments.out:
