@@ -11,9 +11,14 @@ along the front of MACs returns, the best by posterior that keeps the latency; a
         --input-size 3x32x32 --levels 4 --device cpu-1thread
     python benchmarks/bm_found_by_supernet.py --rules bilateral-complementary-distilled --seeds 0 \\
         --table cbm/latency/cpu-1thread.json --measure
+    python benchmarks/bm_found_by_supernet.py --books BOOKS --table cbm/latency/cpu-1thread.json --measure
 
 A supernet that is not trained yet is trained first, as by :mod:`bm_ranking` and in its folder: an hour of a
-core and more. A score that was had is kept beside the supernet: run again after a kill, it goes on.
+core and more. A score that was had is kept beside the supernet: run again after a kill, it goes on. With
+``--books`` scores are looked up in books of :mod:`score_book`, all supernets there.
+
+``beliefs.csv`` beside the rows says how probable each search took it that what it found beats uniform
+scaling, and what a search finds that scores where it goes, each network on all images.
 """
 
 from __future__ import annotations
@@ -23,15 +28,16 @@ import csv
 import io
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from bm_ranking import LEVELS, MODEL, RECIPE, Plan, run_name, shared_data, sides_of, trained
+from score_book import BookAccuracy, ScoreBook
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -50,6 +56,35 @@ FIELDS = (
     "rule", "seed", "budget_kind", "budget", "searched_by", "arch", "score", "posterior", "low", "high",
     "predicted_ms", "measured_ms", "evaluations", "image_passes",
 )  # fmt: skip
+BELIEFS = (
+    "rule", "seed", "budget_kind", "budget", "found", "uniform", "probability", "image_passes",
+    "found_on_the_way", "image_passes_on_the_way",
+)  # fmt: skip
+
+
+class Scored(Protocol):
+    """An accuracy whose searches' image passes are known."""
+
+    def __call__(self, widths: Any) -> npt.NDArray[np.float64]: ...
+
+    def noise(self, widths: Any, images: int | None = None) -> npt.NDArray[np.float64]: ...
+
+    def passes_of(self, result: SearchResult) -> int: ...
+
+
+class OnAllImages:
+    """An accuracy that cannot race: every score is of all images."""
+
+    shares_weights = True
+
+    def __init__(self, accuracy: Scored) -> None:
+        self._accuracy = accuracy
+
+    def __call__(self, widths: Any) -> npt.NDArray[np.float64]:
+        return self._accuracy(widths)
+
+    def noise(self, widths: Any) -> npt.NDArray[np.float64]:
+        return self._accuracy.noise(widths)
 
 
 class Remembered:
@@ -81,8 +116,8 @@ class Remembered:
     def passes_of(self, result: SearchResult) -> int:
         """Images through the network, on all sides, for the statistics and scores of one search."""
         recalibration = sum(len(batch[0]) for batch in self._evaluator.train_batches)
-        assert result.images is not None, "scores are of images"
-        return len(self._evaluator.side_names) * (result.images + result.evaluations * recalibration)
+        images = result.evaluations * self.images if result.images is None else result.images
+        return len(self._evaluator.side_names) * (images + result.evaluations * recalibration)
 
     def _answers(self, widths: Any, images: int) -> npt.NDArray[np.float64]:
         rows = np.ascontiguousarray(widths, dtype=np.int64)
@@ -130,8 +165,10 @@ class Budgets:
         return {"macs": limit} if kind == "macs" else {"latency_ms": (self.table, limit)}
 
 
-def chosen(budgets: Budgets, accuracy: Remembered, evaluations: int, seed: int) -> Iterator[Chosen]:
-    """Every network of every budget."""
+def chosen(
+    budgets: Budgets, accuracy: Scored, evaluations: int, seed: int, beliefs: list[dict[str, Any]]
+) -> Iterator[Chosen]:
+    """Every network of every budget; ``beliefs`` gets a row a budget."""
     other = {"macs": "latency", "latency": "macs"}
     fronts = {
         kind: bd.search(
@@ -163,6 +200,7 @@ def chosen(budgets: Budgets, accuracy: Remembered, evaluations: int, seed: int) 
             uniform = ladder[budgets.cost(kind, ladder) <= budget]
             if len(uniform):
                 yield row("uniform", uniform[-1])
+                beliefs.append(belief(budgets, accuracy, kind, budget, evaluations, seed, found, uniform[-1]))
             within = budgets.everything[budgets.costs[kind] <= budget]
             yield row("largest", within[budgets.cost("macs", within).argmax()])
             drawn = np.random.default_rng([seed, number]).permutation(len(within))[:RANDOM_NETWORKS]
@@ -170,26 +208,48 @@ def chosen(budgets: Budgets, accuracy: Remembered, evaluations: int, seed: int) 
                 yield row("random", within[one])
 
 
+def arch_of(indices: Int64) -> str:
+    return "".join(str(i + 1) for i in indices)
+
+
+def belief(
+    budgets: Budgets, accuracy: Scored, kind: str, budget: float, evaluations: int, seed: int,
+    found: SearchResult, uniform: Int64,
+) -> dict[str, Any]:  # fmt: skip
+    """What a search says of its own result, and what one finds that scores where it goes."""
+    assert found.posterior is not None, "scores have noise"
+    limit = budgets.constraint(kind, budget)
+    slow = bd.search(budgets.space, OnAllImages(accuracy), limit, evaluations, seed, design=False)
+    ours, theirs, other = budgets.lattice.nearest(np.stack([found.widths, uniform, slow.widths]))
+    probability = found.posterior.probability_better(ours, theirs)
+    return {
+        "budget_kind": kind, "budget": f"{budget:.6g}", "found": arch_of(ours), "uniform": arch_of(theirs),
+        "probability": f"{probability:.4f}", "image_passes": accuracy.passes_of(found),
+        "found_on_the_way": arch_of(other), "image_passes_on_the_way": accuracy.passes_of(slow),
+    }  # fmt: skip
+
+
 def rows_of(
-    rule: str, seed: int, budgets: Budgets, accuracy: Remembered, found: Iterable[Chosen]
-) -> list[dict[str, Any]]:
-    """The table's rows, but for the measured latency."""
-    rows = []
-    for one in found:
+    rule: str, seed: int, budgets: Budgets, accuracy: Scored, evaluations: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The table's rows, but for the measured latency, and the beliefs."""
+    rows: list[dict[str, Any]] = []
+    beliefs: list[dict[str, Any]] = []
+    for one in chosen(budgets, accuracy, evaluations, seed, beliefs):
         indices = budgets.lattice.nearest(one.widths[None])
         mean, deviation = (float(values[0]) for values in one.posterior.predict(indices))
         reach = deviation * _normal_quantile((1 + INTERVAL) / 2)
         rows.append(
             {
                 "rule": rule, "seed": seed, "budget_kind": one.kind, "budget": f"{one.budget:.6g}",
-                "searched_by": one.searched_by, "arch": "".join(str(i + 1) for i in indices[0]),
+                "searched_by": one.searched_by, "arch": arch_of(indices[0]),
                 "score": f"{float(accuracy(one.widths[None])[0]):.4f}", "posterior": f"{mean:.4f}",
                 "low": f"{mean - reach:.4f}", "high": f"{mean + reach:.4f}",
                 "predicted_ms": f"{float(budgets.cost('latency', one.widths[None])[0]):.6g}",
                 "measured_ms": "", "evaluations": one.evaluations, "image_passes": one.image_passes,
             }
         )  # fmt: skip
-    return rows
+    return rows, [{"rule": rule, "seed": seed, **row} for row in beliefs]
 
 
 def _normal_quantile(probability: float) -> float:
@@ -218,7 +278,7 @@ def measured(archs: Sequence[str], space: bd.WidthSpace, device: str, rounds: in
     }
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]], fields: Sequence[str] = FIELDS) -> None:
     """The rows in place of former ones of the same supernets; others stay."""
     kept: list[dict[str, Any]] = []
     if path.exists():
@@ -226,7 +286,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         with path.open(encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if (row["rule"], row["seed"]) not in ours]
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows([*kept, *rows])
     files.write_text(path, text.getvalue())
@@ -250,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="folder with CIFAR-10; default $BCNET_SHARED_DATA")
+    parser.add_argument("--books", type=Path, help="folder of score books, in place of supernets")
     parser.add_argument("--work", type=Path, help="folder of bm_ranking's trainings; default its own")
     parser.add_argument("--rules", default="bilateral-complementary-distilled")
     parser.add_argument("--seeds", default="0")
@@ -265,6 +326,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    space = bd.WidthSpace.from_model(bd.build_model(MODEL, num_classes=10), (3, 32, 32), levels=LEVELS)
+    table = LatencyTable.load(options.table)
+    budgets = Budgets(space, table, QUANTILES)
+    for rule, seed, accuracy in supernets(options, space):
+        rows, beliefs = rows_of(rule, seed, budgets, accuracy, options.evaluations)
+        write_rows(options.out, rows)
+        write_rows(options.out.with_name("beliefs.csv"), beliefs, BELIEFS)
+        print(f"{rule} seed {seed}: {len(rows)} rows in {options.out}", flush=True)
+    if options.measure:
+        with options.out.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        times = measured(sorted({row["arch"] for row in rows}), space, table.device, options.rounds)
+        write_rows(options.out, [{**row, "measured_ms": f"{times[row['arch']]:.6g}"} for row in rows])
+    return 0
+
+
+def supernets(options: argparse.Namespace, space: bd.WidthSpace) -> Iterator[tuple[str, int, Scored]]:
+    """(rule, seed, scores) of every supernet asked for."""
+    if options.books:
+        for path in sorted(options.books.glob("*.npz")):
+            book = ScoreBook.load(path)
+            yield book.about["rule"], book.about["seed"], BookAccuracy(book, space, options.recalibration)
+        return
     from bcnet_deploy.data.archives import cache_folder
 
     work = options.work or cache_folder() / "ranking"
@@ -273,23 +357,12 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan(
         options.cost, options.size, RECIPE["augment"], options.recalibration, (options.held_out,), data, work
     )
-    space = bd.WidthSpace.from_model(bd.build_model(MODEL, num_classes=10), (3, 32, 32), levels=LEVELS)
-    table = LatencyTable.load(options.table)
-    budgets = Budgets(space, table, QUANTILES)
     for rule in options.rules.split(","):
         for seed in map(int, options.seeds.split(",")):
-            evaluator = open_supernet(rule, seed, plan, splits)
             folder = work / run_name(rule, seed, plan)
             identity = f"{folder.name} {options.recalibration} {options.held_out}"
-            accuracy = Remembered(evaluator, folder / "found_scores.jsonl", identity)
-            found = chosen(budgets, accuracy, options.evaluations, seed)
-            rows = rows_of(rule, seed, budgets, accuracy, found)
-            if options.measure:
-                times = measured(sorted({row["arch"] for row in rows}), space, table.device, options.rounds)
-                rows = [{**row, "measured_ms": f"{times[row['arch']]:.6g}"} for row in rows]
-            write_rows(options.out, rows)
-            print(f"{rule} seed {seed}: {len(rows)} rows in {options.out}", flush=True)
-    return 0
+            evaluator = open_supernet(rule, seed, plan, splits)
+            yield rule, seed, Remembered(evaluator, folder / "found_scores.jsonl", identity)
 
 
 if __name__ == "__main__":

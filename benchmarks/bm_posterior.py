@@ -35,7 +35,9 @@ from bcnet_deploy.search.regression import GroupedRegression, joined
 Float = npt.NDArray[np.float64]
 SETTING = {"cost": "600000", "size": "16", "augment": "none", "images": "2000"}
 JUDGES = ("bilateral-complementary-distilled", "sandwich")
-"""Rules of which three seeds were trained in full."""
+"""Rules of which several seeds were trained in full."""
+CHOSEN_BY = (0, 1, 2)
+"""Seeds whose scores chose the form and gave the shares; the others are judged alone."""
 DEFAULT = JUDGES[0]
 
 
@@ -165,7 +167,7 @@ def gaussian_process(forms: Forms, scores: Scores, trend: bool) -> Fit:
 
 def between_rules(all_scores: list[Scores]) -> list[tuple[int, int]]:
     """Pairs of supernets of different rules, both ways."""
-    judged = [i for i, s in enumerate(all_scores) if s.rule in JUDGES]
+    judged = [i for i, s in enumerate(all_scores) if s.rule in JUDGES and s.seed in CHOSEN_BY]
     return [(a, b) for a in judged for b in judged if all_scores[a].rule != all_scores[b].rule]
 
 
@@ -203,7 +205,7 @@ def forms_table(
     forms: Forms, all_scores: list[Scores], processes: bool
 ) -> tuple[Table, dict[str, float], dict[str, dict[int, Float]]]:
     """What the scores say about each form; the shares; and the posteriors by form and supernet."""
-    judged = [i for i, s in enumerate(all_scores) if s.rule in JUDGES]
+    judged = [i for i, s in enumerate(all_scores) if s.rule in JUDGES and s.seed in CHOSEN_BY]
     rows: Table = []
     by_form: dict[str, dict[int, Float]] = {}
 
@@ -281,10 +283,16 @@ def judge(
             f"posterior {smooth[0]:.3f} / {smooth[1]:.3f}"
         )
     for rule in JUDGES:
-        mean = np.mean(
-            [kendall(p) for s, p in zip(all_scores, posteriors, strict=True) if s.rule == rule], axis=0
-        )
-        print(f"  {rule}, mean of seeds: {mean[0]:.3f} / {mean[1]:.3f}")
+        for chose in (True, False):
+            found = [
+                kendall(p)
+                for s, p in zip(all_scores, posteriors, strict=True)
+                if s.rule == rule and (s.seed in CHOSEN_BY) == chose
+            ]
+            if found:
+                mean = np.mean(found, axis=0)
+                seeds = "seeds that chose the form" if chose else "other seeds"
+                print(f"  {rule}, mean of {len(found)} {seeds}: {mean[0]:.3f} / {mean[1]:.3f}")
     print("all forms, mean of three seeds by rule:")
     for name, by_supernet in by_form.items():
         parts = []

@@ -1,11 +1,12 @@
 """Trains a supernet of :mod:`bm_ranking` and scores *every* network of its space, on a GPU.
 
-    python benchmarks/score_book.py --rule sandwich --seed 3 --device cuda --work WORK --out BOOKS
+    python benchmarks/score_book.py make --rule sandwich --seed 3 --device cuda --work WORK --out BOOKS
 
 A book holds, for each of the 16,384 networks and each side, how many of every hundred held-out images were
 right. A search that asks for scores then looks them up, as if it had run the supernet: searches can be
 repeated and compared without the weights. ``BOOKS/<run>.npz`` is the book, ``BOOKS/<run>.json`` says what
-was trained. Half an hour of a CPU's core for the scores alone; a minute of a GPU.
+was trained; ``score_book.py rank --out BOOKS`` adds the 640 vectors' scores to those of
+:mod:`bm_ranking`. Half an hour of a CPU's core for the scores alone; a minute of a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,13 +23,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from bm_ranking import CPU, LEVELS, RECIPE, joined, shared_data, sides_of, trained
+from bm_ranking import (
+    CPU,
+    LEVELS,
+    RECIPE,
+    RESULTS,
+    RULES,
+    joined,
+    shared_data,
+    sides_of,
+    trained,
+    vectors,
+)  # fmt: skip
 from prefix_scores import PrefixScorer
+from ranking_runs import add_run
 from torch import nn
 from torch.nn import functional as F
 
 from bcnet_deploy import files
 from bcnet_deploy.data import load_data
+from bcnet_deploy.search import SearchResult
 from bcnet_deploy.space.widths import WidthSpace
 
 Int64 = npt.NDArray[np.int64]
@@ -102,18 +116,17 @@ class BookAccuracy:
         self.book, self.images, self.image_passes = book, book.images, 0
         self._recalibration, self._sides = recalibration, book.right.shape[1]
         self._full = space.full
-        self._known: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
 
     def __call__(self, widths: npt.ArrayLike) -> Float:
         return self.on(widths, self.images)
 
     def on(self, widths: npt.ArrayLike, images: int) -> Float:
         rows = self.rows(widths)
-        counted = -(-images // GROUP) * GROUP
         for row in rows.tolist():
-            known = self._known.get(row, -self._recalibration)
-            self.image_passes += self._sides * max(counted - known, 0)
-            self._known[row] = max(counted, known)
+            before = self._seen.get(row, -self._recalibration)
+            self._seen[row] = max(images, before)
+            self.image_passes += self._sides * max(images - before, 0)
         return np.asarray(self.book.sides(rows, images).mean(axis=1))
 
     def noise(self, widths: npt.ArrayLike, images: int | None = None) -> Float:
@@ -122,9 +135,10 @@ class BookAccuracy:
         share = (self.book.sides(self.rows(widths), count) / 100 * count + 1) / (count + 2)
         return np.asarray(100 * np.sqrt((share * (1 - share) / count).mean(axis=1) / self._sides))
 
-    def forget(self) -> None:
-        """Count passes from nothing, as for another search."""
-        self.image_passes, self._known = 0, {}
+    def passes_of(self, result: SearchResult) -> int:
+        """Images through the network, on all sides, for the statistics and scores of one search."""
+        images = result.evaluations * self.images if result.images is None else result.images
+        return self._sides * (images + result.evaluations * self._recalibration)
 
     def rows(self, widths: npt.ArrayLike) -> Int64:
         levels = np.atleast_2d(np.asarray(widths, dtype=np.int64)) * LEVELS // self._full
@@ -179,8 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rule", required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("action", choices=["make", "rank"])
+    parser.add_argument("--rule", choices=RULES)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--set", nargs="*", default=[], help="settings other than the recipe's, as ema_decay=0.999"
     )
@@ -192,9 +207,42 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seen", type=int, default=0, help="training images to score too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", help="folder with CIFAR-10; default $BCNET_SHARED_DATA")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder of books")
     options = parser.parse_args(arguments)
+    if options.action == "rank":
+        for path in sorted(options.out.glob("*.npz")):
+            add_run(RESULTS, run_of(ScoreBook.load(path), vectors(shared_data(options.data))))
+        return 0
+    if not options.rule or not options.work:
+        parser.error("make needs --rule and --work")
+    make(options)
+    return 0
+
+
+def run_of(book: ScoreBook, archs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A run of :mod:`bm_ranking`: the scores of its (arch, draw) vectors."""
+    weights = LEVELS ** np.arange(len(archs[0][0]) - 1, -1, -1)
+    rows = np.array([[int(digit) - 1 for digit in arch] for arch, _ in archs]) @ weights
+    sides, halves = book.sides(rows, book.images), book.halves(rows)
+    scores = [
+        {
+            "arch": arch, "draw": draw, "score": float(by_side.mean()), "loss": float(book.loss[row].mean()),
+            "accuracy_by_side": by_side.tolist(), "loss_by_side": book.loss[row].tolist(),
+            "accuracy_by_half": by_half.tolist(),
+        }
+        for (arch, draw), row, by_side, by_half in zip(archs, rows, sides, halves, strict=True)
+    ]  # fmt: skip
+    about = {key: value for key, value in book.about.items() if key not in ("name", "changes")}
+    return {
+        **about, "augment": book.about["config"]["augment"], "min_level": 0,
+        "held_out_loss": float(np.mean([row["loss"] for row in scores])),
+        "held_out_accuracy": float(np.mean([row["score"] for row in scores])), "scores": scores,
+    }  # fmt: skip
+
+
+def make(options: argparse.Namespace) -> None:
+    """Train a supernet and write its book."""
     torch.set_num_threads(1)
     device = torch.device(options.device)
     data = shared_data(options.data)
@@ -225,7 +273,6 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     score_everything(scorer, options.held_out, about).save(options.out / f"{name}.npz")
     print(f"{name}: book written", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
     evaluator = SupernetEvaluator(supernet, train, val, sides=("left",))
     budgets = benchmark.Budgets(space, table, (0.3,))
     accuracy = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    rows = benchmark.rows_of("tiny", 3, budgets, accuracy, benchmark.chosen(budgets, accuracy, 14, 0))
+    rows, beliefs = benchmark.rows_of("tiny", 0, budgets, accuracy, 14)
     everything = budgets.everything
     costs = {"macs": space.macs(everything), "latency": table.predict(everything)}
     for kind, values in costs.items():
@@ -59,9 +59,13 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
         if row["searched_by"] == "largest":
             inside = costs[row["budget_kind"]] <= float(row["budget"]) * 1.00001
             assert cost["macs"] == space.macs(everything[inside]).max()
+    found = {(row["budget_kind"], row["arch"]) for row in rows if row["searched_by"] == row["budget_kind"]}
+    assert {(row["budget_kind"], row["found"]) for row in beliefs} <= found
+    assert all(0 <= float(row["probability"]) <= 1 for row in beliefs)
+    assert all(row["image_passes"] < row["image_passes_on_the_way"] for row in beliefs)
     passes = evaluator.image_passes
     again = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    assert benchmark.rows_of("tiny", 3, budgets, again, benchmark.chosen(budgets, again, 14, 0)) == rows
+    assert benchmark.rows_of("tiny", 0, budgets, again, 14) == (rows, beliefs)
     assert evaluator.image_passes == passes, "scores are taken from the file"
     out = tmp_path / "found.csv"
     benchmark.write_rows(out, [{**rows[0], "rule": "other"}])

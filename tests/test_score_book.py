@@ -13,6 +13,7 @@ from torch import nn
 from bcnet_deploy import WidthSpace
 from bcnet_deploy.models.channel_bench import _assemble, _conv_bn, _InvertedResidual
 from bcnet_deploy.nn import Supernet
+from bcnet_deploy.search.evaluation import RacingAccuracy
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -57,23 +58,10 @@ def test_every_network_as_the_evaluator_scores_it(score_book, sides, tmp_path: P
     # A logit's last bit may tip an image that lies on the edge.
     assert np.abs(accuracy(widths) - evaluator(widths)).max() <= 0.5
     assert np.abs(accuracy(widths) - evaluator(widths)).mean() < 0.02
+    assert isinstance(accuracy, RacingAccuracy), "a search may race by a book"
+    assert accuracy.image_passes == evaluator.image_passes
     assert np.abs(accuracy.on(widths, 100) - evaluator.on(widths, 100)).max() <= 1.0
     assert book.loss[rows].mean(axis=1) == pytest.approx(evaluator.losses(widths).mean(axis=1), rel=1e-4)
     assert np.abs(book.seen[rows].sum(axis=(2, 3)) - seen.sides(widths)).max() <= 1.0
     assert book.halves(rows).mean(axis=1) == pytest.approx(accuracy(widths))
     assert accuracy.noise(widths) == pytest.approx(evaluator.noise(widths), rel=0.02)
-
-
-def test_passes_are_those_of_a_supernet(score_book) -> None:  # type: ignore[no-untyped-def]
-    space = WidthSpace.from_model(small_network(), (3, 8, 8), levels=4)
-    count = 4 ** len(space.full)
-    book = score_book.ScoreBook(
-        np.ones((count, 2, 4, 2), dtype=np.uint8), np.ones((count, 2, 0, 2), dtype=np.uint8),
-        np.ones((count, 2), dtype=np.float32), {},
-    )  # fmt: skip
-    accuracy = score_book.BookAccuracy(book, space, recalibration=50)
-    accuracy.on(space.full, 150)
-    assert accuracy.image_passes == 2 * (50 + 200)
-    accuracy.on(space.full, 100)
-    accuracy(space.full)
-    assert accuracy.image_passes == 2 * (50 + 400)

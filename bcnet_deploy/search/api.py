@@ -12,6 +12,7 @@ import numpy as np
 from bcnet_deploy.errors import ConfigError, EvaluationError
 from bcnet_deploy.search.baselines import ENUMERABLE, Context, best_row, exhaustive, require_enumerable
 from bcnet_deploy.search.constraints import Constraints, build_constraints
+from bcnet_deploy.search.design import search_by_design
 from bcnet_deploy.search.evaluation import Accuracy, AnswerJournal, Evaluator, OnError
 from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.feasibility import require_feasible
@@ -44,6 +45,7 @@ def search(
     patience: int = 15,
     surrogate: bool = True,
     racing: bool = True,
+    design: bool = True,
     on_error: OnError = "stop",
     checkpoint: str | Path | None = None,
     evaluator_id: str = "",
@@ -76,6 +78,9 @@ def search(
         surrogate: screen candidates by a regression on the accuracies seen; False is plain NSGA-II.
         racing: few images for all networks and more for contenders, where the accuracy can do so (see
             :class:`bcnet_deploy.search.evaluation.RacingAccuracy`); False evaluates each in full.
+        design: with a supernet's scores and ``nsga2``, score networks drawn over the whole space and search
+            over what these say (:mod:`bcnet_deploy.search.design`): a few hundred evaluations at most, on
+            all images. False scores where the search goes.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` goes on without that network.
         checkpoint: a file that keeps every accuracy as it comes; run again to resume.
         evaluator_id: what the accuracies come from; a checkpoint of another one is refused.
@@ -119,11 +124,13 @@ def search(
         }
         journal = AnswerJournal(checkpoint, identity)
     first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
+    shared = bool(getattr(accuracy, "shares_weights", False))
+    design = design and shared and name == "nsga2"
     evaluator = Evaluator(
         accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
-        answered=answered, images=first_images(accuracy) if racing else 0,
+        answered=answered, images=first_images(accuracy) if racing and not design else 0,
     )  # fmt: skip
-    transfer = BETWEEN_SUPERNETS if getattr(accuracy, "shares_weights", False) else Transfer()
+    transfer = BETWEEN_SUPERNETS if shared else Transfer()
     posterior = Posterior(lattice, transfer) if evaluator.noisy else None
     log: list[Generation] = []
 
@@ -138,9 +145,12 @@ def search(
         population_size=population_size, record=record, initial=first, pareto=pareto,
         patience=patience, surrogate=surrogate, posterior=posterior,
     )  # fmt: skip
-    stopped = run(context)
     images = int(getattr(accuracy, "images", 0))
-    if posterior is not None:
+    if posterior is not None and design:
+        stopped = search_by_design(context, run)
+    else:
+        stopped = run(context)
+    if posterior is not None and not design:
         if any(evaluator.images):
             race(evaluator, posterior, budgets, images, pareto)
         settle(evaluator, posterior, budgets)

@@ -158,11 +158,20 @@ class Posterior:
             )
         return found
 
+    @property
+    def most_terms(self) -> int:
+        """Terms of the richest form."""
+        return int(self._sizes[-1])
+
+    @property
+    def _sizes(self) -> Int64:
+        """Terms of each form but the mean."""
+        length = self._lattice.length
+        return np.cumsum([1, length - 1, length, len(self._pairs[0])])
+
     def _affordable(self, count: int) -> int:
         """Number of kinds of terms with at most as many terms as there are networks."""
-        length = self._lattice.length
-        sizes = np.cumsum([1, length - 1, length, len(self._pairs[0])])
-        return int((sizes + 2 <= count).sum())
+        return int((self._sizes + 2 <= count).sum())
 
     def _terms(self, indices: Int64) -> tuple[Float, npt.NDArray[np.int64]]:
         x = (np.log(self._lattice.widths(indices).astype(np.float64)) - self._middle) / self._unit
