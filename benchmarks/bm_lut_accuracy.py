@@ -379,7 +379,8 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
             )
     lines += ["", "`LatencyTable.predict`, a million width vectors a call:", ""]
     lines += [
-        f"- {result['model']}: {result['predict_per_s'] / 1e6:.2f} million a second" for result in results
+        f"- {result['model']}, {result['device']}: {result['predict_per_s'] / 1e6:.2f} million a second"
+        for result in results
     ]
     if notes:
         lines += ["", notes]

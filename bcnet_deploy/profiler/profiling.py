@@ -46,7 +46,6 @@ _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
-_MOST_OF_ONE_S = 0.3  # the same where a session takes that long to set up
 _MOST_RUNS = 60
 _DISTURBED = 0.12
 _AGAIN = 2  # more measurements of a network after slow spells
@@ -268,10 +267,7 @@ class Profiler:
         if len(journal.records) < 4:
             return Timing(warmup=2, profiled=5, plain=5)
         typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
-        # A session that takes long to set up had better be used for as long.
-        first = [record.seconds - 13 * record.latency_ms / 1e3 for record in journal.records[:4]]
-        seconds = float(np.clip(np.median(first), _ONE_NETWORK_S, _MOST_OF_ONE_S))
-        runs = int(np.clip(round(seconds / 3 / typical), 4, _MOST_RUNS))
+        runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, _MOST_RUNS))
         # Layers are means of many runs, a whole network needs one without any disturbance: more of those.
         return Timing(warmup=2, profiled=runs, plain=2 * runs)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.devices import DeviceProfile
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
-_BLOCKS = 8  # of profiled runs: see OpenVinoRunner._node_times
+_BLOCKS = 4  # of profiled runs: see OpenVinoRunner._node_times
 _IR_VERSIONS = ("10", "11")  # that OpenVINO has read and written since 2021
 
 
