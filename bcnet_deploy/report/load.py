@@ -8,13 +8,14 @@ or not under its table's conditions, are named as such.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bcnet_deploy import __version__, files
 from bcnet_deploy.errors import RunDirError, TableError, WidthError
@@ -35,6 +36,8 @@ from bcnet_deploy.run.directory import NETWORKS, RunConfig, RunDir
 from bcnet_deploy.run.widths import difference
 from bcnet_deploy.units import format_milliseconds, parse_latency
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 _MOST_STEPS = 128
 _REACH = NormalDist().inv_cdf(0.975)
 
@@ -338,12 +341,13 @@ def _full(table: LatencyTable) -> dict[str, dict[str, int]]:
 def _staircases(
     widths: Mapping[str, Mapping[str, int]], tables: Mapping[str, LatencyTable]
 ) -> list[Staircase]:
-    """Every width from its step to all channels, the others as in the network found."""
+    """Every width that all tables cover, up to all channels, the others as in the network found."""
     if not tables:
         return []
     some = next(iter(tables.values()))
     around = "found" if "found" in widths else "full"
     row = np.array([dict(widths or _full(some))[around][v.name] for v in some.network.variables])
+    curves = {device: _along(table, row) for device, table in tables.items()}
     found = []
     for column, variable in enumerate(some.network.variables):
         stride = variable.step
@@ -352,16 +356,36 @@ def _staircases(
         values = np.arange(stride, variable.channels + 1, stride)
         if values[-1] != variable.channels:
             values = np.append(values, variable.channels)
-        rows = np.repeat(row[None], len(values), axis=0)
-        rows[:, column] = values
-        shares = {}
-        for device, table in tables.items():
-            latency = table.predict(rows)
-            shares[device] = tuple(float(share) for share in latency / latency[-1])
+        latencies = {device: along(column, values) for device, along in curves.items()}
+        covered = np.isfinite(list(latencies.values())).all(axis=0)
+        if covered.sum() < 2 or not covered[-1]:
+            continue
+        values = values[covered]
+        shares = {
+            device: tuple(float(share) for share in latency[covered] / latency[-1])
+            for device, latency in latencies.items()
+        }
         found.append(
             Staircase(variable.name, around, int(row[column]), tuple(int(value) for value in values), shares)
         )
     return sorted(found, key=lambda staircase: -staircase.apart[0])
+
+
+def _along(table: LatencyTable, row: Ints) -> Callable[[int, Ints], Floats]:
+    """Milliseconds of (L,) ``row`` with one column at each of (n,) values: (n,), NaN where not measured.
+
+    Only layers that a width belongs to are evaluated: a whole network at thousands of widths takes long.
+    """
+    terms, whole = table.terms(), float(table.predict(row)[0])
+
+    def along(column: int, values: Ints) -> Floats:
+        rows = np.repeat(row[None], len(values), axis=0)
+        rows[:, column] = values
+        touched = [term for term in terms if column in term.variables]
+        changes = [term.evaluate(rows) - term.evaluate(row[None]) for term in touched]
+        return np.asarray(whole + np.sum(changes, axis=0) / 1e3)
+
+    return along
 
 
 def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> None:

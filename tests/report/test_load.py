@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bcnet_deploy.devices import load_device
+from bcnet_deploy.errors import MissingEntryError, WidthError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.models.ref import ModelRef, build
@@ -110,6 +111,16 @@ def test_where_devices_differ_is_what_their_tables_say(run: RunDir) -> None:
     other = LatencyTable.load(run.latency_table("cpu-int8"))
     shares = [table.predict(row)[0] / table.predict(full)[0] for table in (first, other)]
     assert difference == pytest.approx(abs(shares[0] - shares[1]), abs=1e-5)
+    for staircase in content.staircases:
+        column = [v.name for v in first.network.variables].index(staircase.name)
+        rows = np.repeat(full[None], len(staircase.widths), axis=0)
+        rows[:, column] = staircase.widths
+        expected = first.predict(rows) / first.predict(full)
+        np.testing.assert_allclose(staircase.shares["cpu-1thread"], expected, rtol=1e-6)
+        rows[:, column] = staircase.widths[0] - 1  # below it nothing was measured, or there is nothing
+        with pytest.raises((MissingEntryError, WidthError)):
+            first.predict(rows[:1])
+    column = [v.name for v in first.network.variables].index(top.name)
     assert top.around == "full" and top.chosen == top.widths[-1] == full[column]
 
 
