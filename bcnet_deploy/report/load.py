@@ -357,7 +357,7 @@ def _staircases(
         if values[-1] != variable.channels:
             values = np.append(values, variable.channels)
         latencies = {device: along(column, values) for device, along in curves.items()}
-        covered = np.isfinite(list(latencies.values())).all(axis=0)
+        covered = np.isfinite(np.sum(list(latencies.values()), axis=0))
         if covered.sum() < 2 or not covered[-1]:
             continue
         values = values[covered]
