@@ -49,6 +49,7 @@ from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.importance import importance_scores, permute
 from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.lut.steps import learned_choices
 from bcnet_deploy.models import build_model, load_weights
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
@@ -79,8 +80,8 @@ SEEDS = (0, 1, 2)
 RACED = ("found", "found-supernet")
 RACERS = 6
 """Finalists of a search that get a few steps of fine-tuning before one is chosen."""
-GRANULE = 8
-"""Channels to which the methods that round do so."""
+GRANULES = (8, 16)
+"""Channels to which the methods that round do so; what fits more within the latency is taken."""
 RESULTS = Path(__file__).resolve().parent / "results" / "trained"
 COLUMNS = ("network", "budget", "method", "seed", "measured_ms", "macs", "test_top1")
 
@@ -310,17 +311,17 @@ def found(
         scored, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
     )
     table = job.table()
-    grid = np.linspace(0.1, 1.0, 91)
-    rows = [row for row in (uniform_row(job, share) for share in grid) if job.within(limit_ms)(row)]
-    first = [rows[-1], *allocations(job, permuted, splits, limit_ms)]
+    space = job.space.with_choices(learned_choices(job.space, [table]))  # a step of the latency each
+    lattice = Lattice(space.variables)
+    first = lattice.widths(lattice.nearest(allocations(job, permuted, splits, limit_ms)))
     result = search(
-        job.space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
-        population_size=20, confidence=None, initial=np.stack(first),
+        space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
+        population_size=20, confidence=None, initial=first,
     )  # fmt: skip
     if result.posterior is None:
         raise RuntimeError("scores without noise have no posterior to choose finalists by")
     within = result.evaluated[table.predict(result.evaluated) <= limit_ms * how.slack]
-    value = result.posterior.predict(Lattice(job.space.variables).nearest(within))[0]
+    value = result.posterior.predict(lattice.nearest(within))[0]
     order = np.argsort(-value)
     print(f"{job.network}: of {len(within)}, posterior {value[order][:8].round(2)}", flush=True)
     for row in within[order[: how.finalists]]:
@@ -329,58 +330,63 @@ def found(
 
 def allocations(
     job: Bench, permuted: nn.Module, splits: DataSplits, limit_ms: float
-) -> list[npt.NDArray[np.int64]]:
-    """Where a search begins: the widths that keep the units of the largest scores, each importance its own.
+) -> npt.NDArray[np.int64]:
+    """Where a search begins: uniform widths, and those that keep the units of the largest scores.
 
     Scores of a variable are divided by their mean, so that variables can be compared.
     """
-    within, found = job.within(limit_ms), []
+    shares = np.linspace(0.05, 1.0, 96)
+    families = [[uniform_row(job, share, 1) for share in shares]]
+    steps = np.array([variable.step for variable in job.space.variables])
     for importance in ("l2", "l2-normalised", "taylor"):
         batches = list(PlainBatches(splits.train, splits, 64, CPU, limit=1024))
         scores = [
             value / value.mean() for value in importance_scores(permuted, job.space, importance, batches)
         ]
-        for threshold in torch.cat(scores).sort().values[::8]:
-            units = [max(1, int((value > threshold).sum())) for value in scores]
-            row = np.array([n * v.step for n, v in zip(units, job.space.variables, strict=True)])
-            row = Lattice(job.space.variables).widths(Lattice(job.space.variables).nearest(row[None]))[0]
-            if within(row):
-                found.append(row)
-                break
-    return found
+        thresholds = torch.cat(scores).quantile(torch.from_numpy(1 - shares))
+        units = [[max(1, int((value >= least).sum())) for value in scores] for least in thresholds]
+        families.append([np.array(row) * steps for row in units])
+    within = job.within(limit_ms)
+    return np.stack([[row for row in family if within(row)][-1] for family in families])
 
 
-def largest(make: Callable[[float], nn.Module], job: Bench, limits_ms: list[float]) -> Iterator[nn.Module]:
+def largest(
+    make: Callable[[float, int], nn.Module], job: Bench, limits_ms: list[float]
+) -> Iterator[nn.Module]:
     """For each latency, the network with the most multiply-accumulates of a family by share kept that fits.
 
     All shares are tried: latency does not rise with every channel, so that a bisection would stop early.
     """
     steps = np.array([variable.step for variable in job.space.variables])
-    shares = np.linspace(0.1, 0.95, 171)
-    rows = np.stack([np.array(stored_units(job.space.plan, make(float(x)))) * steps for x in shares])
+    family = [(share, granule) for granule in GRANULES for share in np.linspace(0.08, 0.95, 88).tolist()]
+    rows = np.stack([np.array(stored_units(job.space.plan, make(*member))) * steps for member in family])
     macs, predicted = job.space.macs(rows), job.table().predict(rows)
     for limit in limits_ms:
         if not (predicted <= limit).any():
             raise InfeasibleError("no network of this family keeps the budget; raise --budgets")
-        yield make(float(shares[np.where(predicted <= limit, macs, -1).argmax()]))
+        yield make(*family[int(np.where(predicted <= limit, macs, -1).argmax())])
 
 
-def uniform_row(job: Bench, share: float) -> npt.NDArray[np.int64]:
-    """Every width times the same share, to multiples of eight."""
-    rounded = np.maximum(GRANULE, np.round(job.space.full * share / GRANULE) * GRANULE)
+def uniform_row(job: Bench, share: float, granule: int) -> npt.NDArray[np.int64]:
+    """Every width times the same share, to multiples of a number of channels."""
+    rounded = np.maximum(granule, np.round(job.space.full * share / granule) * granule)
     return np.minimum(rounded, job.space.full).astype(np.int64)
 
 
 def uniform(job: Bench, splits: DataSplits, limits_ms: list[float], importance: str) -> Iterator[nn.Module]:
     """Uniform widths, the same order of channels as ``found``."""
     permuted = permuted_on(job.trained(), job.space, splits, importance, device=CPU)
-    return largest(lambda share: slice_of(permuted, job.space, uniform_row(job, share)), job, limits_ms)
+
+    def make(share: float, granule: int) -> nn.Module:
+        return slice_of(permuted, job.space, uniform_row(job, share, granule))
+
+    return largest(make, job, limits_ms)
 
 
 def torch_pruning(
     job: Bench, splits: DataSplits, limits_ms: list[float], *, taylor: bool
 ) -> Iterator[nn.Module]:
-    """Torch-Pruning's global pruner, as its README calls it, rounded to multiples of eight."""
+    """Torch-Pruning's global pruner, as its README calls it."""
     import torch_pruning as tp
 
     trained = job.trained()
@@ -388,7 +394,7 @@ def torch_pruning(
         for images, labels in PlainBatches(splits.train, splits, 64, CPU, limit=1024):
             F.cross_entropy(trained(images), labels).backward()
 
-    def make(share: float) -> nn.Module:
+    def make(share: float, granule: int) -> nn.Module:
         model = copy.deepcopy(trained)
         for ours, theirs in zip(model.parameters(), trained.parameters(), strict=True):
             ours.grad = None if theirs.grad is None else theirs.grad.clone()
@@ -397,7 +403,7 @@ def torch_pruning(
         )
         pruner = tp.pruner.BasePruner(
             model, torch.randn(1, *SIZE), importance=importance, global_pruning=True,
-            pruning_ratio=1 - share, round_to=GRANULE,
+            pruning_ratio=1 - share, round_to=granule,
             ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
         )  # fmt: skip
         pruner.step()
@@ -416,14 +422,14 @@ def modelopt(job: Bench, splits: DataSplits, macs: int) -> nn.Module:
 
     val = PlainBatches(splits.val, splits, 64, CPU, limit=Search.images)
     train = PlainBatches(splits.train, splits, 32, CPU, limit=20 * 32)
-    rules = {"channels_ratio": tuple(0.1 * i for i in range(1, 11)), "channel_divisor": GRANULE}
-    norms = {"features_ratio": rules["channels_ratio"], "feature_divisor": GRANULE}
+    rules = {"channels_ratio": tuple(0.1 * i for i in range(1, 11)), "channel_divisor": GRANULES[0]}
+    norms = {"features_ratio": rules["channels_ratio"], "feature_divisor": GRANULES[0]}
     kinds = {
         "nn.Conv2d": {"*": {**rules, "kernel_size": ()}}, "nn.BatchNorm2d": {"*": norms},
         "nn.Linear": {"*": norms},
     }  # fmt: skip
     pruned, _ = mtp.prune(
-        copy.deepcopy(job.trained()), mode=[("fastnas", kinds)], constraints={"flops": macs},
+        copy.deepcopy(job.trained()), mode=[("fastnas", kinds)], constraints={"flops": 2 * macs},
         dummy_input=torch.randn(1, *SIZE),
         config={
             "data_loader": list(train), "max_iter_data_loader": len(train), "verbose": False,
