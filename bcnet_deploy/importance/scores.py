@@ -8,6 +8,7 @@ is therefore a sum over all the tensors that the variable slices (DepGraph; Fang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,13 @@ Scores = tuple[Tensor, ...]
 """For each variable (units,): higher is more important. Units are channels divided by the variable's step."""
 Importance = Callable[[nn.Module, WidthSpace, "Batches | None"], Scores]
 """Scores of a trained model of a space; the batches are None where the caller gave none."""
+LossSum = Callable[[Any, Tensor], Tensor]
+"""Outputs of the model and targets -> the loss, summed over the batch."""
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
 
 IMPORTANCES: Registry[Importance] = Registry("importance", "bcnet_deploy.importances")
 
@@ -132,23 +140,35 @@ def batch_norm_scale(model: nn.Module, space: WidthSpace, batches: Batches | Non
     )
 
 
-@IMPORTANCES.register("taylor")
-def first_order_taylor(model: nn.Module, space: WidthSpace, batches: Batches | None = None) -> Scores:
+def first_order_taylor(
+    model: nn.Module,
+    space: WidthSpace,
+    batches: Batches | None = None,
+    *,
+    loss_sum: LossSum = _cross_entropy,
+) -> Scores:
     """Sum over a unit's weights of |weight x gradient of the loss| (Molchanov et al., CVPR 2019, eq. 8).
 
-    The gradient is of the mean cross-entropy over all the batches, in evaluation mode.
+    The gradient is of the mean loss over all the batches, in evaluation mode.
+
+    Args:
+        model, space, batches: see :data:`Importance`.
+        loss_sum: of the task that the model was trained for; default: cross-entropy of logits.
 
     Raises:
         EvaluationError: there are no batches.
     """
     weights = _weights(model)
-    gradients = _gradients(model, weights, batches)
+    gradients = _gradients(model, weights, batches, loss_sum)
     products = {name: (weights[name].detach() * gradients[name]).abs() for name in weights}
     return per_variable(space, products, stored_units(space.plan, model))
 
 
+IMPORTANCES.register("taylor")(first_order_taylor)
+
+
 def _gradients(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Batches | None
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Batches | None, loss_sum: LossSum
 ) -> dict[str, Tensor]:
     """The mean gradient of the loss, zero for weights that take no part; the model stays as it is."""
     totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -160,7 +180,7 @@ def _gradients(
         for weight in frozen:
             weight.requires_grad_(True)
         for images, labels in batches or ():
-            loss = F.cross_entropy(model(images), labels, reduction="sum")
+            loss = loss_sum(model(images), labels)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for total, gradient in zip(totals.values(), found, strict=True):
                 if gradient is not None:

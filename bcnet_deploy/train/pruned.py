@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
 from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.importance import Importance, permute_by_importance
+from bcnet_deploy.importance.scores import first_order_taylor
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Task
@@ -29,6 +31,7 @@ def permuted_on(
     *,
     both_ends: bool = False,
     batch_size: int = 64,
+    task: Task | None = None,
     device: torch.device | None = None,
 ) -> nn.Module:
     """:func:`bcnet_deploy.importance.permute_by_importance` with batches of the training images.
@@ -37,6 +40,7 @@ def permuted_on(
         model: a trained model of ``space``; not changed, but moved to the device.
         splits: the first training images serve scores that need gradients; none are read otherwise.
         both_ends: for a bilateral supernet.
+        task: whose loss ``taylor`` takes the gradient of; default: classification.
         device: default: the GPU where there is one.
 
     Raises:
@@ -49,6 +53,8 @@ def permuted_on(
     batches = PlainBatches(
         splits.train, splits, batch_size, device, limit=IMPORTANCE_IMAGES, channels_last=last
     )
+    if importance == "taylor" and task is not None:
+        importance = partial(first_order_taylor, loss_sum=task.loss_sum)
     return permute_by_importance(model, space, importance, batches=batches, both_ends=both_ends)
 
 
@@ -88,7 +94,7 @@ def open_pruned_evaluator(
     check_fit(splits, space)
     device = device or pick_device()
     if importance is not None:
-        model = permuted_on(model, space, splits, importance, batch_size=batch_size, device=device)
+        model = permuted_on(model, space, splits, importance, batch_size=batch_size, task=task, device=device)
     supernet = Supernet(model, space).to(device)
     last = runs_in_channels_last(supernet, splits.input_size, device)
     train = PlainBatches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from bcnet_deploy.data import PlainBatches
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError, WidthError
-from bcnet_deploy.importance import permute_by_importance
+from bcnet_deploy.importance import per_variable, permute_by_importance
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, load_subnet, recalibrate
 from bcnet_deploy.space import WidthSpace
@@ -61,6 +62,33 @@ def test_what_does_not_fit_is_refused(trained: nn.Module) -> None:
         open_pruned_evaluator(tiny(norm=False), space, splits())
     with pytest.raises(DataError, match="the width space is for"):
         open_pruned_evaluator(trained, WidthSpace.from_model(trained, (1, 12, 12)), splits())
+
+
+class Energy(Classification):
+    """A task whose loss has nothing to do with labels."""
+
+    def loss_sum(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.square().sum()
+
+
+def test_taylor_is_of_the_loss_of_the_task(trained: nn.Module) -> None:
+    """Against the gradient of that loss, taken here."""
+    space, data = space_of(trained), splits()
+    images = torch.cat([x for x, _ in PlainBatches(data.train, data, 64, CPU)])
+
+    def by_hand(model: nn.Module, space: WidthSpace, batches: Any) -> Any:
+        weights = {name: p for name, p in model.named_parameters() if not name.endswith("bias")}
+        found = torch.autograd.grad(model(images).square().sum() / len(images), list(weights.values()))
+        products = {name: (weights[name] * g).abs() for name, g in zip(weights, found, strict=True)}
+        return per_variable(space, products, [variable.units for variable in space.variables])
+
+    own, other = (
+        permuted_on(trained, space, data, "taylor", task=task, device=CPU) for task in (Energy(), None)
+    )
+    expected = permute_by_importance(trained, space, by_hand)
+    for ours, theirs in zip(own.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("importance", ["l2", "l2-normalised", "bn-scale", "taylor"])
