@@ -311,7 +311,7 @@ class Search:
         slack: of the predicted budget, since the table errs; what is measured decides.
     """
 
-    evaluations: int = 80
+    evaluations: int = 60
     images: int = 1000
     importance: str = "l2"
     finalists: int = 8
@@ -346,7 +346,8 @@ def found(
     first = lattice.widths(lattice.nearest(allocations(job, permuted, splits, limit_ms)))
     result = search(
         space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
-        population_size=20, confidence=None, initial=first,
+        population_size=20, confidence=None, initial=first, evaluator_id=how.importance,
+        checkpoint=job.folder / f"search-{limit_ms:.4f}{'-supernet' if supernet else ''}.jsonl",
     )  # fmt: skip
     if result.posterior is None:
         raise RuntimeError("scores without noise have no posterior to choose finalists by")

@@ -46,6 +46,10 @@ from bcnet_deploy.run.directory import RunDir
 @click.option(
     "--importance", shell_complete=importances, help="Which channels of the original are kept. Default: l2."
 )
+@click.option(
+    "--steps", type=click.IntRange(min=1),
+    help="Narrow the original in so many steps, each with its share of the training. Default: 1.",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Start anew even where there is a checkpoint or result.")
 @quiet_option
 @json_option

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import CheckpointError
+from bcnet_deploy.errors import CheckpointError, ConfigError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import RetrainSettings, named_task
@@ -91,6 +91,11 @@ def retrain(
     in_full = settings.config(run.data_reference(), trained=start == "original", task=named_task(config))
     if start == "original":
         run.require_trained()
+    elif settings.steps > 1:
+        raise ConfigError(
+            f"steps is {settings.steps}, but training starts from {start}; leave it out, or start from the "
+            "original (--from original)"
+        )
     which, seed = settings.network, config.seed if settings.seed is None else settings.seed
     space = run.space()
     if settings.widths is not None:
@@ -109,6 +114,7 @@ def retrain(
             "which": which, "widths": widths.tolist(), "given": settings.widths is not None,
             "start": start, "distill": distill,
             **({"importance": settings.importance} if start == "original" else {}),
+            **({"steps": settings.steps} if settings.steps > 1 else {}),
         },
         # Not the search's file: the full network, and one found again, are what they were.
         inputs=[run.weights] if shared else [],
@@ -129,6 +135,7 @@ def _retrain(
     from bcnet_deploy.train.evaluate import calibrated_teacher
     from bcnet_deploy.train.retrain import keep_trained
     from bcnet_deploy.train.retrain import retrain as train_network
+    from bcnet_deploy.train.shrink import shrink, stage_config
 
     device = pick_device(settings.compute)
     splits = run.data()
@@ -142,14 +149,26 @@ def _retrain(
     teacher = model if settings.distill and run.load().model.trained else None
     if settings.start == "original":
         initial, _ = run.permuted(settings.importance)
+        config = stage_config(config, settings.steps)
+        initial = shrink(
+            model, space, initial, widths, splits, config, run.retrained(settings.network),
+            steps=settings.steps, model_ref=run.load().model, importance=settings.importance,
+            teacher=teacher, device=device, fresh=fresh, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     elif settings.start == "supernet":
         initial = run.supernet()
     if settings.distill and teacher is None:
         teacher = calibrated_teacher(run.supernet(), splits, config.batch_size, torch.device("cpu"))
+    before = (settings.steps - 1) / settings.steps
+
+    def last(share: float, note: str) -> None:
+        progress(before + share / settings.steps, note)
+
     train_network(
         model, space, widths, splits, config, run.retrained(settings.network), model_ref=run.load().model,
         initial=initial, teacher=teacher, device=device, fresh=fresh,
-        seed=seed, progress=progress, widths_from=settings.widths,
+        seed=seed, progress=last, widths_from=settings.widths,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         _say_whose(run.retrained(settings.network) / "subnet.yaml", settings.widths)

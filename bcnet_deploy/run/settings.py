@@ -169,6 +169,7 @@ class RetrainSettings(TrainingSettings):
         distill: follow the original, or else the supernet's full width, with half of the loss; None: where
             training starts from the original.
         importance: which channels of the original are kept.
+        steps: narrow the original bit by bit, with an equal share of the training after each step.
     """
 
     noun: ClassVar[str] = "retrain"
@@ -178,6 +179,7 @@ class RetrainSettings(TrainingSettings):
     start: Literal["scratch", "original", "supernet"] | None = None
     distill: bool | None = None
     importance: str = "l2"
+    steps: Annotated[int, Interval(ge=1, le=100)] = 1
 
     def check(self) -> None:
         super().check()

@@ -141,3 +141,19 @@ def test_weights_may_be_named_after_the_table_was_made(place: Path) -> None:
     )
     assert bd.RunDir("run").load().model.weights == str(place / "net.safetensors")
     assert not json.loads(call("profile", "--estimate", "--json").stdout)["tables"][0]["ran"]
+
+
+def test_narrowed_in_steps(place: Path) -> None:
+    run = bd.Run(
+        "run", model="tinynet:net", weights="net.safetensors", data="digits", input_size=SIZE, levels=8,
+        device="cpu-1thread",
+    )  # fmt: skip
+    widths = place / "widths.yaml"
+    space = run.directory.space()
+    widths.write_text(yaml.safe_dump({v.name: max(v.step, v.channels // 4) for v in space.variables}))
+    result = run.retrain(widths=str(widths), steps=2, epochs=1, augment="none")
+    first = json.loads((result.folder / "step-1" / "result.json").read_text())
+    assert first["macs"] > result.trained.macs and first["steps"] == result.trained.steps
+    assert not run.retrain(widths=str(widths), steps=2, epochs=1, augment="none").ran
+    with pytest.raises(bd.ConfigError, match="steps is 2, but training starts from scratch"):
+        run.retrain(widths=str(widths), steps=2, start="scratch")
