@@ -108,7 +108,7 @@ TUNE_IMAGES, HELD_OUT = 6400, 2000
 """On a CPU: one pass over the first of the training images, drawn once, and of the held-out ones. No image
 comes twice, so none needs augmentation, and the teacher says only once what it makes of each."""
 TUNE = TrainConfig.load("finetune").replace(
-    epochs=1, batch_size=32, augment="none", warmup_epochs=0.05, workers=0, checkpoint_every=10**9
+    epochs=1, batch_size=32, augment="none", warmup_epochs=0.05, workers=0, checkpoint_every=50
 )
 RANDOM_RATE = 0.05
 """Learning rate from random weights: that of the base training."""
@@ -168,7 +168,13 @@ class Remembered(nn.Module):
                 self.answers[keys[index]] = answer.clone()
         return torch.stack([self.answers[key] for key in keys])
 
-    def save(self) -> None:
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Answer every image once, before any training, and keep the answers."""
+        if self.answers:
+            return
+        for images, _ in batches:
+            self(images)
         with files.replacing(self.path) as temporary:
             torch.save(self.answers, temporary)
 
@@ -346,7 +352,7 @@ def found(
     first = lattice.widths(lattice.nearest(allocations(job, permuted, splits, limit_ms)))
     result = search(
         space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
-        population_size=20, confidence=None, initial=first, evaluator_id=how.importance,
+        population_size=20, confidence=None, initial=first, batch_size=4, evaluator_id=how.importance,
         checkpoint=job.folder / f"search-{limit_ms:.4f}{'-supernet' if supernet else ''}.jsonl",
     )  # fmt: skip
     if result.posterior is None:
@@ -649,6 +655,8 @@ def fine_tune(
         splits = replace(
             splits, train=splits.train.subset(first[:TUNE_IMAGES]), val=splits.val.subset(held_out[:HELD_OUT])
         )
+    if isinstance(teacher, Remembered):
+        teacher.prepare(PlainBatches(splits.train, splits, 64, CPU))
     config = config.replace(epochs=steps * config.batch_size / len(splits.train))
     if random:
         config = config.replace(learning_rate=RANDOM_RATE * config.batch_size / BASE.batch_size)
@@ -656,8 +664,6 @@ def fine_tune(
         job.model, job.space, job.widths(budget, name), splits, config, folder, model_ref=job.ref,
         initial=None if random else job.start(budget, name), teacher=teacher, seed=seed, device=job.device,
     )  # fmt: skip
-    if isinstance(teacher, Remembered):
-        teacher.save()
     for left in ("checkpoint.safetensors", "weights.safetensors"):
         (folder / left).unlink(missing_ok=True)
     return result

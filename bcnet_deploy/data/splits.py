@@ -87,7 +87,7 @@ class DataSplits:
         val: held out of the training data; widths are ranked on it.
         classes: class names, by label.
         input_size: (C, H, W) of every image.
-        mean, std: of each channel of ``train``, images taken as 0..1.
+        mean, std: of each channel of ``train``, images taken as 0..1; or what published weights want.
         notes: what was skipped or converted, for people.
         view: how image files are brought to ``input_size``; None for arrays.
         fingerprint: digest of the content (of folders: of names and sizes), the same on every machine.

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torchvision import models as tv
@@ -18,7 +18,7 @@ from bcnet_deploy.errors import ModelError, UnknownModelError, nearest
 
 LIBRARIES = ("torchvision", "timm", "smp")
 _PACKAGES = {"timm": ("timm", "timm"), "smp": ("segmentation_models_pytorch", "segmentation-models-pytorch")}
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InputConfig:
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Interpolation
     crop: float
 
 
@@ -153,9 +153,9 @@ def _has_backbone(name: str) -> bool:
     ) + tv.list_models(module=tv.detection)
 
 
-def _interpolation(value: Any) -> str:
+def _interpolation(value: Any) -> Interpolation:
     text = str(getattr(value, "value", value))
-    return text if text in _INTERPOLATIONS else "bilinear"
+    return next((known for known in get_args(Interpolation) if known == text), "bilinear")
 
 
 def _require_known(library: str, name: str, known: Iterable[str]) -> None:

@@ -309,6 +309,9 @@ class RunDir:
     def data(self, *, checked: bool = True) -> DataSplits:
         """The run's data at the model's input size.
 
+        Data that is named is prepared as the model's published weights want it, where the run starts from
+        those (``--weights pretrained``): their channel means and deviations, interpolation and crop.
+
         Args:
             checked: refuse data of another number of classes than the model's.
 
@@ -322,8 +325,19 @@ class RunDir:
                 require_classes(self.given.data, count)
             return self.given.data
         from bcnet_deploy.data import load_data
+        from bcnet_deploy.models.registry import PRETRAINED, input_config
 
-        return load_data(self.data_reference(), config.model.input_size, num_classes=count)
+        size = config.model.input_size
+        wanted = input_config(config.model.name) if config.model.weights == PRETRAINED else None
+        if wanted is None or len(wanted.mean) != size[0]:
+            return load_data(self.data_reference(), size, num_classes=count)
+        splits = load_data(
+            self.data_reference(), size, num_classes=count, interpolation=wanted.interpolation,
+            crop=wanted.crop if wanted.input_size == size else None,
+        )  # fmt: skip
+        means, deviations = (", ".join(f"{v:.3f}" for v in values) for values in (wanted.mean, wanted.std))
+        note = f"images are normalised as for the published weights: mean {means}, deviation {deviations}"
+        return replace(splits, mean=wanted.mean, std=wanted.std, notes=(*splits.notes, note))
 
     def data_reference(self) -> str:
         """The run's data by name. Raises :class:`DataError` where nobody has named any."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.torch import save_file
+from torchvision.models import ResNet18_Weights
 
 import bcnet_deploy as bd
 from bcnet_deploy.cli.main import cli
@@ -157,3 +160,29 @@ def test_narrowed_in_steps(place: Path) -> None:
     assert not run.retrain(widths=str(widths), steps=2, epochs=1, augment="none").ran
     with pytest.raises(bd.ConfigError, match="steps is 2, but training starts from scratch"):
         run.retrain(widths=str(widths), steps=2, start="scratch")
+
+
+def test_published_weights_get_images_as_they_were_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torchvision's own transform of the pictures, each of one colour."""
+    monkeypatch.chdir(tmp_path)
+    colours = {"a": (10, 100, 200), "b": (250, 30, 60)}
+    for split, count in (("train", 3), ("test", 1)):
+        for label, colour in colours.items():
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (40 + index, 36), colour).save(folder / f"{index}.png")
+    about: dict[str, Any] = {"model": "resnet18", "data": "photos", "input_size": (3, 32, 32)}
+    run = bd.Run("published", weights="pretrained", **about)
+    splits = run.directory.data(checked=False)
+    batches = PlainBatches(splits.train, splits, 8, torch.device("cpu"))
+    transform = ResNet18_Weights.DEFAULT.transforms()
+    for images, labels in batches:
+        for image, label in zip(images, labels, strict=True):
+            expected = transform(Image.new("RGB", (300, 300), colours[splits.classes[int(label)]]))
+            torch.testing.assert_close(image[:, 0, 0], expected[:, 0, 0], rtol=0, atol=1e-5)
+    assert "normalised as for the published weights: mean 0.485, 0.456, 0.406" in splits.notes[-1]
+    own = bd.Run("own", **about).directory.data(checked=False)
+    assert own.mean != splits.mean and not any("published" in note for note in own.notes)
