@@ -231,11 +231,6 @@ class Bench:
     def table(self) -> LatencyTable:
         return LatencyTable.load(self.folder / "table.json").for_space(self.space)
 
-    def within(self, limit_ms: float) -> Callable[[npt.NDArray[np.int64]], bool]:
-        """Whether the table says that widths keep a latency."""
-        table = self.table()
-        return lambda row: float(table.predict(row[None])[0]) <= limit_ms
-
     def full_ms(self) -> float:
         return float(self.table().predict(self.space.full[None])[0])
 
@@ -317,8 +312,8 @@ class Search:
         slack: of the predicted budget, since the table errs; what is measured decides.
     """
 
-    evaluations: int = 60
-    images: int = 1000
+    evaluations: int = 48
+    images: int = 640
     importance: str = "l2"
     finalists: int = 8
     slack: float = 1.02
@@ -349,7 +344,10 @@ def found(
     table = job.table()
     space = job.space.with_choices(learned_choices(job.space, [table]))  # a step of the latency each
     lattice = Lattice(space.variables)
-    first = lattice.widths(lattice.nearest(allocations(job, permuted, splits, limit_ms)))
+    begun = job.folder / f"begin-{limit_ms:.4f}.json"
+    if not begun.exists():
+        files.write_json(begun, allocations(job, permuted, splits, limit_ms).tolist())
+    first = lattice.widths(lattice.nearest(np.array(json.loads(begun.read_text()))))
     result = search(
         space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
         population_size=20, confidence=None, initial=first, batch_size=4, evaluator_id=how.importance,
@@ -376,15 +374,19 @@ def allocations(
     families = [[uniform_row(job, share, 1) for share in shares]]
     steps = np.array([variable.step for variable in job.space.variables])
     for importance in ("l2", "l2-normalised", "taylor"):
-        batches = list(PlainBatches(splits.train, splits, 64, CPU, limit=1024))
+        batches = list(PlainBatches(splits.train, splits, 64, CPU, limit=256))
         scores = [
             value / value.mean() for value in importance_scores(permuted, job.space, importance, batches)
         ]
         thresholds = torch.cat(scores).quantile(torch.from_numpy(1 - shares))
         units = [[max(1, int((value >= least).sum())) for value in scores] for least in thresholds]
         families.append([np.array(row) * steps for row in units])
-    within = job.within(limit_ms)
-    return np.stack([[row for row in family if within(row)][-1] for family in families])
+    table = job.table()
+    chosen = []
+    for family in map(np.stack, families):
+        fits = np.flatnonzero(table.predict(family) <= limit_ms)
+        chosen.append(family[fits[-1]])
+    return np.stack(chosen)
 
 
 def largest(
