@@ -659,7 +659,7 @@ def fine_tune(
         )
     if isinstance(teacher, Remembered):
         teacher.prepare(PlainBatches(splits.train, splits, 64, CPU))
-    config = config.replace(epochs=steps * config.batch_size / len(splits.train))
+    config = config.replace(epochs=steps * config.batch_size / len(splits.train), min_steps=0)
     if random:
         config = config.replace(learning_rate=RANDOM_RATE * config.batch_size / BASE.batch_size)
     result = retrain(

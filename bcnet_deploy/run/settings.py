@@ -131,6 +131,8 @@ class TrainingSettings(Checked):
 
         recipe = self.recipe or (self.from_trained if trained else DIGITS if data == DIGITS else None)
         base = TrainConfig.load(recipe) if recipe else TrainConfig()
+        if "epochs" in self.changes:
+            base = base.replace(min_steps=0)  # who says how long means it
         changes = self.changes
         if task is not None and self.said_task(data) is None:
             changes = {"task": task, **changes}

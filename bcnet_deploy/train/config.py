@@ -33,6 +33,7 @@ class TrainConfig(Checked):
             network has one path and ignores them. Distillation is the default because, at equal cost, it
             ranked width vectors best (docs/ranking.md).
         epochs: passes over the training images; fractions are allowed.
+        min_steps: train for so many steps at least, whatever the epochs: few images make few steps a pass.
         cost: if set, train until image passes weighed by relative MACs (one image through the full width,
             forward and backward, is 1) reach it, in place of ``epochs``.
         batch_size: images of a step, over all processes.
@@ -58,6 +59,7 @@ class TrainConfig(Checked):
     distillation: bool = True
     random_paths: Annotated[int, Ge(0)] = 2
     epochs: Positive = 30.0
+    min_steps: Annotated[int, Ge(0)] = 0
     cost: Positive | None = None
     batch_size: Annotated[int, Ge(1)] = 128
     accumulation: Annotated[int, Ge(1)] = 1

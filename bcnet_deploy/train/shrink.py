@@ -39,7 +39,8 @@ def stage_config(config: TrainConfig, steps: int) -> TrainConfig:
     if steps < 1:
         raise ConfigError(f"steps is {steps}; allowed: whole numbers from 1")
     return config.replace(
-        epochs=config.epochs / steps, cost=None if config.cost is None else config.cost / steps,
+        epochs=config.epochs / steps, min_steps=-(-config.min_steps // steps),
+        cost=None if config.cost is None else config.cost / steps,
         warmup_epochs=config.warmup_epochs / steps,
     )  # fmt: skip
 

@@ -132,7 +132,7 @@ class Trainer:
         if self.supernet is not None:
             space = self.supernet.space
             self._full_macs = float(space.macs(space.full)[0])
-        self.total_steps = max(1, round(config.epochs * loader.batches_per_epoch))
+        self.total_steps = max(1, config.min_steps, round(config.epochs * loader.batches_per_epoch))
         self.checkpoint_path = folder / "checkpoint.safetensors"
         self.identity = identity or {}
         self.position = Position()

@@ -9,7 +9,7 @@ import pytest
 from bcnet_deploy.cli.run import read_settings
 from bcnet_deploy.errors import BCNetError, ConfigError
 from bcnet_deploy.run.directory import RunDir
-from bcnet_deploy.run.settings import PipelineSettings, config_names, load_config
+from bcnet_deploy.run.settings import PipelineSettings, config_names, load_config, step_settings
 
 NO_OPTIONS: dict[str, object] = {"model": None}
 
@@ -74,3 +74,11 @@ def test_a_list_is_no_configuration(tmp_path: Path) -> None:
     file.write_text("- 1\n")
     with pytest.raises(ConfigError, match="holds list"):
         load_config(file)
+
+
+def test_fine_tuning_of_few_images_takes_enough_steps_unless_epochs_are_named() -> None:
+    settings = step_settings("retrain", {})
+    assert settings.config("photos", trained=True).min_steps == 300
+    assert settings.config("photos").min_steps == 0
+    named = step_settings("retrain", {"epochs": 2})
+    assert named.config("photos", trained=True).min_steps == 0

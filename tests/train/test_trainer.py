@@ -18,7 +18,7 @@ from bcnet_deploy.tasks import soft_cross_entropy
 from bcnet_deploy.train import Trainer
 from bcnet_deploy.train.checkpoint import load_checkpoint, save_checkpoint
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
-from tests.train.helpers import make_supernet, make_trainer, settings, tiny
+from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings, tiny
 
 
 def scattered_gradients(supernet, paths, images, labels, smoothing=0.0):  # type: ignore[no-untyped-def]
@@ -346,3 +346,10 @@ def test_soft_cross_entropy_is_least_at_the_teacher_and_entropy_there() -> None:
     entropy = torch.distributions.Categorical(logits=teacher).entropy()
     assert float(soft_cross_entropy(teacher, teacher)) == pytest.approx(float(entropy))
     assert float(soft_cross_entropy(teacher + torch.tensor([[0.0, 1.0, 0.0]]), teacher)) > float(entropy)
+
+
+def test_few_images_are_passed_over_until_there_are_enough_steps(tmp_path: Path) -> None:
+    trainer = make_plain_trainer(settings(epochs=0.1, min_steps=7), tmp_path / "few")
+    assert trainer.run().steps == 7
+    longer = make_plain_trainer(settings(epochs=2, min_steps=1), tmp_path / "many")
+    assert longer.total_steps == 2 * longer.loader.batches_per_epoch
