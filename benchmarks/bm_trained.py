@@ -762,6 +762,23 @@ def collect(job: Bench) -> None:
         writer.writerows(rows)
 
 
+def show(job: Bench) -> None:
+    """Means over seeds with their standard errors, as rows of a Markdown table."""
+    with (RESULTS / "summary.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["network"] == job.network]
+    full = next(row for row in rows if row["method"] == "full")
+    for key in sorted({(row["budget"], row["method"]) for row in rows}, reverse=True):
+        own = [row for row in rows if (row["budget"], row["method"]) == key]
+        top1 = np.array([float(row["test_top1"]) for row in own])
+        error = f" ± {top1.std(ddof=1) / len(top1) ** 0.5:.2f}" if len(top1) > 1 else ""
+        ms = float(own[0]["measured_ms"])
+        share = ms / float(full["measured_ms"])
+        print(
+            f"| {job.network} | {key[0]}x | {key[1]} | {ms * 1e3:.0f} µs, {share:.3f}x "
+            f"| {int(own[0]['macs']) / 1e6:.1f}M | {top1.mean():.2f}{error} ({len(top1)}) |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
@@ -819,6 +836,7 @@ def main() -> None:
                 measure(job, options.rounds)
             case "collect":
                 collect(job)
+                show(job)
 
 
 METHODS = (
