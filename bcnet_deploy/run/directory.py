@@ -325,7 +325,8 @@ class RunDir:
                 require_classes(self.given.data, count)
             return self.given.data
         from bcnet_deploy.data import load_data
-        from bcnet_deploy.models.registry import PRETRAINED, input_config
+        from bcnet_deploy.models.ref import PRETRAINED
+        from bcnet_deploy.models.registry import input_config
 
         size = config.model.input_size
         wanted = input_config(config.model.name) if config.model.weights == PRETRAINED else None
