@@ -255,6 +255,15 @@ def page(data: dict[str, Any]) -> str:
                 f"{one['kendall']:.3f} | {one['half_predicted_ms']:.2f} | {one['half_measured_ms']:.2f} | "
                 f"{met} |"
             )
+        for name, row in data.items():
+            if "table_before" in row:
+                before = row["table_before"]
+                lines += [
+                    "",
+                    f"{name}, measured before with {before['budget_s']:.0f} s: mean error "
+                    f"{before['error']:.2%}, noise floor {before['noise_floor']:.2%}, from "
+                    f"{before['networks']} networks.",
+                ]
     return "\n".join(lines) + "\n"
 
 
