@@ -84,6 +84,8 @@ class Trace:
     """What the code asked about sizes, if the trace was made to note it."""
     result: Any = None
     """What forward returned, its tensors replaced by :class:`Value`."""
+    reshaped: str | None = None
+    """A parameter or buffer that forward replaced by one of another shape."""
 
     @cached_property
     def activations(self) -> set[Value]:
@@ -348,6 +350,14 @@ def run_trace(
             recorder.questions if asking else nullcontext(),
         ):
             result = model(image)
+            trace.reshaped = next(
+                (
+                    f"{place.key} of {type(place.owner).__name__}"
+                    for place, tensor in replaced
+                    if getattr(place.table.get(place.key), "shape", tensor.shape) != tensor.shape
+                ),
+                None,
+            )
     except Exception as error:
         raise CallError(error, trace, recorder.failing) from error
     finally:
@@ -375,7 +385,13 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
         InputSizeError: the model rejects inputs of ``input_size``.
     """
     try:
-        return run_trace(model, input_size, training=training, asking=True)
+        trace = run_trace(model, input_size, training=training, asking=True)
+        if trace.reshaped is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} replaces {trace.reshaped} by one of another shape when it runs; "
+                "make it in __init__ for this input size, or run the model once before it is given"
+            )
+        return trace
     except CallError:
         pass  # maybe for the integers that ask; an error of the model's own comes again
     try:

@@ -394,3 +394,24 @@ def test_values_of_weights_do_not_decide() -> None:
 
     with pytest.raises(bd.UnsupportedModelError, match="decides by the values of a tensor"):
         bd.WidthSpace.from_model(Weighted(), SIZE)
+
+
+def test_a_buffer_that_changes_its_shape_in_forward_is_refused_by_name() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 12, 3), nn.Linear(12, 5)
+            self.register_buffer("places", torch.zeros(1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            if self.places.shape != y.shape[2:]:
+                self.places = torch.zeros(y.shape[2:])
+            return self.h((y + self.places).mean((2, 3)))
+
+    model = Late()
+    with pytest.raises(bd.UnsupportedModelError, match="replaces places of Late by one of another shape"):
+        bd.WidthSpace.from_model(model, SIZE)
+    model(torch.randn(1, *SIZE))  # run once, it is as it will be
+    space = bd.WidthSpace.from_model(model, SIZE)
+    runs_as_said(model, space, space.narrowest, SIZE)
