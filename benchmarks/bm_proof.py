@@ -1,0 +1,190 @@
+"""True accuracy of what searches return, by the published accuracies: the tables and plots of docs/proof.md.
+
+    python benchmarks/bm_proof.py --table cbm/latency/cpu-1thread.json
+
+Reads ``results/search/found_by_supernet.csv`` and ``beliefs.csv`` of :mod:`bm_found_by_supernet`. About half
+of the space's networks have a published accuracy: a row without one is left out, of every comparison alike,
+and the counts say how many were left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from bm_found_by_supernet import QUANTILES, RESULTS, Budgets, arch_of
+from bm_ranking import LEVELS, MODEL, shared_data
+
+import bcnet_deploy as bd
+from bcnet_deploy import files
+from bcnet_deploy.lut import LatencyTable
+
+Float = npt.NDArray[np.float64]
+Row = dict[str, str]
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+COLOURS = {
+    "oracle": "#888", "found": "#0a6", "uniform": "#06c", "largest": "#c50", "random": "#c9c9c9"
+}  # fmt: skip
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 360, 60, 45, 30
+
+
+def read(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class Judge:
+    """Published accuracies, and the best of them within a budget."""
+
+    def __init__(self, data: Path, budgets: Budgets) -> None:
+        self.truth = {
+            row["arch"]: float(row["acc_mean"]) for row in read(data / "channel_bench_macro_mobilenet.csv")
+        }
+        indices = budgets.lattice.nearest(budgets.everything)
+        self._values = np.array([self.truth.get(arch_of(row), np.nan) for row in indices])
+        self._costs = budgets.costs
+
+    def best(self, kind: str, budget: float) -> float:
+        inside = self._costs[kind] <= budget * (1 + 1e-5)
+        return float(np.nanmax(self._values[inside]))
+
+    def regret(self, row: Row) -> float:
+        """In points; NaN where the network has no published accuracy."""
+        return self.best(row["budget_kind"], float(row["budget"])) - self.truth.get(row["arch"], np.nan)
+
+
+def mean_and_error(values: list[float]) -> str:
+    known = np.array(values)[np.isfinite(values)]
+    if len(known) < 2:
+        return "–"
+    return f"{known.mean():.3f} ± {known.std(ddof=1) / np.sqrt(len(known)):.3f} ({len(known)})"
+
+
+def who(row: Row) -> str:
+    return "found" if row["searched_by"] == row["budget_kind"] else row["searched_by"]
+
+
+def regret_table(judge: Judge, rows: list[Row], kind: str) -> list[str]:
+    """Markdown: mean true regret by rule and by what chose the network."""
+    names = ["found", {"macs": "latency", "latency": "macs"}[kind], "uniform", "largest", "random"]
+    lines = ["| rule | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for rule in sorted({row["rule"] for row in rows}):
+        by: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            if row["rule"] == rule and row["budget_kind"] == kind:
+                by[who(row)].append(judge.regret(row))
+        lines.append(f"| {rule} | " + " | ".join(mean_and_error(by[name]) for name in names) + " |")
+    return lines
+
+
+def paired(judge: Judge, rows: list[Row], kind: str, other: str) -> str:
+    """Mean true gain of found over another, where both are published, at one budget and supernet."""
+    cells: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row["budget_kind"] == kind and row["arch"] in judge.truth:
+            cells[row["rule"], row["seed"], row["budget"]][who(row)] = judge.truth[row["arch"]]
+    gains = [cell["found"] - cell[other] for cell in cells.values() if {"found", other} <= set(cell)]
+    return mean_and_error(gains)
+
+
+def draw(judge: Judge, rows: list[Row], kind: str) -> str:
+    """SVG: true accuracy at each budget; a dot is a network, a line the mean of those at a budget."""
+    points: dict[str, dict[float, list[float]]] = {name: defaultdict(list) for name in COLOURS}
+    for row in rows:
+        if row["budget_kind"] == kind and who(row) in points:
+            points[who(row)][float(row["budget"])].append(judge.truth.get(row["arch"], np.nan))
+    budgets = sorted({float(row["budget"]) for row in rows if row["budget_kind"] == kind})
+    points["oracle"] = {budget: [judge.best(kind, budget)] for budget in budgets}  # type: ignore[assignment]
+    shown = [v for by in points.values() for values in by.values() for v in values if np.isfinite(v)]
+    x0, x1, y0, y1 = budgets[0], budgets[-1], min(shown), max(shown)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + 10 + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 40)
+        return across, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        'font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
+    ]
+    for budget in budgets:
+        x, y = place(budget, y0)
+        label = f"{budget / 1e6:.0f}M" if kind == "macs" else f"{budget:.2f}"
+        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{label}</text>')
+    for value in np.linspace(y0, y1, 6):
+        _, y = place(x0, float(value))
+        parts.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}%</text>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 15}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
+    what = "budget of MACs" if kind == "macs" else "budget of predicted latency, ms, one thread"
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">{what}</text>')
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        line = []
+        for budget, values in sorted(points[name].items()):
+            known = [v for v in values if np.isfinite(v)]
+            for value in known if name != "oracle" else []:
+                x, y = place(budget, value)
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.5"/>')
+            if known:
+                x, y = place(budget, float(np.mean(known)))
+                line.append(f"{x:.1f},{y:.1f}")
+        parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{LEFT + 10 + 110 * index}" y="16" fill="{colour}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def beliefs(judge: Judge, rows: list[Row]) -> list[str]:
+    """Markdown: stated and true probability to beat uniform; regret and passes of both ways to score."""
+    lines = [
+        "| rule | beats uniform: stated | true | regret, drawn over all sizes | regret, scored on the way | "
+        "image passes of a search | on the way |",
+        "|---" * 7 + "|",
+    ]
+    for rule in sorted({row["rule"] for row in rows}):
+        own = [row for row in rows if row["rule"] == rule]
+        known = [row for row in own if {row["found"], row["uniform"]} <= set(judge.truth)]
+        stated = np.mean([float(row["probability"]) for row in known])
+        true = np.mean([judge.truth[row["found"]] > judge.truth[row["uniform"]] for row in known])
+        regrets = [
+            mean_and_error([judge.regret({**row, "arch": row[column]}) for row in own])
+            for column in ("found", "found_on_the_way")
+        ]
+        passes = [
+            f"{np.mean([float(row[column]) for row in own]):,.0f}"
+            for column in ("image_passes", "image_passes_on_the_way")
+        ]
+        lines.append(
+            f"| {rule} | {stated:.1%} ({len(known)}) | {true:.1%} | {' | '.join(regrets + passes)} |"
+        )
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder with the published table; default $BCNET_SHARED_DATA")
+    parser.add_argument("--table", type=Path, required=True, help="latency table of the network at 3x32x32")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the plots go")
+    options = parser.parse_args(arguments)
+    space = bd.WidthSpace.from_model(bd.build_model(MODEL, num_classes=10), (3, 32, 32), levels=LEVELS)
+    budgets = Budgets(space, LatencyTable.load(options.table), QUANTILES)
+    judge = Judge(shared_data(options.data), budgets)
+    rows, own = read(RESULTS / "found_by_supernet.csv"), read(RESULTS / "beliefs.csv")
+    for kind in ("latency", "macs"):
+        print(f"\nTrue regret in points at nine budgets of {kind}: mean ± standard error (networks)\n")
+        print("\n".join(regret_table(judge, rows, kind)))
+        others = [{"latency": "macs", "macs": "latency"}[kind], "uniform", "largest"]
+        gains = [f"{other} {paired(judge, rows, kind, other)}" for other in others]
+        print("\nGain of found where both are published, over: " + "; ".join(gains))
+        default = [row for row in rows if row["rule"] == "bilateral-complementary-distilled"]
+        files.write_text(options.docs / f"proof_{kind}.svg", draw(judge, default, kind))
+    print("\n" + "\n".join(beliefs(judge, own)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
