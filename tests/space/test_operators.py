@@ -193,7 +193,7 @@ def test_products_that_are_not_counted_are_noted() -> None:
     assert len(space.notes) == 1 and "in lstm are not counted" in space.notes[0]
 
 
-def test_attention_is_frozen_and_counted() -> None:
+def test_attention_of_one_head_is_counted() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -206,9 +206,10 @@ def test_attention_is_frozen_and_counted() -> None:
 
     model = Attention().eval()
     space = bd.WidthSpace.from_model(model, SIZE)
-    assert [v.name for v in space.variables] == ["a.0", "b.0"]
-    assert {part.name for part in space.frozen} == {"qkv"} and not space.notes
-    assert space.macs([5, 3])[0] == zoo.counted_macs(space.extract(model, [5, 3]), SIZE)
+    # Queries, keys and values are parts of one layer and equally wide.
+    assert [(v.name, v.channels) for v in space.variables] == [("a.0", 12), ("b.0", 8), ("qkv[0]", 8)]
+    assert not space.frozen and not space.notes
+    assert space.macs([5, 3, 4])[0] == zoo.counted_macs(space.extract(model, [5, 3, 4]), SIZE)
 
 
 def test_models_without_shapes_or_code_are_refused() -> None:
