@@ -174,7 +174,7 @@ def test_the_command_measures_against_the_runs_table(tmp_path: Path) -> None:
 def test_bad_options_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     run = searched(tmp_path)
     result = CliRunner().invoke(cli, ["bench", "--run-dir", str(run.path), *arguments])
-    assert result.exit_code == (2 if "--batches" in arguments else 1)
+    assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
