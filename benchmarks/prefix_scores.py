@@ -84,9 +84,13 @@ class PrefixScorer:
 
     @torch.no_grad()
     def features(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
-        """(L,) widths -> what the last stage is given, of each held-out image."""
+        """(L,) widths -> what the last stage's last module is given, of each held-out image."""
         self._logits(widths, side)
-        return self._reached[side][-2].held_out
+        features = self._reached[side][-2].held_out.clone()
+        with self.supernet.sliced():
+            for module in list(self._stages[-1][0].children())[:-1]:
+                features = module(features)
+        return features
 
     def _logits(self, widths: npt.NDArray[np.int64], side: str) -> torch.Tensor:
         reached = self._reached[side]

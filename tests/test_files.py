@@ -129,7 +129,7 @@ def test_a_run_file_of_format_1_is_read_and_written_as_2(tmp_path: Path) -> None
     config = RunConfig(model, device="t4", data="digits", seed=3)
     assert run.load() == config and config.steps == {}
     assert run.config_path.read_text() == former, "reading changes nothing"
-    run.keep_settings("search", {"latency": "5ms"})
+    run.keep(steps={"search": {"latency": "5ms"}})
     now = files.read_yaml(run.config_path, bd.RunDirError, "run file")
     assert now["format"] == 2 and "extra" not in now and now["steps"] == {"search": {"latency": "5ms"}}
     assert RunDir(tmp_path).load() == RunConfig(

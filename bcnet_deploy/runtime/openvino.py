@@ -159,16 +159,20 @@ class OpenVinoRunner(Runner):
         for _ in range(warmup):
             self._run()
         done, sums = warmup, self._sums(warmup)
-        durations: dict[str, list[float]] = {}
+        counted: list[tuple[int, dict[str, float], dict[str, float]]] = []
         for block in np.array_split(np.arange(runs), min(_BLOCKS, runs)):
             for _ in block:
                 self._run()
             done += len(block)
             later = self._sums(done)
-            for name, total in later.items():
-                mean = max(0.0, (total - sums.get(name, 0.0)) / len(block))
-                durations.setdefault(name, []).extend([mean] * len(block))
+            counted.append((len(block), sums, later))
             sums = later
+        # A short node may be counted in some blocks alone: in the others it took no time that was seen.
+        durations: dict[str, list[float]] = {name: [] for *_, later in counted for name in later}
+        for length, before, after in counted:
+            for name, values in durations.items():
+                mean = max(0.0, (after.get(name, 0.0) - before.get(name, 0.0)) / length)
+                values.extend([mean] * length)
         origins = self._origins()
         return [
             NodeTime(name, origins[name][0], (), (), tuple(values), origins[name][1])

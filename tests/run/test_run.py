@@ -165,7 +165,7 @@ def test_again_does_nothing(place: Path, done: dict[str, Any]) -> None:
 
 def test_another_budget_keeps_table_supernet_and_full_network(place: Path, done: dict[str, Any]) -> None:
     shutil.copytree(place / "whole", place / "tighter")
-    ran = json.loads(call(place, "tighter", "--json", "--latency", "0.7x").stdout)["steps_run"]
+    ran = json.loads(call(place, "tighter", "--json", "--latency", "0.5x").stdout)["steps_run"]
     assert ran[0] == "search" and "retrain-full" not in ran and "retrain-found" in ran
 
 
@@ -249,7 +249,7 @@ def test_a_device_profile_of_ones_own_may_move_after_the_run(place: Path, done: 
             [sys.executable, "-m", "bcnet_deploy", *arguments], cwd=place, env=environment(),
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        assert finished.returncode == (1 if "t4x" in arguments else 0), finished.stderr
+        assert finished.returncode == (2 if "t4x" in arguments else 0), finished.stderr
         if "-q" in arguments:
             assert "my-board" in finished.stdout and "found" in finished.stdout, "quiet prints the result"
 
