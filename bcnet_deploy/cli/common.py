@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -126,8 +125,9 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def shown_step(title: str, *, quiet: bool) -> Iterator[Progress]:
     """The progress of a step on standard error; the first rank of a torchrun shows it."""
     from bcnet_deploy.run.display import one_step
+    from bcnet_deploy.run.engine import first_rank
 
-    with one_step(console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0"), title) as progress:
+    with one_step(console(stderr=True, quiet=quiet or not first_rank()), title) as progress:
         yield progress
 
 

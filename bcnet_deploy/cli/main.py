@@ -6,7 +6,6 @@ import errno
 import gc
 import importlib
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +100,9 @@ def _refusals(ctx: click.Context) -> Iterator[None]:
 
 def _end(ctx: click.Context, kind: str, text: str, code: int) -> None:
     """Say why, once: of several processes of a torchrun the first one does."""
-    if ctx.meta[_JSON] and os.environ.get("RANK", "0") == "0":
+    from bcnet_deploy.run.engine import first_rank
+
+    if ctx.meta[_JSON] and first_rank():
         click.echo(json.dumps({"error": {"type": kind, "message": text.removeprefix("error: ")}}))
     click.echo(f"bcnet-deploy: {text}", err=True)
     ctx.exit(code)

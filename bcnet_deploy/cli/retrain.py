@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -66,7 +65,7 @@ def command(
     **options: Any,
 ) -> None:
     """Train the chosen network and take its accuracy on the test images, which nothing has seen before."""
-    from bcnet_deploy.run.engine import writing
+    from bcnet_deploy.run.engine import first_rank, writing
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.retrain import retrain
     from bcnet_deploy.run.settings import keeping, settings_of
@@ -89,7 +88,7 @@ def command(
             shown_step(f"Training {config.model.name}, {network}", quiet=quiet or as_json) as progress,
         ):
             result = retrain(run_dir, settings, progress, fresh=fresh)
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         return
 
     def show() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -72,7 +71,7 @@ def command(
 
     Under torchrun all processes train together: torchrun --nproc-per-node 2 -m bcnet_deploy train
     """
-    from bcnet_deploy.run.engine import writing
+    from bcnet_deploy.run.engine import first_rank, writing
     from bcnet_deploy.run.preflight import describe_run, start
     from bcnet_deploy.run.settings import keeping, settings_of
     from bcnet_deploy.run.train import train
@@ -84,11 +83,11 @@ def command(
     given = chosen({**options, **changes_of(changes)})
     settings = settings_of(run_dir, "train", given)
     settings.config(config.data, trained=config.model.trained)
-    if os.environ.get("RANK", "0") == "0":
+    if first_rank():
         with wrong_option(about["data"]):
             check_data(config)
     with writing(run_dir):
-        if os.environ.get("RANK", "0") == "0":
+        if first_rank():
             # As it is now that nobody else writes.
             start(run_dir, describe_run(run_dir, input_size=size, **about))
         with (
@@ -96,7 +95,7 @@ def command(
             shown_step(f"Training the supernet of {config.model.name}", quiet=quiet or as_json) as progress,
         ):
             result = train(run_dir, settings, progress, fresh=fresh)
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         return
     messages = console(stderr=True, quiet=quiet)
     for text in (*result.notes, *result.trained.notes):

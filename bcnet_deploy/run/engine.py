@@ -99,7 +99,7 @@ def carry_out(
         BCNetError: whatever the step raises.
     """
     path = stamp_path(run, step)
-    follower = os.environ.get("RANK", "0") != "0"
+    first = first_rank()
     with writing(run):
         wanted = digest(step.identity, step.inputs)
         stamp = _load(path)
@@ -107,7 +107,7 @@ def carry_out(
         finished = same and stamp is not None and stamp.get("finished") is True
         if finished and not fresh and all(output.exists() for output in step.outputs):
             return Done(step.name, False, 0.0)
-        if not follower and (fresh or not same or finished):
+        if first and (fresh or not same or finished):
             # Written before the work: a kill in the middle must not look like a stale result.
             files.write_json(path, {"format": FORMAT, "digest": wanted, "finished": False})
         started = time.monotonic()
@@ -121,12 +121,12 @@ def carry_out(
         try:
             step.work(anew, advance)
         except BCNetError:
-            if other and not anew and not follower and _versions(step.outputs) == before:
+            if other and not anew and first and _versions(step.outputs) == before:
                 # Refused: what is there is still of the former settings, and must not be done again for it.
                 files.write_json(path, stamp)
             raise
         seconds = round(time.monotonic() - started, 3)
-        if not follower:
+        if first:
             missing = [output for output in step.outputs if not output.exists()]
             if missing:
                 raise RunDirError(
@@ -170,9 +170,14 @@ def _load(path: Path) -> dict[str, Any] | None:
     return data
 
 
+def first_rank() -> bool:
+    """Whether this is the process of a torchrun that writes and speaks; it is where there is no torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def writing(run: RunDir) -> AbstractContextManager[None]:
     """:func:`only_writer`, for a step with all it reads and keeps; a torchrun's ranks share the first's."""
-    return nullcontext() if os.environ.get("RANK", "0") != "0" else only_writer(run)
+    return only_writer(run) if first_rank() else nullcontext()
 
 
 @contextmanager

@@ -37,15 +37,7 @@ class ReportResult:
 def report(run: RunDir, path: str | Path | None = None, *, force: bool = False) -> ReportResult:
     """Write the report; steps that have not run yet are named on it with the command that adds them.
 
-    Args:
-        run: any run.
-        path: default: ``report.html`` of the run directory.
-        force: replace a file at ``path`` that is no report.
-
-    Raises:
-        ExportError: a file that is no report lies at ``path`` and ``force`` is false.
-        MissingStepError: there is no run.
-        RunDirError, TableError: a file of the run is damaged, or ``path`` cannot be written.
+    Arguments and errors are those of :func:`bcnet_deploy.report.write_report`.
     """
     from bcnet_deploy.report import write_report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, ConfigError
 from bcnet_deploy.run.directory import RunDir
-from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
+from bcnet_deploy.run.engine import Progress, Step, carry_out, first_rank, silent
 from bcnet_deploy.run.settings import RetrainSettings, named_task
 from bcnet_deploy.run.widths import named, read_widths
 
@@ -170,7 +169,7 @@ def _retrain(
         initial=initial, teacher=teacher, device=device, fresh=fresh,
         seed=seed, progress=last, widths_from=settings.widths,
     )  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
+    if first_rank():
         _say_whose(run.retrained(settings.network) / "subnet.yaml", settings.widths)
 
 

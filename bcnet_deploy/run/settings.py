@@ -6,7 +6,6 @@ Settings that are not given take the values that the run file keeps for the step
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from bcnet_deploy.errors import CheckpointError, ConfigError, ConstraintError, n
 from bcnet_deploy.models.ref import Pixels
 from bcnet_deploy.resources import shipped
 from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig, RunDir
-from bcnet_deploy.run.engine import only_writer
+from bcnet_deploy.run.engine import first_rank, only_writer
 from bcnet_deploy.validation import Checked
 
 if TYPE_CHECKING:
@@ -480,7 +479,7 @@ def keeping(run: RunDir, step: str, given: Mapping[str, Any]) -> Iterator[None]:
     Kept when the step is done; a training's at once, so that after a kill it goes on without them. Refused
     for those of a checkpoint, they do not stay. Under torchrun the first process keeps them.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         yield
         return
     with only_writer(run):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.run.directory import RunDir
-from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
+from bcnet_deploy.run.engine import Progress, Step, carry_out, first_rank, silent
 from bcnet_deploy.run.settings import TrainSettings, named_task
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def _train(
     if run.load().model.trained:
         teacher = model
         model, space = run.permuted(settings.importance, both_ends=settings.both_ends)
-    if os.environ.get("RANK", "0") == "0":
+    if first_rank():
         run.keep_space(space)
     supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))
     train_supernet(
