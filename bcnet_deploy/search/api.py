@@ -146,10 +146,8 @@ def search(
         patience=patience, surrogate=surrogate, posterior=posterior,
     )  # fmt: skip
     images = int(getattr(accuracy, "images", 0))
-    if posterior is not None and design:
-        stopped = search_by_design(context, run)
-    else:
-        stopped = run(context)
+    design = design and posterior is not None
+    stopped = search_by_design(context, run) if design else run(context)
     if posterior is not None and not design:
         if any(evaluator.images):
             race(evaluator, posterior, budgets, images, pareto)

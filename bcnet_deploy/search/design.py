@@ -15,8 +15,8 @@ import numpy as np
 
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
 from bcnet_deploy.search.evaluation import Evaluator
-from bcnet_deploy.search.lattice import Float, Int64, Lattice
-from bcnet_deploy.search.posterior import Posterior
+from bcnet_deploy.search.lattice import Int64, Lattice
+from bcnet_deploy.search.result import nondominated
 
 PER_TERM = 3
 """Networks drawn for each term of the regression."""
@@ -61,25 +61,14 @@ def search_by_design(context: Context, strategy: Callable[[Context], str]) -> st
         evaluator(design[start : start + context.population_size])
         context.record(None)
     posterior.fit_answers(evaluator)
-    model = Evaluator(_PosteriorMean(posterior, lattice), lattice, max(_OVER_MODEL, _enumerable(lattice)))
+    enumerable = lattice.size if lattice.size <= ENUMERABLE else 0
+    model = Evaluator(
+        lambda widths: posterior.predict(lattice.nearest(widths))[0], lattice, max(_OVER_MODEL, enumerable)
+    )
     strategy(replace(context, evaluator=model, posterior=None, record=lambda share: None))
     _score_the_best(context, model)
     context.record(context.feasible.take_share())
     return f"{evaluator.count} networks scored: {len(design)} drawn over all sizes, and the best by them"
-
-
-class _PosteriorMean:
-    """Widths (N, L) -> (N,) posterior means."""
-
-    def __init__(self, posterior: Posterior, lattice: Lattice) -> None:
-        self._posterior, self._lattice = posterior, lattice
-
-    def __call__(self, widths: Int64) -> Float:
-        return self._posterior.predict(self._lattice.nearest(widths))[0]
-
-
-def _enumerable(lattice: Lattice) -> int:
-    return lattice.size if lattice.size <= ENUMERABLE else 0
 
 
 def _score_the_best(context: Context, model: Evaluator) -> None:
@@ -88,9 +77,7 @@ def _score_the_best(context: Context, model: Evaluator) -> None:
     ranked = rows[np.argsort(-model.accuracy[rows], kind="stable")]
     if context.pareto:
         costs = context.objectives(model.indices[ranked])
-        # From the best one down, whatever is cheaper in some way than all that are better.
-        least = np.minimum.accumulate(np.concatenate([np.full((1, costs.shape[1]), np.inf), costs[:-1]]))
-        ranked = ranked[(costs < least).any(axis=1)]
+        ranked = ranked[nondominated(np.column_stack([-model.accuracy[ranked], costs]))]
         count = min(len(ranked), context.evaluator.remaining)
         ranked = ranked[np.unique(np.linspace(0, len(ranked) - 1, count).round().astype(np.int64))]
         context.evaluate(model.indices[ranked])
