@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from bm_ranking import LEVELS, MODEL, RECIPE, Plan, run_name, shared_data, sides_of, trained
-from score_book import BookAccuracy, ScoreBook
+from score_book import BookAccuracy, ScoreBook, passes_of
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -116,8 +116,7 @@ class Remembered:
     def passes_of(self, result: SearchResult) -> int:
         """Images through the network, on all sides, for the statistics and scores of one search."""
         recalibration = sum(len(batch[0]) for batch in self._evaluator.train_batches)
-        images = result.evaluations * self.images if result.images is None else result.images
-        return len(self._evaluator.side_names) * (images + result.evaluations * recalibration)
+        return passes_of(result, len(self._evaluator.side_names), self.images, recalibration)
 
     def _answers(self, widths: Any, images: int) -> npt.NDArray[np.float64]:
         rows = np.ascontiguousarray(widths, dtype=np.int64)

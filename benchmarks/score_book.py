@@ -44,6 +44,7 @@ from bcnet_deploy import files
 from bcnet_deploy.data import load_data
 from bcnet_deploy.search import SearchResult
 from bcnet_deploy.space.widths import WidthSpace
+from bcnet_deploy.train.evaluate import binomial_deviation
 
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
@@ -98,6 +99,12 @@ class ScoreBook:
             return cls(data["right"], data["seen"], data["loss"], about)
 
 
+def passes_of(result: SearchResult, sides: int, images: int, recalibration: int) -> int:
+    """Image passes of one search, for scores of at most so many images and for statistics."""
+    scored = result.evaluations * images if result.images is None else result.images
+    return sides * (scored + result.evaluations * recalibration)
+
+
 class BookAccuracy:
     """A book as the accuracy of a search: what :class:`SupernetEvaluator` says of the same supernet.
 
@@ -132,13 +139,11 @@ class BookAccuracy:
     def noise(self, widths: npt.ArrayLike, images: int | None = None) -> Float:
         """(n,) binomial standard deviations in points, as the package's evaluator gives them."""
         count = -(-(images or self.images) // GROUP) * GROUP
-        share = (self.book.sides(self.rows(widths), count) / 100 * count + 1) / (count + 2)
-        return np.asarray(100 * np.sqrt((share * (1 - share) / count).mean(axis=1) / self._sides))
+        return binomial_deviation(self.book.sides(self.rows(widths), count), count)
 
     def passes_of(self, result: SearchResult) -> int:
         """Images through the network, on all sides, for the statistics and scores of one search."""
-        images = result.evaluations * self.images if result.images is None else result.images
-        return self._sides * (images + result.evaluations * self._recalibration)
+        return passes_of(result, self._sides, self.images, self._recalibration)
 
     def rows(self, widths: npt.ArrayLike) -> Int64:
         levels = np.atleast_2d(np.asarray(widths, dtype=np.int64)) * LEVELS // self._full
@@ -147,8 +152,8 @@ class BookAccuracy:
 
 
 @torch.no_grad()
-def right_answers(scorer: PrefixScorer) -> Iterator[tuple[Int64, int, torch.Tensor, torch.Tensor]]:
-    """(levels, side, right, loss) of every network: right (images,) bool, loss (images,).
+def right_answers(scorer: PrefixScorer) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """(row of the book, side, right, loss) of every network: right (images,) bool, loss (images,).
 
     The last variable is the width of the features that the classifier reads. Each feature has a filter and a
     norm of its own, so those of a narrow layer are among those of the widest.
@@ -156,7 +161,7 @@ def right_answers(scorer: PrefixScorer) -> Iterator[tuple[Int64, int, torch.Tens
     space, classifier = scorer.supernet.space, scorer.supernet.model.classifier
     assert isinstance(classifier, nn.Linear), "the last stage of this network"
     most = int(space.full[-1])
-    for levels in everything(len(space.full) - 1):
+    for begun, levels in enumerate(everything(len(space.full) - 1)):
         widths = np.array([*levels, LEVELS]) * space.full // LEVELS
         for side_at, side in enumerate(scorer.sides):
             features = scorer.features(widths, side)
@@ -165,7 +170,7 @@ def right_answers(scorer: PrefixScorer) -> Iterator[tuple[Int64, int, torch.Tens
                 kept = slice(0, count) if side == "left" else slice(most - count, most)
                 logits = F.linear(features[:, kept], classifier.weight[:, kept], classifier.bias).float()
                 loss = F.cross_entropy(logits, scorer.labels, reduction="none")
-                yield np.array([*levels, last]), side_at, logits.argmax(1) == scorer.labels, loss
+                yield begun * LEVELS + last - 1, side_at, logits.argmax(1) == scorer.labels, loss
 
 
 def score_everything(scorer: PrefixScorer, held_out: int, about: dict[str, Any]) -> ScoreBook:
@@ -176,10 +181,7 @@ def score_everything(scorer: PrefixScorer, held_out: int, about: dict[str, Any])
     device = scorer.labels.device
     right = torch.zeros(count, sides, groups, 2, dtype=torch.uint8, device=device)
     losses = torch.zeros(count, sides, device=device)
-    seen_by_side = [0] * sides
-    for _, side, correct, loss in right_answers(scorer):
-        row = seen_by_side[side]
-        seen_by_side[side] += 1
+    for row, side, correct, loss in right_answers(scorer):
         # (groups, 50, 2): every other image of a hundred
         right[row, side] = correct[: groups * GROUP].view(groups, GROUP // 2, 2).sum(1).to(torch.uint8)
         losses[row, side] = loss[:held_out].mean()

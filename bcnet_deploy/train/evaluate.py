@@ -95,6 +95,16 @@ class _Progress:
     statistics: Statistics | None = None
 
 
+def binomial_deviation(percent: Floats, images: int) -> Floats:
+    """(N, sides) percent of right answers -> (N,) standard deviations in points of the mean of the sides.
+
+    One right and one wrong answer are added, so that no number of images makes a score exact. The sides count
+    as independent readings.
+    """
+    share = (percent / 100 * images + 1) / (images + 2)
+    return np.asarray(100.0 * np.sqrt((share * (1 - share) / images).mean(axis=1) / percent.shape[1]))
+
+
 class SupernetEvaluator:
     """The metric of width vectors (top-1 in percent): the mean of left and right, each side recalibrated.
 
@@ -179,9 +189,7 @@ class SupernetEvaluator:
         Binomial, of shares to which one right and one wrong answer are added, so that no number of images
         makes a score exact. The sides count as independent readings.
         """
-        count = self._batches_of(images)[1]
-        share = (self._results(widths, images)[:, 0] / 100 * count + 1) / (count + 2)
-        return np.asarray(100.0 * np.sqrt((share * (1 - share) / count).mean(axis=1) / len(self.side_names)))
+        return binomial_deviation(self._results(widths, images)[:, 0], self._batches_of(images)[1])
 
     def sides(self, widths: npt.ArrayLike) -> Floats:
         """(N, L) widths -> (N, number of sides) of the metric."""
