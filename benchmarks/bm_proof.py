@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from bm_found_by_supernet import QUANTILES, RESULTS, Budgets, arch_of
 from bm_ranking import LEVELS, MODEL, shared_data
+from search_plot import Axis, Group, dots_and_means
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
@@ -30,7 +31,6 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLOURS = {
     "oracle": "#888", "found": "#0a6", "uniform": "#06c", "largest": "#c50", "random": "#c9c9c9"
 }  # fmt: skip
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 360, 60, 45, 30
 
 
 def read(path: Path) -> list[Row]:
@@ -100,40 +100,29 @@ def draw(judge: Judge, rows: list[Row], kind: str) -> str:
             points[who(row)][float(row["budget"])].append(judge.truth.get(row["arch"], np.nan))
     budgets = sorted({float(row["budget"]) for row in rows if row["budget_kind"] == kind})
     points["oracle"] = {budget: [judge.best(kind, budget)] for budget in budgets}  # type: ignore[assignment]
-    shown = [v for by in points.values() for values in by.values() for v in values if np.isfinite(v)]
-    x0, x1, y0, y1 = budgets[0], budgets[-1], min(shown), max(shown)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + 10 + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 40)
-        return across, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        'font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
-    ]
-    for budget in budgets:
-        x, y = place(budget, y0)
-        label = f"{budget / 1e6:.0f}M" if kind == "macs" else f"{budget:.2f}"
-        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{label}</text>')
-    for value in np.linspace(y0, y1, 6):
-        _, y = place(x0, float(value))
-        parts.append(f'<text x="{LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}%</text>')
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 15}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
+    groups = [
+        Group(
+            colour, name,
+            [
+                (budget, value)
+                for budget, values in sorted(points[name].items()) for value in values
+                if np.isfinite(value) and name != "oracle"
+            ],
+            [
+                (budget, float(np.nanmean(values)))
+                for budget, values in sorted(points[name].items()) if np.isfinite(values).any()
+            ],
+        )
+        for name, colour in COLOURS.items()
+    ]  # fmt: skip
+    shown = [value for group in groups for _, value in (*group.dots, *group.means)]
+    margin = 0.03 * (budgets[-1] - budgets[0])
+    ticks = [(b, f"{b / 1e6:.0f}M" if kind == "macs" else f"{b:.2f}") for b in budgets]
     what = "budget of MACs" if kind == "macs" else "budget of predicted latency, ms, one thread"
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">{what}</text>')
-    for index, (name, colour) in enumerate(COLOURS.items()):
-        line = []
-        for budget, values in sorted(points[name].items()):
-            known = [v for v in values if np.isfinite(v)]
-            for value in known if name != "oracle" else []:
-                x, y = place(budget, value)
-                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.5"/>')
-            if known:
-                x, y = place(budget, float(np.mean(known)))
-                line.append(f"{x:.1f},{y:.1f}")
-        parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{LEFT + 10 + 110 * index}" y="16" fill="{colour}">{name}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return dots_and_means(
+        Axis(budgets[0] - margin, budgets[-1] + margin, ticks), Axis.even(min(shown), max(shown), "{:.1f}%"),
+        what, groups, 110,
+    )  # fmt: skip
 
 
 def beliefs(judge: Judge, rows: list[Row]) -> list[str]:
