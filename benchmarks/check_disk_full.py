@@ -12,7 +12,6 @@ on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,7 +24,18 @@ from typing import Any
 import numpy as np
 
 from bcnet_deploy import files
-from benchmarks.small_run import RUN, Child, carried_out, damaged, outcome, prepare, refusal
+from benchmarks.small_run import (
+    RUN,
+    Child,
+    Trials,
+    carried_out,
+    damaged,
+    options_of,
+    outcome,
+    prepare,
+    refusal,
+    unlike,
+)  # fmt: skip
 
 SIZE_MB = 16
 
@@ -86,8 +96,7 @@ def trial(
     if again.wait():
         problems.append(f"going on: exit code {again.code}: {refusal(again.text)}")
     else:
-        found = outcome(run)
-        problems += damaged(run) + [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+        problems += unlike(run, expected)
     return {
         "after_s": round(after, 3), "full_in_time": in_time, "temporary_files_too": temporary,
         "how": how[:300], "problems": problems,
@@ -95,20 +104,12 @@ def trial(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--moments", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = options_of(__doc__, "moments").parse_args()
     started = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the disk is unmounted then, too
     folder = options.folder.resolve()
     prepare(folder)
-    state, undisturbed = folder / "full.json", folder / "undisturbed"
-    trials: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+    trials, undisturbed = Trials(folder / "full.json"), folder / "undisturbed"
     disk = folder / "disk"
     disk.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m", "tmpfs", str(disk)], check=True)
@@ -118,22 +119,19 @@ def main() -> None:
             shutil.rmtree(undisturbed, ignore_errors=True)
             files.write_json(known, {"seconds": carried_out(RUN, undisturbed)})
         duration, expected = json.loads(known.read_text())["seconds"], outcome(undisturbed)
-        for index in range(len(trials), 5 * options.moments):
-            enough = sum(one["full_in_time"] for one in trials) >= options.moments
+        for index in range(len(trials.rows), 5 * options.moments):
+            enough = sum(one["full_in_time"] for one in trials.rows) >= options.moments
             if enough or time.monotonic() - started > options.seconds:
                 break
             after = float(np.random.default_rng([9, index]).uniform(0, duration))
-            trials.append(trial(folder, disk, after, index % 2 == 1, expected))
-            if trials[-1]["problems"]:
-                print(json.dumps(trials[-1]), flush=True)
-            files.write_json(state, trials)
+            trials.add(trial(folder, disk, after, index % 2 == 1, expected))
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=False)
-    full = [one for one in trials if one["full_in_time"]]
+    full = [one for one in trials.rows if one["full_in_time"]]
     summary = {
         "moments": len(full), "ended_with_a_typed_error": sum(one["how"] != "done" for one in full),
         "ended_well": sum(one["how"] == "done" for one in full),
-        "with_problems": sum(bool(one["problems"]) for one in full), "trials": trials,
+        "with_problems": sum(bool(one["problems"]) for one in full), "trials": trials.rows,
     }  # fmt: skip
     print(json.dumps({key: value for key, value in summary.items() if key != "trials"}))
     if options.out:

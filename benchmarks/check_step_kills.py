@@ -12,7 +12,6 @@ kill must be kept and nothing be measured twice. Goes on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import signal
@@ -24,7 +23,18 @@ from typing import Any
 import numpy as np
 
 from bcnet_deploy import files
-from benchmarks.small_run import MEASURED, RUN, STEPS, Child, damaged, outcome, prepare, refusal
+from benchmarks.small_run import (
+    MEASURED,
+    RUN,
+    STEPS,
+    Child,
+    Trials,
+    options_of,
+    outcome,
+    prepare,
+    refusal,
+    unlike,
+)
 
 BEFORE = {"train": ("profile",), "search": ("profile", "train"), "retrain": ("profile", "train", "search")}
 LINES = {
@@ -134,8 +144,7 @@ def trial(
     if code:
         result["problems"] = [f"exit code {code}: {refusal(again.text)}"]
         return result
-    found = outcome(run)
-    problems = damaged(run) + [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+    problems = unlike(run, expected)
     if step == "profile":
         rows = samples(run)
         if rows and rows[: len(before)] != before:
@@ -176,24 +185,17 @@ def reference(folder: Path, step: str) -> tuple[Path, float, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=20)
+    parser = options_of(__doc__, "kills")
     parser.add_argument("--only", action="append", choices=list(LINES))
-    parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
     folder = options.folder.resolve()
     prepare(folder)
-    state = folder / "kills.json"
-    trials: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+    trials = Trials(folder / "kills.json")
     for step in options.only or LINES:
         base, duration, expected = reference(folder, step)
         for index in range(5 * options.kills):
-            mine = [one for one in trials if one["step"] == step]
+            mine = [one for one in trials.rows if one["step"] == step]
             if (
                 sum(one["killed"] for one in mine) >= options.kills
                 or time.monotonic() - began > options.seconds
@@ -202,18 +204,15 @@ def main() -> None:
             if index < len(mine):
                 continue
             rng = np.random.default_rng([list(LINES).index(step), index])
-            trials.append(trial(folder, step, base, duration, rng, expected))
-            if trials[-1]["problems"]:
-                print(json.dumps(trials[-1]), flush=True)
-            files.write_json(state, trials)
+            trials.add(trial(folder, step, base, duration, rng, expected))
     counts = {}
     for step in LINES:
-        mine = [one for one in trials if one["step"] == step and one["killed"]]
+        mine = [one for one in trials.rows if one["step"] == step and one["killed"]]
         counts[step] = {"kills": len(mine), "equal": sum(not one["problems"] for one in mine)}
     print(json.dumps(counts))
     if options.out:
-        bad = [one for one in trials if one["problems"]]
-        files.write_json(options.out, {"counts": counts, "problems": bad, "trials": trials})
+        bad = [one for one in trials.rows if one["problems"]]
+        files.write_json(options.out, {"counts": counts, "problems": bad, "trials": trials.rows})
 
 
 if __name__ == "__main__":

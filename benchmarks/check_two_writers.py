@@ -11,7 +11,6 @@ stopped.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import shutil
@@ -21,7 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from bcnet_deploy import files
-from benchmarks.small_run import ANEW, RUN, STEPS, Child, damaged, outcome, prepare, refusal
+from benchmarks.small_run import (
+    ANEW,
+    RUN,
+    STEPS,
+    Child,
+    Trials,
+    options_of,
+    outcome,
+    prepare,
+    refusal,
+    unlike,
+)
 
 COMMANDS = {
     **{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()},
@@ -58,9 +68,7 @@ def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, A
             problems.append(f"{name}: exit code {code}: {refusal(child.text)}")
     if "done" not in ends:
         problems.append("neither was carried out")
-    problems += damaged(run)
-    found = outcome(run)
-    problems += [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+    problems += unlike(run, expected)
     for log in run.rglob("*.jsonl"):
         rows = Counter(log.read_text().splitlines())
         if log.name != "curves.jsonl" and max(rows.values(), default=1) > 1:
@@ -69,40 +77,29 @@ def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--starts", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = options_of(__doc__, "starts").parse_args()
     began = time.monotonic()
     folder = options.folder.resolve()
     prepare(folder)
-    base, state = folder / "first", folder / "writers.json"  # all steps are done there
-    expected = outcome(base)
-    trials: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+    base = folder / "first"  # all steps are done there
+    expected, trials = outcome(base), Trials(folder / "writers.json")
     pairs = list(itertools.combinations_with_replacement(COMMANDS, 2))
     for start in range(options.starts):  # one start of every pair, then the next
         for number, given in enumerate(pairs):
-            if len(trials) > start * len(pairs) + number:
+            if len(trials.rows) > start * len(pairs) + number:
                 continue
             if time.monotonic() - began > options.seconds:
                 break
             pair = (given[0], given[1]) if start % 2 == 0 else (given[1], given[0])
             delay = start / options.starts * SPREAD_S
-            trials.append(trial(base, pair, delay, expected))
-            if trials[-1]["problems"]:
-                print(json.dumps(trials[-1]), flush=True)
-            files.write_json(state, trials)
+            trials.add(trial(base, pair, delay, expected))
     summary = {
-        "pairs": len(pairs), "starts": len(trials),
-        "pairs_started": len({tuple(sorted(one["pair"])) for one in trials}),
-        "both_done": sum(one["ends"] == ["done", "done"] for one in trials),
-        "one_refused_by_name": sum(sorted(one["ends"]) == ["done", "refused"] for one in trials),
-        "with_problems": sum(bool(one["problems"]) for one in trials),
-        "problems": [one for one in trials if one["problems"]][:50],
+        "pairs": len(pairs), "starts": len(trials.rows),
+        "pairs_started": len({tuple(sorted(one["pair"])) for one in trials.rows}),
+        "both_done": sum(one["ends"] == ["done", "done"] for one in trials.rows),
+        "one_refused_by_name": sum(sorted(one["ends"]) == ["done", "refused"] for one in trials.rows),
+        "with_problems": sum(bool(one["problems"]) for one in trials.rows),
+        "problems": [one for one in trials.rows if one["problems"]][:50],
     }  # fmt: skip
     print(json.dumps({key: value for key, value in summary.items() if key != "problems"}))
     if options.out:

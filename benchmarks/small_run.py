@@ -7,6 +7,7 @@ command line on; it has its own files, locks and signals.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import hashlib
 import importlib
@@ -23,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from bcnet_deploy import files
 from tests.run.tinynet import MODEL
 
 RECIPE = {"augment": "none", "checkpoint_every": 2, "evaluate_every": 1}
@@ -230,6 +232,38 @@ def damaged(run: Path) -> list[str]:
         except Exception as error:
             bad.append(f"{path.relative_to(run)}: {type(error).__name__}: {error}"[:300])
     return bad
+
+
+def unlike(run: Path, expected: Mapping[str, Any]) -> list[str]:
+    """Files that are damaged, and what differs from the outcome of an undisturbed run; empty: all is well."""
+    found = outcome(run)
+    return damaged(run) + [f"{key} differs" for key in expected if found.get(key) != expected[key]]
+
+
+class Trials:
+    """Trials that go on where a check was stopped; one with problems is shown as it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if row["problems"]:
+            print(json.dumps(row), flush=True)
+        files.write_json(self._path, self.rows)
+
+
+def options_of(description: str | None, count: str) -> argparse.ArgumentParser:
+    """The options that all checks have; ``count`` is what the number of trials is called."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument(f"--{count}", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no new trial after so long")
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def refusal(text: str) -> str:
