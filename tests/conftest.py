@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch and NumPy start their pools: two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +28,15 @@ settings.register_profile(
     "long", parent=settings.get_profile("default"), derandomize=False, max_examples=1000
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def benchmark_module() -> Iterator[Callable[[str], Any]]:
+    """Imports a benchmark by name: they import one another as scripts in one folder do."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,10 @@ from bcnet_deploy.nn import Supernet
 from bcnet_deploy.train import SupernetEvaluator
 from tests.lut.fakes import TinyNet, make_table, tiny_space
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def benchmark():  # type: ignore[no-untyped-def]
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import bm_found_by_supernet
-
-        yield bm_found_by_supernet
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def benchmark(benchmark_module):  # type: ignore[no-untyped-def]
+    return benchmark_module("bm_found_by_supernet")
 
 
 def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

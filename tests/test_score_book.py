@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,10 @@ from bcnet_deploy.nn import Supernet
 from bcnet_deploy.search.evaluation import RacingAccuracy
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def score_book():  # type: ignore[no-untyped-def]
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import score_book
-
-        yield score_book
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def score_book(benchmark_module):  # type: ignore[no-untyped-def]
+    return benchmark_module("score_book")
 
 
 def small_network() -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -85,6 +87,13 @@ def make_loader(config: TrainConfig) -> BatchLoader:
 def make_plain_trainer(config: TrainConfig, folder, seed: int = 0) -> Trainer:  # type: ignore[no-untyped-def]
     torch.manual_seed(seed)
     return Trainer(tiny(), make_loader(config), config, folder)
+
+
+def trained_plain(epochs: int, folder: Path) -> nn.Module:
+    """The plain network after so many epochs, in evaluation mode."""
+    trainer = make_plain_trainer(settings(epochs=epochs), folder)
+    trainer.run()
+    return trainer.network.eval()
 
 
 def make_trainer(supernet: Supernet, config: TrainConfig, folder, **options) -> Trainer:  # type: ignore[no-untyped-def]

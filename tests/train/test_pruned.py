@@ -21,7 +21,7 @@ from bcnet_deploy.train import evaluate_network, open_pruned_evaluator, retrain,
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.pruned import permuted_on
 from bcnet_deploy.train.samplers import Slice
-from tests.train.helpers import SIZE, make_plain_trainer, settings, splits, tiny
+from tests.train.helpers import SIZE, settings, splits, tiny, trained_plain
 
 REF = ModelRef("tests.train.helpers:tiny", num_classes=4, input_size=SIZE, levels=4)
 CPU = torch.device("cpu")
@@ -29,9 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    trainer = make_plain_trainer(settings(epochs=12), tmp_path_factory.mktemp("trained"))
-    trainer.run()
-    return trainer.network.eval()
+    return trained_plain(12, tmp_path_factory.mktemp("trained"))
 
 
 def space_of(model: nn.Module) -> WidthSpace:

@@ -18,7 +18,7 @@ from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units
 from bcnet_deploy.train.pruned import permuted_on
 from bcnet_deploy.train.shrink import shrink, stage_config, stage_widths
-from tests.train.helpers import SIZE, make_plain_trainer, settings, splits, tiny
+from tests.train.helpers import SIZE, settings, splits, tiny, trained_plain
 
 REF = ModelRef("tests.train.helpers:tiny", num_classes=4, input_size=SIZE, levels=4)
 CPU = torch.device("cpu")
@@ -26,9 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    trainer = make_plain_trainer(settings(epochs=6), tmp_path_factory.mktemp("trained"))
-    trainer.run()
-    return trainer.network.eval()
+    return trained_plain(6, tmp_path_factory.mktemp("trained"))
 
 
 def test_widths_shrink_by_the_same_factor_a_step(trained: nn.Module) -> None:
