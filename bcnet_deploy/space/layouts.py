@@ -9,7 +9,7 @@ from torch import nn
 
 from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, joined, same_size, size_of, unify
 from bcnet_deploy.space.capture import Call, Value
-from bcnet_deploy.space.questions import Size
+from bcnet_deploy.space.questions import Formula, Size
 
 Dims = list[Layout | None]
 """One entry a dimension; None where it can never depend on widths (batch, height, width)."""
@@ -126,11 +126,18 @@ class Layouts:
 
     def from_attribute(self, call: Call, dimension: int) -> bool:
         """Whether the code took the size of a dimension of a call's output from an attribute."""
+        return self._origin(call, dimension)[0] == "attribute"
+
+    def from_channels(self, call: Call, dimension: int) -> bool:
+        """Whether it took it from an attribute or from a dimension that follows widths."""
+        kind, *place = self._origin(call, dimension)
+        return kind == "attribute" or (kind == "size" and self.of(place[0])[place[1]] is not None)
+
+    def _origin(self, call: Call, dimension: int) -> Formula:
+        """The formula of the size that the code gave for a dimension of a call's output, if known."""
         given, shape = call.given, call.outputs[0].shape
         number = given[dimension] if len(given) == len(shape) else 0
-        return (
-            isinstance(number, Size) and number.formula[0] == "attribute" and int(number) == shape[dimension]
-        )
+        return number.formula if isinstance(number, Size) and int(number) == shape[dimension] else ("",)
 
     def follow_size(self, given: int, layout: Layout | None) -> bool:
         """Let the attribute that ``given`` comes from, if from one alone, follow ``layout``."""

@@ -184,6 +184,11 @@ def _regroup(
             out[j] = fixed(out_shape[j], kept or reason)
         return
     index = free[0]
+    for j in targets if min(len(sources), len(targets)) > 1 else ():
+        # Channels in another place among others: in which order they come there is nobody's concern.
+        if out_shape[j] == shape[index] and layouts.from_channels(call, j):
+            out[j] = labelled[index]
+            return
     before = math.prod(shape[i] for i in sources if i < index)
     after = math.prod(shape[i] for i in sources if i > index)
     merged = joined([scaled(labelled[index], after)] * before)

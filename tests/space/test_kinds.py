@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import bcnet_deploy as bd
+from bcnet_deploy.importance import permutable
 
 SIZE = (3, 16, 16)
 
@@ -415,3 +416,52 @@ def test_a_buffer_that_changes_its_shape_in_forward_is_refused_by_name() -> None
     model(torch.randn(1, *SIZE))  # run once, it is as it will be
     space = bd.WidthSpace.from_model(model, SIZE)
     runs_as_said(model, space, space.narrowest, SIZE)
+
+
+# -- channels that change places with positions ---------------------------------------------------
+
+
+class Scrambles(nn.Module):
+    """MAnet's attention over positions: (N, places, C) is read as (N, C, height, width), without a transpose."""
+
+    def __init__(self, *, by_attribute: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, 2, 1)
+        self.top, self.center, self.bottom = nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 1), nn.Conv2d(12, 12, 1)
+        self.out, self.head = nn.Conv2d(12, 10, 3, padding=1), nn.Linear(10, 5)
+        self.by_attribute, self.channels = by_attribute, 12
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        left = self.center(x).flatten(2).transpose(1, 2)
+        weights = (left @ self.top(x).flatten(2)).view(n, -1).softmax(1).view(n, h * w, h * w)
+        mixed = weights @ self.bottom(x).flatten(2).transpose(1, 2)
+        mixed = mixed.reshape(n, self.channels if self.by_attribute else c, h, w)
+        return self.head(self.out(x + mixed).mean((2, 3)))
+
+
+@pytest.mark.parametrize("by_attribute", [True, False])
+def test_channels_read_in_the_place_of_positions_are_cut(by_attribute: bool) -> None:
+    model = Scrambles(by_attribute=by_attribute)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["stem", "center", "out"] and not space.frozen
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
+    # No order of these channels leaves the function as it is, so importance keeps theirs.
+    assert permutable(model, space) == [False, True, True]
+
+
+def test_a_place_of_the_same_size_is_not_taken_for_the_channels() -> None:
+    class Square(Scrambles):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.interpolate(self.stem(x), (12, 6))
+            n, c, h, w = x.shape  # as high as it has channels
+            y = self.bottom(x).flatten(2).transpose(1, 2).reshape(n, h, c, w)
+            return self.head(self.out(x + y.transpose(1, 2)).mean((2, 3)))
+
+    model = Square(by_attribute=False)
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["stem", "out"] and not space.frozen
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
