@@ -422,7 +422,7 @@ def test_a_buffer_that_changes_its_shape_in_forward_is_refused_by_name() -> None
 
 
 class Scrambles(nn.Module):
-    """MAnet's attention over positions: (N, places, C) is read as (N, C, height, width), without a transpose."""
+    """MAnet's attention over positions: (N, places, C) is read as (N, C, height, width) as it stands."""
 
     def __init__(self, *, by_attribute: bool) -> None:
         super().__init__()
