@@ -3,7 +3,7 @@
     python -m benchmarks.check_two_writers --folder FOLDER [--starts 20] [--seconds S] [--out FILE]
 
 A small run (:mod:`benchmarks.small_run`) is finished. Each trial copies it and starts two commands that do
-their step anew; the second begins the later the more starts there were, up to three seconds.
+their step anew; the second begins the later the more starts there were, up to the end of the first.
 Each must end well, or be refused in one line that names the process that writes. Then every file must be
 whole, no line of a log there twice, and all results equal to those of the run before. Goes on where it was
 stopped.
@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.small_run import (
     STEPS,
     Child,
     Trials,
+    carried_out,
     options_of,
     outcome,
     prepare,
@@ -33,27 +35,38 @@ from benchmarks.small_run import (
     unlike,
 )
 
-COMMANDS = {
-    **{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()},
-    "run": [*RUN, "--force"],
-}
-SPREAD_S = 3.0
+COMMANDS = {**{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()}, "run": RUN}
 NAMED = "is being written by process"
+
+
+def copied(base: Path, names: Iterable[str]) -> Path:
+    """A copy of ``base`` in which these commands have work to do."""
+    run = base.with_name("trial")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(base, run)
+    if "run" in names:  # of a run that is done it would do nothing: its last steps are asked for again
+        for stamp in ("search", "retrain-found", "bench"):
+            (run / "steps" / f"{stamp}.json").unlink()
+    return run
+
+
+def durations(base: Path) -> dict[str, float]:
+    """Seconds of each command on a copy of ``base``, measured once."""
+    said = base.with_name("seconds.json")
+    if not said.exists():
+        files.write_json(said, {n: carried_out(line, copied(base, [n])) for n, line in COMMANDS.items()})
+    known: dict[str, float] = json.loads(said.read_text())
+    return known
 
 
 def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, Any]) -> dict[str, Any]:
     """One pair of commands, the second ``delay`` seconds later."""
-    run = base.with_name("trial")
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(base, run)
+    run = copied(base, pair)
     children = []
     for index, name in enumerate(pair):
         if index:
             time.sleep(delay)
-        if name == "run":  # of a run that is done it would do nothing: its last steps are asked for again
-            for stamp in ("search", "retrain-found", "bench"):
-                (run / "steps" / f"{stamp}.json").unlink(missing_ok=True)
-        line = [*(RUN if name == "run" else COMMANDS[name]), "--quiet", "--run-dir", str(run)]
+        line = [*COMMANDS[name], "--quiet", "--run-dir", str(run)]
         children.append(Child(line, base.with_name(f"log{index}")))
     codes = [child.wait(60) for child in children]
     problems = []
@@ -82,7 +95,7 @@ def main() -> None:
     folder = options.folder.resolve()
     prepare(folder)
     base = folder / "first"  # all steps are done there
-    expected, trials = outcome(base), Trials(folder / "writers.json")
+    expected, seconds, trials = outcome(base), durations(base), Trials(folder / "writers.json")
     pairs = list(itertools.combinations_with_replacement(COMMANDS, 2))
     for start in range(options.starts):  # one start of every pair, then the next
         for number, given in enumerate(pairs):
@@ -91,7 +104,7 @@ def main() -> None:
             if time.monotonic() - began > options.seconds:
                 break
             pair = (given[0], given[1]) if start % 2 == 0 else (given[1], given[0])
-            delay = start / options.starts * SPREAD_S
+            delay = start / options.starts * seconds[pair[0]]
             trials.add(trial(base, pair, delay, expected))
     summary = {
         "pairs": len(pairs), "starts": len(trials.rows),

@@ -27,10 +27,21 @@ import yaml
 from bcnet_deploy import files
 from tests.run.tinynet import MODEL
 
-RECIPE = {"augment": "none", "checkpoint_every": 2, "evaluate_every": 1}
-EPOCHS = {"train": 3, "retrain": 8}
+MODULE = f"""
+{MODEL}
+
+def few():
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    images = (digits.images[:400, None] / 16).astype("float32").repeat(2, 2).repeat(2, 3)
+    labels = digits.target[:400]
+    return {{"train": (images[:300], labels[:300]), "test": (images[300:], labels[300:])}}
+"""
+"""The user's module: a network of three layers and a few digits."""
+RECIPE = {"augment": "none", "batch_size": 32, "checkpoint_every": 2, "evaluate_every": 1}
+EPOCHS = {"train": 3, "retrain": 6}
 CONFIG: dict[str, Any] = {
-    "model": "tinynet:net", "input_size": "1x16x16", "data": "digits", "device": "cpu-1thread",
+    "model": "tinynet:net", "input_size": "1x16x16", "data": "tinynet:few", "device": "cpu-1thread",
     "estimate": True, "levels": 8, "latency": "0.7x", "confidence": 0.5,
     **{name: {"recipe": "digits", **RECIPE, "epochs": epochs} for name, epochs in EPOCHS.items()},
     "search": {"evaluations": 40, "population_size": 8, "val_images": 100},
@@ -45,7 +56,7 @@ TRAINING = {
     for name, epochs in EPOCHS.items()
 }  # fmt: skip
 ABOUT = [
-    "--model", "tinynet:net", "--input-size", "1x16x16", "--levels", "8", "--data", "digits",
+    "--model", "tinynet:net", "--input-size", "1x16x16", "--levels", "8", "--data", "tinynet:few",
     "--device", "cpu-1thread",
 ]  # fmt: skip
 STEPS: dict[str, list[str]] = {
@@ -69,7 +80,7 @@ ANEW = {"export": "--force", "report": "--force"}
 def prepare(folder: Path) -> None:
     """Make ``folder`` the current one, with the model and the configuration, and load all that steps need."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tinynet.py").write_text(MODEL)
+    (folder / "tinynet.py").write_text(MODULE)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     os.chdir(folder)
     sys.path.insert(0, str(folder))
