@@ -481,6 +481,8 @@ def _check_events(text: str) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
+            if len(event.value) > 400 and event.implicit[0] and event.value.lstrip("+-").isdigit():
+                _number(event.value)
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.AliasEvent):

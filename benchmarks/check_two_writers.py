@@ -3,7 +3,8 @@
     python -m benchmarks.check_two_writers --folder FOLDER [--starts 20] [--seconds S] [--out FILE]
 
 A small run (:mod:`benchmarks.small_run`) is finished. Each trial copies it and starts two commands that do
-their step anew; the second begins the later the more starts there were, up to the end of the first.
+their step anew; the second begins the later the more starts there were, up to the end of the first. In the
+last quarter of the starts the first is held up at that moment (SIGSTOP) for longer than the second waits.
 Each must end well, or be refused in one line that names the process that writes. Then every file must be
 whole, no line of a log there twice, and all results equal to those of the run before. Goes on where it was
 stopped.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -36,6 +38,8 @@ from benchmarks.small_run import (
 )
 
 COMMANDS = {**{name: [*line, ANEW.get(name, "--fresh")] for name, line in STEPS.items()}, "run": RUN}
+HELD_S = 2.3
+"""A command waits for two seconds before it is refused."""
 NAMED = "is being written by process"
 
 
@@ -59,15 +63,24 @@ def durations(base: Path) -> dict[str, float]:
     return known
 
 
-def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, Any]) -> dict[str, Any]:
-    """One pair of commands, the second ``delay`` seconds later."""
+def trial(
+    base: Path, pair: tuple[str, str], delay: float, held: bool, expected: dict[str, Any]
+) -> dict[str, Any]:
+    """One pair of commands, the second ``delay`` seconds later; the first then ``held`` up."""
     run = copied(base, pair)
     children = []
     for index, name in enumerate(pair):
         if index:
             time.sleep(delay)
+            if held:
+                children[0].kill(signal.SIGSTOP)
         line = [*COMMANDS[name], "--quiet", "--run-dir", str(run)]
         children.append(Child(line, base.with_name(f"log{index}")))
+    if held:
+        end = time.monotonic() + HELD_S
+        while children[1].poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        children[0].kill(signal.SIGCONT)
     codes = [child.wait(60) for child in children]
     problems = []
     ends = []
@@ -86,7 +99,7 @@ def trial(base: Path, pair: tuple[str, str], delay: float, expected: dict[str, A
         rows = Counter(log.read_text().splitlines())
         if log.name != "curves.jsonl" and max(rows.values(), default=1) > 1:
             problems.append(f"{log.relative_to(run)} has a line twice")
-    return {"pair": list(pair), "delay_s": round(delay, 3), "ends": ends, "problems": problems}
+    return {"pair": list(pair), "delay_s": round(delay, 3), "held": held, "ends": ends, "problems": problems}
 
 
 def main() -> None:
@@ -96,6 +109,7 @@ def main() -> None:
     prepare(folder)
     base = folder / "first"  # all steps are done there
     expected, seconds, trials = outcome(base), durations(base), Trials(folder / "writers.json")
+    quarter = options.starts // 4
     pairs = list(itertools.combinations_with_replacement(COMMANDS, 2))
     for start in range(options.starts):  # one start of every pair, then the next
         for number, given in enumerate(pairs):
@@ -104,13 +118,15 @@ def main() -> None:
             if time.monotonic() - began > options.seconds:
                 break
             pair = (given[0], given[1]) if start % 2 == 0 else (given[1], given[0])
-            delay = start / options.starts * seconds[pair[0]]
-            trials.add(trial(base, pair, delay, expected))
+            held = start >= options.starts - quarter
+            share = start / options.starts if not held else (options.starts - start - 0.5) / quarter
+            trials.add(trial(base, pair, share * seconds[pair[0]], held, expected))
     summary = {
         "pairs": len(pairs), "starts": len(trials.rows),
         "pairs_started": len({tuple(sorted(one["pair"])) for one in trials.rows}),
         "both_done": sum(one["ends"] == ["done", "done"] for one in trials.rows),
         "one_refused_by_name": sum(sorted(one["ends"]) == ["done", "refused"] for one in trials.rows),
+        "first_held_up": sum(one.get("held", False) for one in trials.rows),
         "with_problems": sum(bool(one["problems"]) for one in trials.rows),
         "problems": [one for one in trials.rows if one["problems"]][:50],
     }  # fmt: skip

@@ -1,11 +1,14 @@
 """Hostile files and options, for minutes: whatever is given is used or refused on one line.
 
-    python -m benchmarks.fuzz --minutes 10 [--seed 0] [--family tables] [--out fuzz.json]
+    python -m benchmarks.fuzz --minutes 10 [--seed 0] [--family tables] [--seconds S] [--out fuzz.json]
 
 A small run directory is made first (estimated table, one short training, one search). Each case copies it,
 spoils one of its files or makes another hostile input, and runs a command on it in this process. Counted are
 tracebacks, cases that take longer than 10 s, files written outside the run directory, and nonsense: a command
 that ends well and shows a figure that no network or machine can have.
+
+Minutes are of the processor's time in this process, so that a busy machine tries as much. With ``--seconds``
+it stops after so long on the wall; the same command goes on where ``--out`` ends.
 """
 
 from __future__ import annotations
@@ -525,19 +528,23 @@ def fuzz(
     cases: int | None = None,
     kept: Path | None = None,
     again: list[tuple[str, str]] | None = None,
+    seconds: float = 1e9,
+    former: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Cases for ``minutes``, or so many, or those ``again`` (family, case) that failed before.
 
-    Returns counts by family, and each failure with what reproduces it.
+    Returns counts by family, and each failure with what reproduces it; after those of ``former``, what an
+    earlier call of the same seed and families returned.
     """
+    former = former or {"minutes": 0.0, "cases": 0, "slowest_s": 0.0, "counts": {}, "failures": []}
     if again is not None:
         cases = len(again)
     import torch
 
     torch.set_num_threads(1)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in families}
-    slowest = 0.0
-    failures: list[dict[str, str]] = []
+    counts = {name: Counter(former["counts"].get(name, {})) for name in families}
+    slowest = float(former["slowest_s"])
+    failures: list[dict[str, str]] = list(former["failures"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         os.environ["BCNET_CACHE"] = str(folder / "cache")
@@ -547,8 +554,12 @@ def fuzz(
         os.chdir(folder)
         watch = Watch()
         watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
-        end, number = time.monotonic() + 60 * minutes, 0
-        while number < cases if cases is not None else time.monotonic() < end:
+        until, number, at_first = time.monotonic() + seconds, int(former["cases"]), time.process_time()
+
+        def spent() -> float:
+            return float(former["minutes"]) + (time.process_time() - at_first) / 60
+
+        while time.monotonic() < until and (number < cases if cases is not None else spent() < minutes):
             family, case = families[number % len(families)], f"{seed} {number}"
             if again is not None:
                 family, case = again[number]
@@ -592,7 +603,7 @@ def fuzz(
             number += 1
         os.chdir("/")
     return {
-        "minutes": minutes,
+        "minutes": round(spent(), 2),
         "seed": seed,
         "cases": sum(sum(count.values()) for count in counts.values()),
         "slowest_s": round(slowest, 1),
@@ -606,6 +617,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--cases", type=int, help="so many, instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long on the wall")
     parser.add_argument("--again", type=Path, help="only the cases that failed, by a result of --out")
     parser.add_argument("--kept", type=Path, help="folder that keeps the run that the cases spoil")
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
@@ -616,11 +628,19 @@ def main() -> None:
     if arguments.again:
         again = [(one["family"], one["case"]) for one in json.loads(arguments.again.read_text())["failures"]]
         families = sorted({family for family, _ in again})
-    result = fuzz(arguments.minutes, arguments.seed, families, arguments.cases, arguments.kept, again)
+    former, out = None, arguments.out
+    if out and out.exists() and again is None:
+        former = json.loads(out.read_text())
+        if (former["seed"], list(former["counts"])) != (arguments.seed, families):
+            parser.error(f"{out} is of another seed or of other families")
+    result = fuzz(
+        arguments.minutes, arguments.seed, families, arguments.cases, arguments.kept, again,
+        arguments.seconds, former,
+    )  # fmt: skip
     for family, counts in result["counts"].items():
         print(f"{family:12} {counts}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(1 if result["failures"] else 0)
 
 

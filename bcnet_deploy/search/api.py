@@ -82,7 +82,8 @@ def search(
             over what these say (:mod:`bcnet_deploy.search.design`): a few hundred evaluations at most, on
             all images. False scores where the search goes.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` goes on without that network.
-        checkpoint: a file that keeps every accuracy as it comes; run again to resume.
+        checkpoint: a file that keeps every accuracy as it comes; run again to resume. Of a callable with
+            ``bounds`` (least, largest), an accuracy outside of them is taken for damage of the file.
         evaluator_id: what the accuracies come from; a checkpoint of another one is refused.
         batch_size: vectors a call of ``accuracy``; None passes whole generations.
         progress: called after each generation.
@@ -122,7 +123,7 @@ def search(
             "choices": str(getattr(space, "choices_fingerprint", "")),
             "evaluator": evaluator_id,
         }
-        journal = AnswerJournal(checkpoint, identity)
+        journal = AnswerJournal(checkpoint, identity, getattr(accuracy, "bounds", None))
     first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
     shared = bool(getattr(accuracy, "shares_weights", False))
     design = design and shared and name == "nsga2"

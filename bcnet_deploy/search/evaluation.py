@@ -109,20 +109,30 @@ class AnswerJournal:
     Args:
         path: the file; made when absent.
         identity: what the answers depend on (space, supernet). JSON values.
+        bounds: the least and the largest accuracy that there can be; None: any.
 
     Raises:
-        CheckpointError: the file is of another space or supernet, or is no journal.
+        CheckpointError: the file is of another space or supernet, or is no journal, or an accuracy in it is
+            outside the bounds.
         RunDirError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, identity: dict[str, Any], bounds: tuple[float, float] | None = None
+    ) -> None:
         self._log = files.JsonLines(
             path, "search journal", header={"format": JOURNAL_FORMAT, "kind": "search journal", **identity},
             remedy="delete it to search from the start, or give another checkpoint path",
         )  # fmt: skip
         self.known: dict[tuple[bytes, int], tuple[float, float]] = {}
         for number, row in self._log.read():
-            answer = _Answer.from_dict(row, f"search journal {path}, line {number}")
+            place = f"search journal {path}, line {number}"
+            answer = _Answer.from_dict(row, place)
+            if bounds and answer.accuracy is not None and not bounds[0] <= answer.accuracy <= bounds[1]:
+                raise CheckpointError(
+                    f"{place}: accuracy is {answer.accuracy:g}; allowed: {bounds[0]:g} to {bounds[1]:g}; "
+                    "the file is damaged: delete it to search from the start"
+                )
             value = -math.inf if answer.accuracy is None else float(rounded(answer.accuracy))
             key = np.array(answer.widths, dtype=np.int64).tobytes()
             self.known[key, answer.images] = value, answer.noise

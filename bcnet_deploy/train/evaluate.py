@@ -130,6 +130,7 @@ class SupernetEvaluator:
         image_passes: images that went through the network in this process, on either side, for statistics or
             scores. Those of shared stages count as if each vector had run them.
         noise: see :meth:`binomial_noise`; absent for tasks other than classification.
+        bounds: the least and the largest metric that there can be; None: any number.
 
     Raises:
         EvaluationError: there are no batches.
@@ -159,6 +160,7 @@ class SupernetEvaluator:
         self.val_batches = val_batches
         self.val_count = self.images = image_count(val_batches)
         self.image_passes = 0
+        self.bounds = (0.0, 100.0) if self.task.unit == "%" else None
         self.shares_weights = shares_weights
         self.side_names = tuple(sides)
         self.ranks = ranks or Ranks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +162,28 @@ def test_killed_at_any_moment_the_result_is_the_same(tmp_path):
     resumed = bd.search(SPACE, rest, BUDGET, 300, seed=6, checkpoint=path)
     assert resumed.to_dict() == bd.search(SPACE, Hashed(), BUDGET, 300, seed=6).to_dict()
     assert len(rest.asked) <= 300 - (counts[-1] - 2)
+
+
+@pytest.mark.parametrize(("value", "bounds", "taken"), [
+    (1e9, (0.0, 100.0), False), (-0.5, (0.0, 100.0), False), (100.0, (0.0, 100.0), True), (1e9, None, True),
+])  # fmt: skip
+def test_a_journal_with_an_accuracy_that_cannot_be_is_refused(tmp_path, value, bounds, taken):
+    class Bounded(Hashed):
+        pass
+
+    Bounded.bounds = bounds
+    path = tmp_path / "journal.jsonl"
+    arguments = {"evaluations": 12, "population_size": 6, "checkpoint": path}
+    bd.search(SPACE, Bounded(), BUDGET, **arguments)
+    rows = path.read_text().splitlines()
+    rows[-1] = json.dumps({**json.loads(rows[-1]), "accuracy": value})
+    path.write_text("\n".join(rows) + "\n")
+    if taken:
+        assert bd.search(SPACE, Bounded(), BUDGET, **arguments).evaluations == 12
+        return
+    said = re.escape(f"line {len(rows)}: accuracy is {value:g}; allowed: 0 to 100")
+    with pytest.raises(bd.CheckpointError, match=said):
+        bd.search(SPACE, Bounded(), BUDGET, **arguments)
 
 
 def test_interrupt_passes_through_and_keeps_the_journal(tmp_path):
