@@ -46,6 +46,7 @@ _HELD_SHARE = 0.25
 _REFERENCE_EVERY = 12
 _MIN_TRAIN = 12
 _ONE_NETWORK_S = 0.08  # what the timed runs of one network should take, more or less
+_TIMED_SHARE = 0.3  # of what a network takes in all: the same where a runtime is slow to load one
 _MOST_RUNS = 60
 _DISTURBED = 0.12
 _AGAIN = 2  # more measurements of a network after slow spells
@@ -267,7 +268,8 @@ class Profiler:
         if len(journal.records) < 4:
             return Timing(warmup=2, profiled=5, plain=5)
         typical = float(np.median([record.latency_ms for record in journal.records])) / 1e3
-        runs = int(np.clip(round(_ONE_NETWORK_S / 3 / typical), 4, _MOST_RUNS))
+        each = float(np.median([record.seconds for record in journal.records]))
+        runs = int(np.clip(round(max(_ONE_NETWORK_S, _TIMED_SHARE * each) / 3 / typical), 4, _MOST_RUNS))
         # Layers are means of many runs, a whole network needs one without any disturbance: more of those.
         return Timing(warmup=2, profiled=runs, plain=2 * runs)
 

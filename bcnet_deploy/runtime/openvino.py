@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from bcnet_deploy.devices import DeviceProfile
 
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
-_BLOCKS = 4  # of profiled runs: see OpenVinoRunner._node_times
+_BLOCKS = 6  # of profiled runs: see OpenVinoRunner._node_times
+_DISTURBED = 0.05  # more than the fastest block's time: such a block is left out
+_CUT_US = 2.0  # what cutting to whole microseconds does to one node's time in a short block
 _IR_VERSIONS = ("10", "11")  # that OpenVINO has read and written since 2021
 
 
@@ -61,7 +63,8 @@ class OpenVinoRunner(Runner):
         device: OpenVINO's name of it: ``CPU``, ``GPU``, ``NPU``, ``AUTO``.
         threads: of a CPU, 1 or more; stated, never guessed.
         precision: that it computes in; of an INT8 network, what is not quantised is in FP32.
-        profiling: compile for :meth:`node_times`; latencies then include what profiling costs.
+        profiling: allow :meth:`node_times`. That is a second, counting copy of the network, gone when it
+            returns: counters cannot be turned off again, and cost about 2 us a node.
         name: shown in messages.
 
     Raises:
@@ -92,19 +95,32 @@ class OpenVinoRunner(Runner):
         ov = _openvino()
         if str(self.model).endswith(".xml"):
             _check_version(Path(str(self.model)))
-        config = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision], "PERF_COUNT": self.profiling, "CACHE_DIR": "",
-        }  # fmt: skip
-        if self.device == "CPU":
-            config |= {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": self.threads}
         try:
-            core = ov.Core()
-            network = core.read_model(self.model if isinstance(self.model, bytes) else str(self.model))
-            self._compiled = core.compile_model(network, self.device, config)
+            self._compiled = self._compile(ov.Core())
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # OpenVINO raises RuntimeError with a stack of source lines
             self._deactivate()
             raise EngineError(f"{self.name} refuses the model: {_reason(error)}") from error
+
+    def _compile(self, core: Any, counting: bool = False) -> Any:
+        network = core.read_model(self.model if isinstance(self.model, bytes) else str(self.model))
+        return core.compile_model(network, self.device, self._config(counting))
+
+    def _config(self, counting: bool) -> dict[str, Any]:
+        config = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision], "PERF_COUNT": counting, "CACHE_DIR": "",
+        }  # fmt: skip
+        if self.device == "CPU":
+            config |= {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": self.threads}
+        return config
+
+    def _counting(self) -> Any:
+        """The network once more, with counters at 0; of the compiled one, which saves most of the time."""
+        core = _openvino().Core()
+        try:
+            return core.import_model(self._compiled.export_model(), self.device, self._config(True))
+        except Exception:  # a device that cannot export
+            return self._compile(core, counting=True)
 
     def _deactivate(self) -> None:
         self._request = None
@@ -117,28 +133,23 @@ class OpenVinoRunner(Runner):
         return tuple(map(_info, self._compiled.outputs))
 
     def _infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        self._bind(feeds)
-        self._run()
+        _bind(self._request, feeds)
+        self._run(self._request)
         return {
             output.get_any_name(): np.array(self._request.get_tensor(output).data)
             for output in self._compiled.outputs
         }
 
-    def _bind(self, feeds: Mapping[str, Array]) -> None:
-        """Copy the inputs into the request's own tensors, before anything is timed."""
-        for name, value in feeds.items():
-            self._request.set_tensor(name, _openvino().Tensor(np.array(value, order="C")))
-
-    def _run(self) -> None:
+    def _run(self, request: Any) -> None:
         try:
-            self._request.infer()
+            request.infer()
         except Exception as error:
             raise EngineError(f"{self.name} failed: {_reason(error)}") from error
 
     def _latencies(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> Floats:
-        self._bind(feeds)
+        _bind(self._request, feeds)
         for _ in range(warmup):
-            self._run()
+            self._run(self._request)
         run, clock = self._request.infer, time.perf_counter_ns
         times = np.empty(runs, dtype=np.int64)
         for index in range(runs):
@@ -148,45 +159,28 @@ class OpenVinoRunner(Runner):
         return times / 1e6
 
     def _node_times(self, feeds: Mapping[str, Array], runs: int, warmup: int) -> list[NodeTime]:
-        """OpenVINO keeps the mean of all runs since compilation, in whole microseconds.
-
-        Runs are therefore taken in a few blocks: differences of the sums give the mean of each block, which
-        stands for each of its runs.
-        """
+        """Each of the runs is given the mean of the undisturbed ones: see :func:`undisturbed_means`."""
         if not self.profiling:
             raise EngineError(f"{self.name} has no profile; construct it with profiling=True")
-        self._bind(feeds)
+        try:
+            request = self._counting().create_infer_request()
+        except Exception as error:
+            raise EngineError(f"{self.name} cannot be profiled: {_reason(error)}") from error
+        _bind(request, feeds)
         for _ in range(warmup):
-            self._run()
-        done, sums = warmup, self._sums(warmup)
-        counted: list[tuple[int, dict[str, float], dict[str, float]]] = []
+            self._run(request)
+        done, counters = [warmup], [_counters(request) if warmup else {}]
         for block in np.array_split(np.arange(runs), min(_BLOCKS, runs)):
             for _ in block:
-                self._run()
-            done += len(block)
-            later = self._sums(done)
-            counted.append((len(block), sums, later))
-            sums = later
-        # A short node may be counted in some blocks alone: in the others it took no time that was seen.
-        durations: dict[str, list[float]] = {name: [] for *_, later in counted for name in later}
-        for length, before, after in counted:
-            for name, values in durations.items():
-                mean = max(0.0, (after.get(name, 0.0) - before.get(name, 0.0)) / length)
-                values.extend([mean] * length)
+                self._run(request)
+            done.append(done[-1] + len(block))
+            counters.append(_counters(request))
         origins = self._origins()
         return [
-            NodeTime(name, origins[name][0], (), (), tuple(values), origins[name][1])
-            for name, values in durations.items()
+            NodeTime(name, operator, (), (), (mean,) * runs, made_of)
+            for name, mean in undisturbed_means(done, counters).items()
+            for operator, made_of in [origins.get(name, ("", ()))]
         ]
-
-    def _sums(self, runs: int) -> dict[str, float]:
-        """Microseconds of each node in all runs so far, in execution order; without those that do not run."""
-        totals: dict[str, float] = {}
-        for node in self._request.get_profiling_info() if runs else ():
-            if node.status.name == "EXECUTED":
-                seconds = node.real_time.total_seconds()
-                totals[node.node_name] = totals.get(node.node_name, 0.0) + 1e6 * seconds * runs
-        return totals
 
     def _origins(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Each node's operator, and the network's own operators that were fused into it."""
@@ -290,6 +284,44 @@ class OpenVino(Runtime):
     def engine_runner(self, path: Path, device: DeviceProfile) -> Runner:
         precision = read_engine(path)[1].precision if sidecar_path(path).exists() else device.precision
         return self._runner(path, device, precision)
+
+
+def _bind(request: Any, feeds: Mapping[str, Array]) -> None:
+    """Copy the inputs into the request's own tensors, before anything is timed."""
+    for name, value in feeds.items():
+        request.set_tensor(name, _openvino().Tensor(np.array(value, order="C")))
+
+
+def _counters(request: Any) -> dict[str, float]:
+    """Each node's mean of all runs so far, in whole microseconds and execution order, of those that run."""
+    found: dict[str, float] = {}
+    for node in request.get_profiling_info():
+        if node.status.name == "EXECUTED":
+            found[node.node_name] = found.get(node.node_name, 0.0) + 1e6 * node.real_time.total_seconds()
+    return found
+
+
+def undisturbed_means(done: Sequence[int], counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Microseconds of each node, from counters that OpenVINO keeps since a network was compiled.
+
+    A counter is the mean of all runs, cut to whole microseconds; the difference of two sums is that of a
+    block of runs, uncertain by some microseconds where the block is short. So only blocks that something
+    disturbed are left out, and the mean is taken over all others: the cut ends of neighbouring ones cancel.
+
+    Args:
+        done: how many runs were made before the first block, and after each.
+        counters: what they said then, by node. A short node may be counted in some alone: in the others
+            it took no time that was seen.
+    """
+    names = list(dict.fromkeys(name for counted in counters for name in counted))
+    counted = np.array([[counted.get(name, 0.0) for name in names] for counted in counters])
+    sums = np.diff(counted * np.asarray(done)[:, None], axis=0)
+    lengths = np.diff(done)
+    totals = sums.sum(axis=1) / lengths
+    allowed = max(_DISTURBED * totals.min(), _CUT_US * np.sqrt(len(names)))
+    kept = totals <= totals.min() + allowed
+    means = np.maximum(0.0, sums[kept].sum(axis=0) / lengths[kept].sum())
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _info(port: Any) -> TensorInfo:
