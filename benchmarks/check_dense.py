@@ -2,13 +2,16 @@
 
     python -m benchmarks.check_dense check [NAME ...]          # no timing: may share the machine
     python -m benchmarks.check_dense table NAME [--budget 90]  # timing: wants the machine alone
-    python -m benchmarks.check_dense page                      # docs/dense.md from docs/dense.json
+    python -m benchmarks.check_dense wide [--minutes M]        # every architecture of smp, resumable
+    python -m benchmarks.check_dense page                      # docs/dense.md from the results
 
 ``check``: for random widths, left and right, the supernet's slice must equal the extracted network in float64
 in every output; multiply-accumulates are those that torch's FlopCounterMode counts, parameters those of the
-extracted network. The network cut to half of its widths is exported and compared with PyTorch on images of
-noise, as classifiers are. ``table``: a table from nothing, then held-out networks of another seed, each in
-interleaved rounds (as in ``bm_lut_accuracy``), and the exported half-width network against its prediction.
+extracted network. ``wide`` does that, and nothing else, for every architecture of
+segmentation_models_pytorch with three encoders, at 128 pixels, and keeps typed refusals. In ``check`` the
+network cut to half of its widths is exported and compared with PyTorch on images of noise, as classifiers
+are. ``table``: a table from nothing, then held-out networks of another seed, each in interleaved rounds (as
+in ``bm_lut_accuracy``), and the exported half-width network against its prediction.
 Networks have random weights; their speed does not depend on them.
 """
 
@@ -37,11 +40,11 @@ from bcnet_deploy.profiler.measure import measure_plain
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.profiling import make_runner_of, profile_device
 from benchmarks.bm_lut_accuracy import measure_rounds
-from benchmarks.check_timm import frozen_share
+from benchmarks.check_timm import frozen_share, reasons
 from tests import zoo
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS = DOCS / "dense.json"
+RESULTS, WIDE_RESULTS = DOCS / "dense.json", DOCS / "dense_wide.json"
 DEVICE = "cpu-1thread"
 TOLERANCE, VECTORS, HELD_OUT, ROUNDS, RUNS = 1e-9, 3, 16, 4, 5
 
@@ -86,6 +89,47 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     **{name: (_yolo(name), 320) for name in ("yolov5n", "yolov8n", "yolov10n", "yolo11n")},
 }  # fmt: skip
 """Builders and sides of the square input. The last need ultralytics, and are built from its YAML."""
+
+
+ARCHITECTURES = (
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan",
+    "upernet", "segformer",
+)  # fmt: skip
+ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0")
+WIDE_SIDE = 128
+
+
+def wide(architecture: str, encoder: str) -> dict[str, Any]:
+    """Width space and exactness of one of smp's networks; ``status`` is right, wrong, refused or crashed."""
+    torch.manual_seed(0)
+    try:
+        model = bd.build_model(f"smp:{architecture}/{encoder}", num_classes=21).eval()
+        started = time.process_time()
+        space = bd.WidthSpace.from_model(model, (3, WIDE_SIDE, WIDE_SIDE))
+        row: dict[str, Any] = {
+            "space_s": round(time.process_time() - started, 1), "variables": len(space.variables),
+            "frozen_share": round(frozen_share(space), 4), "frozen": reasons(space)[:2],
+            **exactness(model, space),
+        }  # fmt: skip
+    except bd.BCNetError as error:
+        return {"status": "refused", "reason": str(error)[:300]}
+    except Exception as error:  # one network's defect must not hide the others'
+        return {"status": "crashed", "reason": f"{type(error).__name__}: {error}"[:300]}
+    right = row["difference"] <= TOLERANCE and row["costs_exact"]
+    return {"status": "right" if right else "wrong", **row}
+
+
+def all_wide(out: Path, minutes: float) -> None:
+    """:func:`wide` for every pair that ``out`` does not hold yet."""
+    until = time.monotonic() + 60 * minutes
+    data = json.loads(out.read_text()) if out.exists() else {}
+    for encoder in ENCODERS:
+        for architecture in ARCHITECTURES:
+            name = f"{architecture}/{encoder}"
+            if name not in data and time.monotonic() < until:
+                data[name] = wide(architecture, encoder)
+                files.write_json(out, data)
+                print(name, json.dumps(data[name], default=float), flush=True)
 
 
 def built(name: str) -> tuple[nn.Module, bd.WidthSpace, float]:
@@ -204,7 +248,25 @@ network between table and evaluation divided out. The bar is 3%, or 1.2 times th
 """
 
 
-def page(data: dict[str, Any]) -> str:
+def wide_lines(data: dict[str, Any]) -> list[str]:
+    """The table of architectures and encoders."""
+    lines = ["", "## Architectures of segmentation_models_pytorch", ""]
+    lines.append(
+        f"Random weights, {WIDE_SIDE} pixels. *right*: slice and extraction are equal and costs exact, as "
+        "above; then width variables and frozen share of the multiply-accumulates."
+    )
+    lines += ["", "| | " + " | ".join(ENCODERS) + " |", "|" + "---|" * (1 + len(ENCODERS))]
+    for architecture in ARCHITECTURES:
+        cells = []
+        for encoder in ENCODERS:
+            row = data.get(f"{architecture}/{encoder}", {"status": "-"})
+            found = f", {row['variables']}, {row['frozen_share']:.1%}" if "variables" in row else ""
+            cells.append(row["status"] + found)
+        lines.append(f"| {architecture} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(data: dict[str, Any], wide: dict[str, Any]) -> str:
     """The results as Markdown."""
     rows = {name: row for name, row in data.items() if "check" in row}
     lines = [
@@ -223,6 +285,8 @@ def page(data: dict[str, Any]) -> str:
             f"{'yes' if one['costs_exact'] else 'no'} | {one['outputs']} | {one['parity_error']:.1e} | "
             f"{agreed} | {'yes' if one['parity_passed'] else 'no'} |"
         )
+    if wide:
+        lines += wide_lines(wide)
     timed = {name: row["table"] for name, row in data.items() if "table" in row}
     if timed:
         some = next(iter(timed.values()))
@@ -271,12 +335,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=["check", "table", "page"])
+    parser.add_argument("action", choices=["check", "table", "wide", "page"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--budget", type=float, default=90.0)
+    parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if arguments.action == "wide":
+        all_wide(WIDE_RESULTS if arguments.out == RESULTS else arguments.out, arguments.minutes)
+        return
     for name in (arguments.names or list(NETWORKS)) if arguments.action != "page" else ():
         found = check(name) if arguments.action == "check" else table(name, arguments.budget)
         # Read again: the two actions may run side by side.
@@ -285,7 +353,8 @@ def main() -> None:
         files.write_json(arguments.out, {key: data[key] for key in NETWORKS if key in data})
         print(name, json.dumps(found, default=float), flush=True)
     if arguments.action == "page":
-        text = page(json.loads(arguments.out.read_text()))
+        other = json.loads(WIDE_RESULTS.read_text()) if WIDE_RESULTS.exists() else {}
+        text = page(json.loads(arguments.out.read_text()), other)
         files.write_text(arguments.out.with_suffix(".md"), text)
         print(text)
 

@@ -6,15 +6,18 @@ difference of at most 1e-9), and the multiply-accumulates that torch's FlopCount
 network must be those that the space says. The frozen share is that of the multiply-accumulates, at full
 width, of convolutions and matrix products that no width variable changes.
 
-    python -m benchmarks.check_timm [NAME ...] [--out docs/timm.json] [--redo] [--limit SECONDS]
+    python -m benchmarks.check_timm [NAME ...] [--out docs/timm.json] [--redo] [--limit SECONDS] [--minutes M]
+    python -m benchmarks.check_timm --page          # docs/timm.md from timm.json and torch_pruning.json
 
 ``timm_families.txt`` names of each module and family of timm the smallest of the first twelve. Results are
-kept per network, so that an interrupted run goes on.
+kept per network with the digest of the code that made them, so that an interrupted run goes on and what other
+code made is checked again, the quickest first.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import signal
 import time
@@ -35,6 +38,7 @@ from bcnet_deploy import files
 from tests import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
+PEER = ROOT / "docs" / "torch_pruning.json"
 TOLERANCE = 1e-9
 VECTORS = 1
 
@@ -42,6 +46,14 @@ VECTORS = 1
 def families() -> list[str]:
     """The networks of timm_families.txt."""
     return (Path(__file__).parent / "timm_families.txt").read_text().split()
+
+
+def code_digest() -> str:
+    """Of the package that makes width spaces."""
+    found = hashlib.sha256()
+    for path in sorted((ROOT / "bcnet_deploy" / "space").glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def check(name: str) -> dict[str, Any]:
@@ -61,6 +73,7 @@ def check(name: str) -> dict[str, Any]:
         "variables": len(space.variables),
         "macs": int(space.macs(space.full)[0]),
         "frozen_share": round(frozen_share(space), 4),
+        "half_share": round(int(space.macs(space.uniform(0.5))[0]) / int(space.macs(space.full)[0]), 4),
         "frozen": reasons(space),
     }
     wrong = compared(model, space, size)
@@ -146,7 +159,78 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "refused_without_convolution": sum("has no convolution;" in row["reason"] for row in refused),
         "frozen_share_at_most_0.2": sum(s <= 0.2 for s in share),
         "slowest_space_s": max((row.get("space_s", 0.0) for row in rows.values()), default=0.0),
+        "states_of_the_code": len({row.get("code") for row in rows.values()}),
     }
+
+
+INTRODUCTION = """
+# timm, beside Torch-Pruning
+
+One network of each module and family of timm, the smallest of the first twelve; random weights, the input
+size of its own configuration, code unchanged.
+
+- **This package** (`python -m benchmarks.check_timm`): *right* means that a slice of the supernet equals the
+  extracted network in float64 (1e-9, left and right), and that its parameters and multiply-accumulates (MACs)
+  are those that torch's counter finds. *refused* is a typed error before any work. *Frozen*: share of the
+  MACs in layers that no width changes. *Half*: MACs left where every width is halved.
+- **Torch-Pruning** (`python -m benchmarks.check_torch_pruning`): pruned as its README and its timm example
+  say, half of all channels by group magnitude, classifier kept. *right* means that the network runs
+  afterwards, with finite outputs of the former shape and fewer parameters; there is no slice to compare with.
+  *Untouched*: share of the MACs in modules whose own did not change. *Half*: MACs left.
+"""
+
+
+def page(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Both results as Markdown, side by side."""
+    names = [name for name in families() if name in ours["models"]]
+    rows = [(name, ours["models"][name], theirs["models"].get(name, {})) for name in names]
+    lines = [*INTRODUCTION.strip().splitlines(), ""]
+    lines.append(
+        f"timm {ours['timm']}, PyTorch {ours['torch']}, Torch-Pruning {theirs['torch_pruning']}, "
+        f"at most {theirs['limit_s']} processor seconds and {theirs['limit_gib']} GiB a network for it."
+    )
+    lines += ["", "| outcome | this package | Torch-Pruning |", "|---|---|---|"]
+    for status in ("right", "refused", "unchanged", "wrong", "crashed", "over"):
+        counts = [sum(row.get("status") == status for row in side) for side in zip(*rows, strict=True)][1:]
+        if any(counts):
+            lines.append(f"| {_MEANINGS[status]} | {counts[0]} | {counts[1]} |")
+    few = [
+        sum(row.get("status") == "right" and row[key] <= 0.2 for row in side)
+        for key, side in (
+            ("frozen_share", [row for _, row, _ in rows]), ("untouched_share", [row for *_, row in rows]),
+        )
+    ]  # fmt: skip
+    lines += [f"| right, and at most a fifth of the MACs fixed | {few[0]} | {few[1]} |", ""]
+    lines += ["| network | input | GMACs | | frozen | half | inspect, s | Torch-Pruning | untouched | half |"]
+    lines += ["|" + "---|" * 10]
+    for name, own, other in rows:
+        size = "x".join(map(str, own.get("input_size", ())))
+        macs = f"{own['macs'] / 1e9:.2f}" if "macs" in own else "-"
+        peer = other.get("status", "-") + (f" in {other['stage']}" if "stage" in other else "")
+        lines.append(
+            f"| {name} | {size} | {macs} | {own['status']} | {_percent(own, 'frozen_share')} | "
+            f"{_percent(own, 'half_share')} | {own.get('space_s', '-')} | {peer} | "
+            f"{_percent(other, 'untouched_share')} | {_percent(other, 'left_share')} |"
+        )
+    refused = [(name, row["reason"]) for name, row, _ in rows if row["status"] == "refused"]
+    lines += ["", "## Refused, and why", "", *(f"- {name}: {_plain(reason)}" for name, reason in refused)]
+    return "\n".join(lines) + "\n"
+
+
+_MEANINGS = {
+    "right": "right", "refused": "refused by a typed error", "unchanged": "runs, and nothing was pruned",
+    "wrong": "wrong", "crashed": "crashed", "over": "over the limit",
+}  # fmt: skip
+
+
+def _percent(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.1%}" if key in row else "-"
+
+
+def _plain(reason: str) -> str:
+    """A reason that Markdown leaves as it is."""
+    short = reason[:200] + ("..." if len(reason) > 200 else "")
+    return f"`{short.replace('`', '')}`"
 
 
 def main() -> None:
@@ -154,21 +238,29 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="NAME", help="default: timm_families.txt")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "timm.json")
     parser.add_argument("--redo", action="store_true", help="check again what was checked before")
+    parser.add_argument("--page", action="store_true", help="write the page, check nothing")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no network after so many minutes")
     parser.add_argument("--limit", type=int, default=240, help="seconds a network")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if arguments.page:
+        text = page(json.loads(arguments.out.read_text()), json.loads(PEER.read_text()))
+        files.write_text(arguments.out.with_suffix(".md"), text)
+        return
     data: dict[str, Any] = {"models": {}}
     if arguments.out.exists():
         data = json.loads(arguments.out.read_text())
-    rows = data["models"]
-    for name in arguments.models or families():
-        if name in rows and not arguments.redo:
+    rows, code, until = data["models"], code_digest(), time.monotonic() + 60 * arguments.minutes
+    quickest = sorted(families(), key=lambda name: rows.get(name, {}).get("seconds", 0.0))
+    for name in arguments.models or quickest:
+        if (rows.get(name, {}).get("code") == code and not arguments.redo) or time.monotonic() > until:
             continue
         try:
             with limited(arguments.limit):
                 rows[name] = check(name)
         except Exception as error:  # one network's defect must not hide the others'
             rows[name] = {"status": "crashed", "reason": f"{type(error).__name__}: {error}"[:400]}
+        rows[name]["code"] = code
         print(name, json.dumps(rows[name]), flush=True)
         data |= {"torch": torch.__version__, "timm": timm.__version__, "summary": summary(rows)}
         files.write_json(arguments.out, data)

@@ -48,7 +48,7 @@ from benchmarks.check_timm import ROOT, families
 from tests import zoo
 
 RATIO = 0.5
-SECONDS = 120
+SECONDS = 60
 """Processor seconds a network."""
 GIBIBYTES = 6
 """Memory a network."""

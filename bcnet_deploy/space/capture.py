@@ -82,8 +82,6 @@ class Trace:
     parameters: dict[str, Value] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     """What the code asked about sizes, if the trace was made to note it."""
-    result: Any = None
-    """What forward returned, its tensors replaced by :class:`Value`."""
     reshaped: str | None = None
     """A parameter or buffer that forward replaced by one of another shape."""
 
@@ -364,7 +362,6 @@ def run_trace(
         torch.backends.mha.set_fastpath_enabled(fast_path)
         state.restore()
     trace.outputs = [recorder.value(t) for t in _tensors(result)]
-    trace.result = _replace(result, recorder.value)
     trace.comparisons = list(recorder.questions.noted)
     return trace
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from bcnet_deploy.space.axes import (
@@ -131,19 +133,32 @@ def layer_norm(layouts: Layouts, call: Call) -> None:
         if isinstance(argument, Value):
             for own, layout in zip(layouts.of(argument), dims[-normalized:], strict=True):
                 meet(layouts, layout, own, where(call))
-    if layouts.is_a(call, nn.LayerNorm):
-        layouts.attributes[call.module, "normalized_shape"] = [
-            fixed(size, where(call)) if layout is None else layout
-            for layout, size in zip(dims[-normalized:], call.args[1], strict=True)
-        ]
-    else:
-        for layout, size in zip(dims[-normalized:], call.args[1], strict=True):
-            layouts.follow(call, size, layout)
+    _normalized_shape(layouts, call, nn.LayerNorm, dims[-normalized:], call.args[1])
     layouts.set(call.outputs[0], list(dims))
     for output in call.outputs[1:]:
         layouts.set(
             output, [layout if size > 1 else None for layout, size in zip(dims, output.shape, strict=False)]
         )
+
+
+def _normalized_shape(layouts: Layouts, call: Call, kind: type, dims: Dims, sizes: Sequence[int]) -> None:
+    """Let the sizes that a norm over the last dimensions was given follow them."""
+    if layouts.is_a(call, kind):
+        layouts.attributes[call.module, "normalized_shape"] = [
+            fixed(size, where(call)) if layout is None else layout
+            for layout, size in zip(dims, sizes, strict=True)
+        ]
+    else:
+        for layout, size in zip(dims, sizes, strict=True):
+            layouts.follow(call, size, layout)
+
+
+def rms_norm(layouts: Layouts, call: Call) -> None:
+    """The first of the element-wise operators that PyTorch makes of it, the square."""
+    dims = layouts.of(call.args[0])
+    sizes = call.given
+    _normalized_shape(layouts, call, nn.RMSNorm, dims[len(dims) - len(sizes) :], sizes)
+    layouts.set(call.outputs[0], list(dims))
 
 
 def group_norm(layouts: Layouts, call: Call) -> None:

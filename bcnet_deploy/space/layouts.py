@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from bcnet_deploy.space.axes import Layout, fixed, freeze, fresh, joined, same_size, size_of, unify
 from bcnet_deploy.space.capture import Call, Value
-from bcnet_deploy.space.questions import Formula, Size
+from bcnet_deploy.space.questions import Formula, Size, ends
 
 Dims = list[Layout | None]
 """One entry a dimension; None where it can never depend on widths (batch, height, width)."""
@@ -133,11 +133,31 @@ class Layouts:
         kind, *place = self._origin(call, dimension)
         return kind == "attribute" or (kind == "size" and self.of(place[0])[place[1]] is not None)
 
+    def is_number_of(self, call: Call, dimension: int, parts: Sequence[int]) -> bool:
+        """Whether the code works out a dimension of a call's output, and gives those of its parts as numbers.
+
+        So are channels read as pairs, ``x.view(n, c // 2, 2, h, w)`` or ``x.view(n, -1, 2, h, w)``.
+        """
+        if len(call.given) != len(call.outputs[0].shape):
+            return False
+        number, others = call.given[dimension], [call.given[i] for i in parts]
+        if isinstance(number, Size):
+            worked_out = number.formula[0] == "floordiv" and self._varies(number)
+        else:
+            worked_out = number == -1
+        return worked_out and not any(int(other) == -1 or self._varies(other) for other in others)
+
     def _origin(self, call: Call, dimension: int) -> Formula:
         """The formula of the size that the code gave for a dimension of a call's output, if known."""
         given, shape = call.given, call.outputs[0].shape
         number = given[dimension] if len(given) == len(shape) else 0
         return number.formula if isinstance(number, Size) and int(number) == shape[dimension] else ("",)
+
+    def _varies(self, number: int) -> bool:
+        """Whether a number that the code gave depends on channels or attributes, not on places alone."""
+        return isinstance(number, Size) and any(
+            end[0] == "attribute" or self.of(end[1])[end[2]] is not None for end in ends(number.formula)
+        )
 
     def follow_size(self, given: int, layout: Layout | None) -> bool:
         """Let the attribute that ``given`` comes from, if from one alone, follow ``layout``."""

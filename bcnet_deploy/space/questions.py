@@ -53,17 +53,18 @@ class Comparison:
     def ends(self) -> Iterator[Formula]:
         """The sizes and attributes that it depends on."""
         for formula in (self.left, self.right):
-            yield from _ends(formula)
+            yield from ends(formula)
 
 
-def _ends(formula: Formula | int) -> Iterator[Formula]:
+def ends(formula: Formula | int) -> Iterator[Formula]:
+    """The sizes and attributes that a formula depends on."""
     if isinstance(formula, int):
         return
     if formula[0] in ("size", "attribute"):
         yield formula
         return
     for part in formula[1:]:
-        yield from _ends(part)
+        yield from ends(part)
 
 
 def evaluated(formula: Formula | int, size_of: Callable[[Formula], Int64 | int]) -> Any:

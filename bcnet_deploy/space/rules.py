@@ -77,6 +77,8 @@ _RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()
 
 def rule_for(call: Call) -> Rule:
     """The rule of an operator; element-wise operators are known by PyTorch's own tag."""
+    if (call.function, call.op) == ("rms_norm", "pow"):
+        return layer.rms_norm
     rule = _RULES.get(call.op)
     if rule is not None:
         return rule

@@ -196,16 +196,10 @@ def _regroup(
         out[targets[0]] = merged
         return
     first = targets[0]
-    last = (
-        targets[-1] == len(out_shape) - 1
-    )  # heads of tokens (N, places, heads, width) stay, and get narrower
-    if (
-        len(targets) == 2
-        and not last
-        and out_shape[first] > FEW_GROUPS
-        and layouts.from_attribute(call, first)
-    ):
-        # Many groups, of a number that can follow: whole ones are kept, as by grouped convolutions.
+    # Heads of tokens (N, places, heads, width) stay, and get narrower.
+    many = len(targets) == 2 and targets[-1] < len(out_shape) - 1 and out_shape[first] > FEW_GROUPS
+    if (many and layouts.from_attribute(call, first)) or layouts.is_number_of(call, first, targets[1:]):
+        # A number of groups that can follow: whole ones are kept, as by grouped convolutions.
         out[first] = in_granules(merged, out_shape[first], reason)
     else:
         _split(merged, [out_shape[j] for j in targets], targets, out, reason)

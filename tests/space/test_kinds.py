@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections import namedtuple
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +18,7 @@ import bcnet_deploy as bd
 from bcnet_deploy.importance import permutable
 
 SIZE = (3, 16, 16)
+Outputs = namedtuple("Outputs", ["logits", "other"])
 
 
 def counted(network: nn.Module, size: tuple[int, int, int] = SIZE) -> int:
@@ -465,3 +468,102 @@ def test_a_place_of_the_same_size_is_not_taken_for_the_channels() -> None:
     assert [v.name for v in space.variables] == ["stem", "out"] and not space.frozen
     for widths in space.random(4, np.random.default_rng(0)):
         runs_as_said(model, space, widths, SIZE)
+
+
+# -- pairs and other groups that the code works out ------------------------------------------------
+
+
+@pytest.mark.parametrize("read", ["divided", "rest", "with places"])
+def test_channels_read_as_pairs_are_cut_pair_by_pair(read: str) -> None:
+    """Maxout: the greater of each two neighbours."""
+
+    class Maxout(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.d, self.h = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(x)
+            n, c, h, w = y.shape
+            if read == "with places":
+                pairs = y.view(n, c // 2, 2 * h * w).view(n, c // 2, 2, h, w)
+            else:
+                pairs = y.view(n, c // 2 if read == "divided" else -1, 2, h, w)
+            return self.h(self.d(pairs.amax(2)).mean((2, 3)))
+
+    model = Maxout()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [(v.name, v.channels, v.step) for v in space.variables] == [("c", 16, 2), ("d", 6, 1)]
+    assert not space.frozen
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
+
+
+def test_parts_of_equal_width_are_still_cut_in_each_part() -> None:
+    """The number of parts is fixed and their width is worked out: as split-attention reads it."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.h = nn.Conv2d(3, 16, 3), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(x)
+            n, c, h, w = y.shape
+            return self.h(y.view(n, 2, c // 2, h, w).sum(1).mean((2, 3)))
+
+    model = Parts()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [(v.channels, v.step) for v in space.variables] == [(8, 1)]
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
+
+
+# -- RMS norm ----------------------------------------------------------------------------------------
+
+
+class OwnRMS(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.weight = channels, nn.Parameter(torch.rand(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (self.channels,), self.weight)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, OwnRMS])
+def test_rms_norm_follows_the_channels(norm: Callable[[int], nn.Module]) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.n, self.h = nn.Conv2d(3, 8, 3), norm(8), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.h(self.n(self.c(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model = Normed()
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.name for v in space.variables] == ["c"] and not space.frozen
+    for widths in space.random(4, np.random.default_rng(0)):
+        runs_as_said(model, space, widths, SIZE)
+
+
+# -- outputs ------------------------------------------------------------------------------------------
+
+
+def test_named_tuples_may_come_out() -> None:
+    """As torchvision's GoogLeNet and Inception return them in training."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> Outputs:
+            y = self.c(x).mean((2, 3))
+            return Outputs(self.a(y), self.b(y))
+
+    space = bd.WidthSpace.from_model(Named(), SIZE)
+    assert [v.name for v in space.variables] == ["c"]
+    network = torchvision.models.googlenet(weights=None, init_weights=False)  # its auxiliary heads left on
+    assert len(bd.WidthSpace.from_model(network, (3, 64, 64)).variables) == 57
