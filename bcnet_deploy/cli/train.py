@@ -111,7 +111,7 @@ def command(
             f"{done} {trained.steps} steps, {trained.seconds:.0f} s, "
             f"{trained.images_per_second:.0f} images/s. "
             f"Held-out {trained.metric_name} of its slices: {held_out}. "
-            f"Next: bcnet-deploy search --latency {suggested(run_dir)}"
+            f"Next: bcnet-deploy search {suggested(run_dir)}"
         )
 
     emit(result.to_dict(), as_json=as_json, show=show)
@@ -125,13 +125,23 @@ def check_data(config: Any) -> None:
 
 
 def suggested(run_dir: RunDir) -> str:
-    """A latency budget to try: half of the full network's where the run has a table."""
+    """A budget to try: half of the full network's latency by the table, more where that is out of reach.
+
+    An estimated table is so uncertain that milliseconds need a wide margin: there it is a share. Where the
+    latency hardly depends on widths, it is MACs.
+    """
     from bcnet_deploy.errors import BCNetError
     from bcnet_deploy.units import format_milliseconds
 
     try:
         table = run_dir.table()
-        full = float(table.predict([variable.channels for variable in table.network.variables])[0])
-        return f"{format_milliseconds(full / 2).replace(' ', '').replace('µ', 'u')}"
+        variables = table.network.variables
+        narrowest, full = table.predict([[v.choices[0] for v in variables], [v.channels for v in variables]])
     except BCNetError:
-        return "5ms"
+        return "--latency 5ms"
+    if narrowest > 0.9 * full:
+        return "--macs 0.5x"
+    share = 0.5 if narrowest < 0.4 * full else round((1 + narrowest / full) / 2, 2)
+    if table.estimated:
+        return f"--latency {share:g}x"
+    return f"--latency {format_milliseconds(share * float(full)).replace(' ', '').replace('µ', 'u')}"

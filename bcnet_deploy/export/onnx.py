@@ -30,6 +30,7 @@ from bcnet_deploy.export.graph import tidy
 from bcnet_deploy.export.metadata import ModelMetadata
 from bcnet_deploy.export.parity import Parity, compare, named_tensors, outputs_of_onnx, outputs_of_torch
 from bcnet_deploy.export.quantise import Quantised, Score, nodes_of, quantise
+from bcnet_deploy.models.checkpoints import check_finite
 from bcnet_deploy.runtime.precision import PRECISIONS, Calibration, Precision, Target, to_fp16, to_int8
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def export_onnx(
 
     Raises:
         ExportError: an argument is out of range, the module cannot be exported, or a check fails.
+        NonFiniteWeightError: a weight is NaN or infinite.
         EngineError: ONNX Runtime lacks an operator.
         RunDirError: the file cannot be written.
     """
@@ -157,6 +159,7 @@ def export_onnx(
         if calibration is None:
             raise ExportError("INT8 needs calibration inputs; give images of the training data")
 
+    check_finite(module, "the network to export")
     model, exporter = trace(module, input_size, batch=batch, opset=opset)
     quantised: Quantised | None = None
     if precision == "fp16":

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from bcnet_deploy.errors import ExportError, RunDirError
+from bcnet_deploy.errors import ExportError, NonFiniteWeightError, RunDirError
 from bcnet_deploy.export import ModelMetadata, export_onnx
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.onnx import trace
@@ -128,6 +128,15 @@ def test_failing_parity_fails_the_export_and_keeps_the_former_file(net: nn.Modul
         export_onnx(net, path, SIZE, parity_inputs=pictures(), tolerance=1e-12)
     assert path.read_bytes() == b"former"
     assert [entry.name for entry in tmp_path.iterdir()] == ["n.onnx"]
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    broken = small()
+    name = next(iter(broken.state_dict()))
+    broken.state_dict()[name].flatten()[0] = float("nan")
+    with pytest.raises(NonFiniteWeightError, match=f"'{name}' .* 1 NaN or infinite value"):
+        export_onnx(broken, tmp_path / "n.onnx", SIZE, parity_inputs=pictures(2))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_training_leaves_what_the_next_steps_read(trained: Path) -> None:
     assert yaml.safe_load((trained / "run.yaml").read_text())["model"]["levels"] == 4
     again = call("train", "--run-dir", str(trained), *QUICK)
     assert again.exit_code == 0 and "Done already (--fresh trains anew): 14 steps" in again.output
+
+
+@pytest.mark.parametrize("device", ["t4", "cpu-1thread"])
+def test_the_budget_that_is_suggested_can_be_kept(device: str, tmp_path: Path) -> None:
+    """Of a network that launches bound, on a t4, half of the time is out of reach."""
+    run, shape = tmp_path / "run", ["--model", MODEL, "--input-size", "1x8x8", "--levels", "4"]
+    table = call("profile", "--run-dir", str(run), "--estimate", "--device", device, *shape, "--json")
+    assert table.exit_code == 0, table.output
+    done = call("train", "--run-dir", str(run), "--data", "digits", "--set", "epochs=1")
+    budget = re.search(r"Next: bcnet-deploy search (--\w+ \S+)", done.stdout)
+    assert budget is not None, done.output
+    kept = call("search", "--run-dir", str(run), *budget.group(1).split(), "--dry-run", "--json")
+    assert kept.exit_code == 0, kept.output
 
 
 def test_retraining_takes_the_searchs_widths(trained: Path) -> None:
