@@ -5,11 +5,12 @@
 A small run (:mod:`benchmarks.small_run`) is made once undisturbed by ``run``, and once by single commands;
 of the latter a copy is kept before each command. A trial waits until a step has begun, kills the process
 group at a moment drawn evenly from the step's undisturbed duration, and goes on. Every step is killed in two
-ways: ``run`` is killed in it, its command finishes the step, and ``run`` the rest; the step's command is
-killed, and ``run`` goes on. Further trials kill ``run`` and let it go on itself. Compared is what is there in
-the end: the table, weights, loss records, scores, the widths found and the accuracies, all exactly; and
-``run`` does not do again what the command finished. The latency table is an estimate: a measured one would be
-another in every run. Goes on where it was stopped.
+ways, after commands did the steps before it: ``run`` is killed in it, its command finishes the step, and
+``run`` the rest; the step's command is killed, and ``run`` goes on. Further trials kill a ``run`` that did
+all steps itself, and let it go on itself. Compared is what is there in the end: the table, weights, loss
+records, scores, the widths found and the accuracies, all exactly; and ``run`` does not do again what the
+command finished. The latency table is an estimate: a measured one would be another in every run. Goes on
+where it was stopped.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def trial(folder: Path, step: str, way: str, seconds: float, expected: dict[str,
     lines = {"run": RUN, "command": COMMANDS[step]}
     shutil.rmtree(run, ignore_errors=True)
     killed_one, *others = way.split(", ")
-    if killed_one == "command" and (before := folder / f"before-{step}").exists():
+    if "command" in way and (before := folder / f"before-{step}").exists():
         shutil.copytree(before, run)
     first = Child([*lines[killed_one], "--quiet", "--run-dir", str(run)], log)
     while first.poll() is None and not has_begun(run, step):
