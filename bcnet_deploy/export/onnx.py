@@ -9,7 +9,6 @@ torch.export-based one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import tempfile
 import time
@@ -217,6 +216,9 @@ def trace(
     """
     import onnx
     import torch
+    from torch.nn.utils import parametrize
+
+    from bcnet_deploy.space.patching import copied
 
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if parameters > _PROTOBUF_LIMIT:
@@ -224,7 +226,7 @@ def trace(
             f"the network's weights take {parameters / 2**30:.1f} GiB; one ONNX file holds 2 GiB: "
             "choose smaller widths"
         )
-    plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    plain = copied(module).to("cpu", torch.float32).eval()
     for parameter in plain.parameters():
         parameter.requires_grad_(False)
     # With a dynamic batch the example has 2: a size of 1 would be taken for a constant.
@@ -244,6 +246,8 @@ def trace(
     try:
         model, exporter = _torchscript(plain, example, names, dynamic=dynamic, opset=opset), "torchscript"
     except Exception as first:  # the exporter raises many kinds, RuntimeError among them
+        if any(map(parametrize.is_parametrized, module.modules())):
+            return trace(_without_parametrizations(module), input_size, batch=batch, opset=opset)
         try:
             model, exporter = _dynamo(plain, example, names, dynamic=dynamic, opset=opset), "dynamo"
         except Exception as second:
@@ -256,6 +260,24 @@ def trace(
     model.producer_name = "bcnet-deploy"
     assert isinstance(model, onnx.ModelProto)
     return model, exporter
+
+
+def _without_parametrizations(module: nn.Module) -> nn.Module:
+    """A copy with the weights that parametrizations compute (an orthogonal one, say) in their place."""
+    from torch import nn
+    from torch.nn.utils import parametrize
+
+    from bcnet_deploy.space.patching import copied
+
+    plain = copied(module).eval()
+    for part in [part for part in plain.modules() if parametrize.is_parametrized(part)]:
+        weights = {name: getattr(part, name).detach() for name in part.parametrizations}  # type: ignore[union-attr]
+        # PyTorch's own way takes the property off the class, which the original shares.
+        part.__class__ = type(part).__bases__[0]
+        del part.parametrizations
+        for name, weight in weights.items():
+            part.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return plain
 
 
 def check(model: onnx.ModelProto) -> onnx.ModelProto:

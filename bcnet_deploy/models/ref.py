@@ -89,16 +89,16 @@ def build(
         ModelError, CheckpointError: see :func:`bcnet_deploy.build_model`.
         RunDirError: the model was given as an object and ``module`` is None.
     """
-    import copy
     from contextlib import nullcontext
 
     import torch
 
     from bcnet_deploy.models.registry import build_model
     from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.space.patching import copied
 
     if module is not None:
-        model = copy.deepcopy(module)
+        model = copied(module)
     elif ref.is_object or ref.weights == GIVEN:
         raise RunDirError(
             f"the run's model, {ref.name}, or its weights were given as an object; go on from Python with "

@@ -88,6 +88,20 @@ def reachable(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
+def copied(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> nn.Module:
+    """A deep copy of a model, also of one that has run: PyTorch copies no tensor that has a history.
+
+    Args:
+        model: any module.
+        shared: tensors that the copy takes over as they are.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for item in reachable(model):
+        if isinstance(item, torch.Tensor) and not item.is_leaf:
+            memo[id(item)] = item.detach()
+    return copy.deepcopy(model, memo)
+
+
 def _filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from bcnet_deploy.errors import CheckpointError, NonFiniteWeightError, WidthError
 from bcnet_deploy.space.extent import Segments, SlicePlan
-from bcnet_deploy.space.patching import attribute_patches, reachable, tensor_places
+from bcnet_deploy.space.patching import attribute_patches, copied, tensor_places
 
 Side = Literal["left", "right"]
 Ranges = tuple[tuple[int, int], ...]
@@ -190,15 +189,7 @@ def rebuilt(
 ) -> nn.Module:
     """A copy of ``model`` with these units, its tensors made by ``new_tensor`` from name and former one."""
     # Parameters are shared with the copy until they are replaced: deepcopy would copy full weights.
-    memo: dict[int, Any] = {}
-    for places in tensor_places(model).values():
-        tensor = places[0].table[places[0].key]
-        memo[id(tensor)] = tensor
-    for item in reachable(model):
-        # What a forward pass left behind; PyTorch copies no tensor that has a history.
-        if isinstance(item, torch.Tensor) and not item.is_leaf:
-            memo[id(item)] = item.detach()
-    clone: nn.Module = copy.deepcopy(model, memo)
+    clone = copied(model, [places[0].table[places[0].key] for places in tensor_places(model).values()])
     for name, copies in tensor_places(clone).items():
         tensor = copies[0].table[copies[0].key]
         replacement = new_tensor(name, tensor)

@@ -65,9 +65,9 @@ def _require_sliceable(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{part} is TorchScript, which cannot be sliced; give the nn.Module behind it"
             )
-        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl:
             raise UnsupportedModelError(
-                f"{part} is compiled, which cannot be sliced; give the module before torch.compile"
+                f"{part} is compiled, which cannot be sliced; give the module before it is compiled"
             )
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):

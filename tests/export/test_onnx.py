@@ -246,3 +246,20 @@ def test_torchvision_networks(name: str, tmp_path: Path) -> None:
         assert result.exporter == "torchscript"
         assert result.parity is not None
         assert result.parity.max_relative_error <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["orthogonal", "weight_norm", "old weight_norm"])
+def test_computed_weights_are_exported_also_after_training(how: str, tmp_path: Path) -> None:
+    """A weight that is computed has a history after a step, which PyTorch does not copy."""
+    wrap = {
+        "orthogonal": nn.utils.parametrizations.orthogonal,
+        "weight_norm": nn.utils.parametrizations.weight_norm,
+        "old weight_norm": nn.utils.weight_norm,
+    }[how]
+    network = nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    inputs = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    result = export_onnx(network, tmp_path / "net.onnx", (3, 8, 8), parity_inputs=inputs)
+    assert result.parity is not None and result.parity.passed
+    network(torch.randn(2, 3, 8, 8)).sum().backward()  # the network itself is as it was

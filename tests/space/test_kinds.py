@@ -256,6 +256,10 @@ def test_parts_that_are_no_plain_python_are_named() -> None:
         bd.WidthSpace.from_model(model, SIZE)
     with pytest.raises(bd.UnsupportedModelError, match="is compiled"):
         bd.WidthSpace.from_model(torch.compile(plain()), SIZE)  # type: ignore[arg-type]
+    model = plain()
+    model[2].compile()  # in place: it would compile anew for every width
+    with pytest.raises(bd.UnsupportedModelError, match="2 of Sequential is compiled"):
+        bd.WidthSpace.from_model(model, SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
