@@ -106,13 +106,22 @@ class _Dumper(yaml.SafeDumper):
 def write_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors and text as a safetensors file atomically. Raises :class:`RunDirError`."""
+    """Write tensors and text as a safetensors file atomically. Raises :class:`RunDirError`.
+
+    Tensors that share memory (a weight that two layers have in common) are written under each name.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    known: set[int] = set()
+    alone: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        alone[name] = tensor.clone() if memory in known else tensor
+        known.add(memory)
     with replacing(path) as temporary:
         try:
-            save_file(dict(tensors), str(temporary), metadata=None if metadata is None else dict(metadata))
+            save_file(alone, str(temporary), metadata=None if metadata is None else dict(metadata))
         except SafetensorError as error:  # a full disk, mostly
             raise OSError(str(error)) from error
 

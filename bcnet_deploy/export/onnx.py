@@ -240,8 +240,11 @@ def trace(
             ) from error
     names = list(named_tensors(result))
     if not isinstance(result, torch.Tensor):
-        # A hook, no module around it: nodes are named by module paths.
-        plain.register_forward_hook(lambda _, __, outputs: tuple(named_tensors(outputs).values()))
+        # A hook, no module around it: nodes are named by module paths. Sizes that the network returns are
+        # tensors in a trace; they are no outputs.
+        plain.register_forward_hook(
+            lambda _, __, outputs: tuple(t for name, t in named_tensors(outputs).items() if name in names)
+        )
     dynamic = batch is None
     try:
         model, exporter = _torchscript(plain, example, names, dynamic=dynamic, opset=opset), "torchscript"

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from bcnet_deploy.files import read_rows
+from bcnet_deploy.nn import Supernet
+from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train.checkpoint import load_checkpoint
 from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings
 
@@ -191,6 +194,38 @@ data = load_folder(Path(sys.argv[1]), View(input_size=(1, 8, 8)), 0.2, memory_by
 config = settings(epochs=3000, batch_size=8, workers=2, log_every=5, checkpoint_every=10**6)
 train_supernet(make_supernet(), data, config, Path(sys.argv[2]), device=torch.device("cpu"))
 """
+
+
+def test_weights_that_layers_share_are_kept_and_stay_shared(tmp_path: Path) -> None:
+    def shared() -> Supernet:
+        torch.manual_seed(0)
+        again = nn.Conv2d(8, 8, 3, padding=1)
+        like = nn.Conv2d(8, 8, 3, padding=1)
+        like.weight = again.weight
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), again, nn.ReLU(), again, nn.ReLU(), like, nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, 4),
+        )  # fmt: skip
+        return Supernet(model, WidthSpace.from_model(model, (1, 8, 8), levels=4))
+
+    config = settings(epochs=2, ema_decay=0.9, checkpoint_every=3)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    make_trainer(shared(), config, whole).run()
+    first = make_trainer(shared(), config, broken)
+    advance = first._advance
+
+    def until() -> None:
+        if first.step >= 4:
+            raise Killed
+        advance()
+
+    first._advance = until  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        first.run()
+    resumed = shared()
+    make_trainer(resumed, config, broken).run()
+    assert_same_run(whole, broken)
+    assert resumed.model[1].weight is resumed.model[3].weight is resumed.model[5].weight
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
