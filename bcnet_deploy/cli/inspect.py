@@ -58,7 +58,7 @@ def describe(name: str, space: WidthSpace, model: nn.Module) -> dict[str, Any]:
     full, narrowest = space.full, space.narrowest
     return {
         "model": name,
-        "class": space.model_name,
+        "class": type(model).__name__,
         "input_size": list(space.input_size),
         "levels": space.levels,
         "min_level": space.min_level,

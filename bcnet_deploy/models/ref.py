@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Interval, Len
@@ -111,4 +111,6 @@ def build(
             model = build_model(
                 ref.name, num_classes=ref.num_classes, weights=ref.weights, new_head=ref.new_head
             )
-    return model, WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
+    space = WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
+    # Messages and tables call it what its user does; "Sequential" could be anything.
+    return model, space if ref.is_object else replace(space, model_name=ref.name)

@@ -236,6 +236,7 @@ def test_show(estimated: Path, measured: Path) -> None:
     output = call("table", "show", path, "--layers").output
     assert "ESTIMATED" in output
     assert "(estimated)" in output
+    assert ": demo at 1x16x16 on t4" in output, "by the name that was given, not the class's"
     data = json.loads(
         call("table", "show", measured / "latency" / "cpu-1thread.json", "--json", "--layers").output
     )
