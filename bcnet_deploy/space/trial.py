@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from bcnet_deploy.errors import InputSizeError, UnsupportedModelError
 from bcnet_deploy.space.axes import Axis
-from bcnet_deploy.space.capture import Call, CallError, Trace, Value, run_trace, user_line
+from bcnet_deploy.space.capture import TRACE_BATCH, Call, CallError, Trace, Value, run_trace, user_line
 from bcnet_deploy.space.extent import Int64, Segments, extent_of, kept_positions
 from bcnet_deploy.space.grouping import Grouper, Grouping, multiply_accumulates, require_cnn
 from bcnet_deploy.space.patching import attribute_patches
@@ -49,7 +49,9 @@ def analysed(model: nn.Module, input_size: tuple[int, ...]) -> Grouping:
     _require_sliceable(model)
     if len(input_size) != 3 or any(not isinstance(n, int) or n < 1 for n in input_size):
         raise InputSizeError(f"input_size is (channels, height, width), all positive; given: {input_size}")
-    grouping = Trials(model, Grouper(model, input_size)).settle()
+    grouper = Grouper(model, input_size)
+    _require_own_statistics(model, grouper.trace)
+    grouping = Trials(model, grouper).settle()
     require_cnn(grouping, model)
     return grouping
 
@@ -76,6 +78,20 @@ def _require_sliceable(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{tensor_name} of {name} is {str(tensor.dtype).removeprefix('torch.')}; networks are "
                 "trained and exported from float32: give model.float(); precision is chosen at export"
+            )
+
+
+def _require_own_statistics(model: nn.Module, trace: Trace) -> None:
+    """Refuse what normalises images by one another in evaluation too: alone, each is another one."""
+    for call in trace.calls:
+        # PyTorch's instance norm is a batch norm as well, with the images beside one another.
+        together = "batch_norm" in call.op and call.inputs[0].shape[0] == TRACE_BATCH
+        if together and call.argument("training") and call.inputs[0] in trace.activations:
+            raise UnsupportedModelError(
+                f"{call.module or 'forward'} of {type(model).__name__} is a batch norm without running "
+                "statistics: what an image comes to depends on the others of its batch, and the exported "
+                "network, which gets one image, would compute something else; set track_running_stats=True, "
+                "or take a group norm"
             )
 
 

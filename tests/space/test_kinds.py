@@ -571,3 +571,28 @@ def test_named_tuples_may_come_out() -> None:
     assert [v.name for v in space.variables] == ["c"]
     network = torchvision.models.googlenet(weights=None, init_weights=False)  # its auxiliary heads left on
     assert len(bd.WidthSpace.from_model(network, (3, 64, 64)).variables) == 57
+
+
+# -- images that are normalised by one another -----------------------------------------------------
+
+
+class Together(nn.Module):
+    """A batch norm of one's own that always takes the statistics of the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(12, track_running_stats=False), Together()])
+def test_batch_norms_without_statistics_are_refused(norm: nn.Module) -> None:
+    model = plain()
+    model.insert(1, norm)
+    with pytest.raises(bd.UnsupportedModelError, match="1 of Sequential is a batch norm without running"):
+        bd.WidthSpace.from_model(model, SIZE)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(12), nn.BatchNorm2d(12), nn.GroupNorm(3, 12)])
+def test_norms_of_single_images_are_not(norm: nn.Module) -> None:
+    model = plain()
+    model.insert(1, norm)
+    assert len(bd.WidthSpace.from_model(model, SIZE).variables) == 2
