@@ -251,7 +251,8 @@ def main() -> None:
     if arguments.out.exists():
         data = json.loads(arguments.out.read_text())
     rows, code, until = data["models"], code_digest(), time.monotonic() + 60 * arguments.minutes
-    quickest = sorted(families(), key=lambda name: rows.get(name, {}).get("seconds", 0.0))
+    # What was refused before is least known.
+    quickest = sorted(families(), key=lambda name: rows.get(name, {}).get("seconds", 1e9))
     for name in arguments.models or quickest:
         if (rows.get(name, {}).get("code") == code and not arguments.redo) or time.monotonic() > until:
             continue

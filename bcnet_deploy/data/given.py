@@ -172,6 +172,16 @@ class _Numbering:
         ]
 
 
+def _tensor(raw: Any, what: str) -> torch.Tensor:
+    """An array as a tensor, also one that is read backwards or of another byte order. Raises DataError."""
+    try:
+        if isinstance(raw, np.ndarray):
+            raw = np.ascontiguousarray(raw, raw.dtype.newbyteorder("="))
+        return torch.as_tensor(raw).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what}: images are {type(raw).__name__}: {error}; needed: {CONTRACT}") from error
+
+
 def _labels(raw: Any, count: int, size: tuple[int, int, int], what: str) -> Any:
     """(N,) int64 classes, (N, H, W) uint8 masks, (N,) or (N, K) float32. Raises :class:`DataError`."""
     try:
@@ -267,12 +277,7 @@ class _Reader:
 
     def images(self, raw: Any, what: str) -> torch.Tensor:
         """(N, C, H, W) uint8 or float32 of arrays. Raises :class:`DataError`."""
-        try:
-            images = torch.as_tensor(raw).detach().cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"{what}: images are {type(raw).__name__}: {error}; needed: {CONTRACT}"
-            ) from error
+        images = _tensor(raw, what)
         channels, height, width = self.input_size
         if images.ndim == 3 and channels == 1:
             images = images[:, None]
@@ -321,7 +326,7 @@ class _Reader:
             if hasattr(label, "getexif"):
                 label = self.view.apply_mask(label).numpy()
             return self.view.apply(upright(image, self.view.mode)), label
-        return self.images(torch.as_tensor(image)[None], what)[0], label
+        return self.images(_tensor(image, what)[None], what)[0], label
 
     def _dataset(self, dataset: Any, what: str) -> tuple[_Arrays | DatasetImages, Labels]:
         count = len(dataset)

@@ -268,3 +268,18 @@ def test_masks_and_values_are_targets_too() -> None:
     assert data.train.labels.dtype == torch.float32 and data.num_classes == 2
     loader = BatchLoader(data.train, 4, Augmentation("crop-flip", data.mean, data.std), torch.device("cpu"))
     assert loader.next_batch()[1].dtype == torch.float32
+
+
+def test_arrays_read_backwards_or_of_another_byte_order() -> None:
+    """As a flip, a camera or a file from elsewhere leaves them."""
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 255, (24, 3, 8, 8), dtype=np.uint8), np.arange(24) % 2
+    plain = load_data((pixels, labels), (3, 8, 8))
+    backwards = pixels[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1]
+    assert backwards.strides[-1] < 0
+    other = (pixels / 255).astype(">f4")
+    pairs = [(image, int(label)) for image, label in zip(backwards, labels, strict=True)]
+    for given_ in ((backwards, labels), (other, labels), pairs):
+        found = load_data(given_, (3, 8, 8))
+        np.testing.assert_allclose(found.mean, plain.mean, atol=1e-6)
+        np.testing.assert_allclose(found.std, plain.std, atol=1e-6)
