@@ -9,7 +9,8 @@
 ``build`` makes a table from nothing and reports the wall time of everything: model, width space, export,
 measurements, fits. ``evaluate`` draws networks with a seed of its own, measures each in interleaved rounds
 (new session each time, fastest of the runs, median of the rounds), and compares; two halves of the rounds
-give the noise floor, and a reference network how fast the machine is now and was when the table was made.
+give the noise floor, and a reference network, timed between the runs, how fast the machine is now and was
+when the table was made.
 ``add`` judges more tables by the same measurements.
 For some of the networks every layer is timed as a model of its own, too: the naive
 sum. Timing wants the machine alone: nothing else running, and where allowed a real-time priority
@@ -32,12 +33,12 @@ from bcnet_deploy import files
 from bcnet_deploy.devices import DeviceProfile, load_device
 from bcnet_deploy.profiler.fitting import validate
 from bcnet_deploy.profiler.layer_map import LayerMap
-from bcnet_deploy.profiler.measure import measure_plain
 from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.profiling import make_runner_of, profile_device
 from bcnet_deploy.runtime.machine import describe_machine
 
 SEED = 20260
+CHUNKS = 5  # of a network's runs in a round, with the reference network's between them
 _JUDGED = 0.05  # noise floors above say more of the machine than of a table
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     evaluate.add_argument("tables", type=Path, nargs="+")
     evaluate.add_argument("--networks", type=int, default=160)
     evaluate.add_argument("--rounds", type=int, default=8)
-    evaluate.add_argument("--runs", type=int, default=25, help="timed runs of a network in each round")
+    evaluate.add_argument("--runs", type=int, default=10, help="timed runs of each of 5 chunks of a round")
     evaluate.add_argument("--naive", type=int, default=12, help="networks whose layers are timed alone")
     evaluate.add_argument("--seed", type=int, default=SEED, help="of the held-out networks")
     evaluate.set_defaults(run=run_evaluate)
@@ -122,9 +123,10 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
     start = time.perf_counter()
     reference = tables[0].provenance["reference_widths"]
-    rounds, references = measure_rounds(
+    own, theirs = measure_rounds(
         device, maker, widths, reference, image, arguments.rounds, arguments.runs, rng
     )
+    rounds, beside = own.min(axis=2), paired(own, theirs)
     result: dict[str, Any] = {
         "model": arguments.model,
         "device": device.name,
@@ -142,11 +144,12 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         },
         "tables": [],
     }
-    result["reference_ms"] = round(float(np.median(references)), 5)
+    result["reference_ms"] = round(float(np.median(theirs)), 5)
     result["widths"] = widths.tolist()
     result["rounds_ms"] = np.round(rounds, 5).tolist()
+    result["paired_ms"] = np.round(beside, 5).tolist()
     result["tables"] = [
-        judge(path, table, widths, rounds, result["reference_ms"])
+        judge(path, table, widths, rounds, result["reference_ms"], beside)
         for path, table in zip(arguments.tables, tables, strict=True)
     ]
     result["predict_per_s"] = predict_rate(tables[0], space)
@@ -164,7 +167,8 @@ def run_add(arguments: argparse.Namespace) -> None:
     widths, rounds = np.array(result["widths"]), np.array(result["rounds_ms"])
     for path in arguments.tables:
         table = bd.LatencyTable.load(path).for_space(space)
-        result["tables"].append(judge(path, table, widths, rounds, result["reference_ms"]))
+        beside = np.array(result["paired_ms"]) if "paired_ms" in result else None
+        result["tables"].append(judge(path, table, widths, rounds, result["reference_ms"], beside))
     result["tables"].sort(key=lambda judged: judged["budget_s"])
     write(arguments.result, result)
 
@@ -179,8 +183,10 @@ def judge(
     widths: npt.NDArray[np.int64],
     rounds: npt.NDArray[np.float64],
     reference_ms: float,
+    beside: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """The figures of one table on (N, R) measurements, as measured and with the machine's drift taken out."""
+    """The figures of one table on (N, R) measurements, as measured and with the machine's drift taken out;
+    and on those by the reference network ``beside`` them, where there are any."""
     predicted = table.predict(widths)
     # The same network, timed while the table was made and now: how much faster the machine was then.
     speed = reference_ms / float(table.provenance["reference_ms"])
@@ -190,9 +196,13 @@ def judge(
     print(f"  machine's speed now / then {speed:.3f}")
     print(f"  at even speed: {even.summary()}, bias {even.bias:+.2%}")
     print(f"  fastest round: {fastest.summary()}, bias {fastest.bias:+.2%}", flush=True)
+    pair = None if beside is None else validate(predicted, beside / speed)
+    if pair is not None:
+        print(f"  paired: {pair.summary()}, bias {pair.bias:+.2%}", flush=True)
     return {
         **files.read_json(path.with_suffix(".build.json"), bd.TableError, "build record"),
         **raw.to_dict(),
+        **({} if pair is None else {"paired": pair.to_dict()}),
         "speed": round(speed, 4),
         "even_speed": even.to_dict(),
         "fastest_round": fastest.to_dict(),
@@ -212,17 +222,30 @@ def measure_rounds(
     runs: int,
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(N, rounds) milliseconds: the fastest run of each round, networks in a new order each round; and
-    the latencies of the reference network, measured after every tenth."""
+    """(N, rounds, chunks) milliseconds of the networks, a new session and order each round, and of the
+    reference network, which stays loaded and is timed after every chunk: the fastest run of each."""
     make_runner = make_runner_of(device)
-    result = np.empty((len(widths), rounds))
-    references = []
-    for index in range(rounds):
-        for count, row in enumerate(rng.permutation(len(widths))):
-            result[row, index] = measure_plain(make_runner, maker(widths[row]), image, runs=runs).min()
-            if count % 10 == 0:
-                references.append(measure_plain(make_runner, maker(reference), image, runs=8).min())
-    return result, np.array(references)
+    own = np.empty((len(widths), rounds, CHUNKS))
+    theirs = np.empty_like(own)
+    with make_runner_of(device, threads_sleep=True)(maker(reference), False) as other:
+        feeds = {other.inputs[0].name: image}
+        for index in range(rounds):
+            for row in rng.permutation(len(widths)):
+                with make_runner(maker(widths[row]), False) as runner:
+                    given = {runner.inputs[0].name: image}
+                    runner.latencies(given, runs=1, warmup=1)
+                    for chunk in range(CHUNKS):
+                        # The first run after the other network finds its weights gone from the cache.
+                        own[row, index, chunk] = runner.latencies(given, runs=runs, warmup=1).min()
+                        theirs[row, index, chunk] = other.latencies(
+                            feeds, runs=(runs + 1) // 2, warmup=1
+                        ).min()
+    return own, theirs
+
+
+def paired(own: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(N, rounds) milliseconds by the reference network beside each: what slows down both goes."""
+    return np.asarray(np.median(own / theirs, axis=2) * np.median(theirs))
 
 
 def predict_rate(table: bd.LatencyTable, space: bd.WidthSpace, count: int = 1_000_000) -> float:
@@ -315,8 +338,9 @@ def rows(result: dict[str, Any]) -> list[str]:
     for table in result["tables"]:
         origin = f", rebased from {table['rebased_from']}" if "rebased_from" in table else ""
         judged = {"as measured": table, "even speed": table["even_speed"]}
-        if "fastest_round" in table:
-            judged["fastest round"] = table["fastest_round"]
+        judged |= {
+            name.replace("_", " "): table[name] for name in ("fastest_round", "paired") if name in table
+        }
         for label, figures in judged.items():
             shares = (figures[key] for key in ("mape", "noise_floor", "bias", "within_5", "within_10"))
             cells = [
@@ -353,6 +377,8 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
         "divides that out, by a reference network that was timed all through both the making of the table",
         "and the evaluation; *as measured* does not. *Fastest round* takes the fastest round of each network",
         "in place of the median: the undisturbed time, where other jobs slow a machine down all the while.",
+        "*Paired* is even speed of single measurements: the reference network stays loaded, runs between the",
+        "network's own runs (five times in a round), and the median of the five quotients is taken.",
         "Made by `benchmarks/bm_lut_accuracy.py`, whose head says how.",
         "",
         f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "

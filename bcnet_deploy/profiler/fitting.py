@@ -29,6 +29,7 @@ _SPEED_PRIOR = 0.1
 _NODE_US, _RUN_US, _SLOWER = 5.0, 20.0, 0.02  # how large the parts of a profile's excess may be
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
 _COMPARABLE = 8
+_EVIDENCE = 8  # measurements of a kind of layer that count as much as what is known of its family
 _UNFIT = 1.08
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
 _FEWEST_TRAIN, _FEWEST_HELD_OUT = 3, 3
@@ -88,14 +89,16 @@ def fit_layers(
 
 @dataclass(frozen=True)
 class Speeds:
-    """How many times as long layers take now as when a table was made: all, and families of operators."""
+    """How many times as long layers take now as when a table was made: all, families of operators, and kinds
+    of layers by their keys."""
 
     overall: float = 1.0
     families: Mapping[str, float] = field(default_factory=dict)
+    keys: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, key: str) -> float:
         """The factor of one key."""
-        return self.families.get(family_of(key), self.overall)
+        return self.keys.get(key, self.families.get(family_of(key), self.overall))
 
 
 def family_of(key: str) -> str:
@@ -107,30 +110,44 @@ def family_of(key: str) -> str:
 def relative_speeds(now: Mapping[str, Entries], then: LatencyTable, *, by_family: bool = False) -> Speeds:
     """How much longer layers take now than ``then`` predicts: the median, each layer weighed by its time.
 
-    1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then. A family with so few
-    has the speed of all.
+    1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then. ``by_family``: a family
+    has its own speed, and so has each kind of layer; with few measurements they are near the speed of all and
+    of the family.
     """
-    quotients: dict[str, list[Floats]] = {}
-    weights: dict[str, list[Floats]] = {}
+    quotients: dict[str, Floats] = {}
+    weights: dict[str, Floats] = {}
     for key in sorted(now.keys() & then.entries.keys() & then.models.keys()):
         covered = then.entries[key].covers(now[key].dims)
         expected = then.models[key].time_us(now[key].dims[covered])
-        quotients.setdefault(family_of(key), []).append(now[key].median_us[covered] / expected)
-        weights.setdefault(family_of(key), []).append(expected)
-    overall = _weighted_median(
-        [part for parts in quotients.values() for part in parts],
-        [part for parts in weights.values() for part in parts],
-    )
-    if overall is None or not by_family:
-        return Speeds(overall or 1.0)
-    found = {family: _weighted_median(parts, weights[family]) for family, parts in quotients.items()}
-    return Speeds(overall, {family: factor for family, factor in found.items() if factor is not None})
+        quotients[key] = now[key].median_us[covered] / expected
+        weights[key] = expected
+
+    def median(keys: Sequence[str]) -> float | None:
+        return _weighted_median([quotients[key] for key in keys], [weights[key] for key in keys])
+
+    overall = median(list(quotients))
+    if overall is None or sum(map(len, quotients.values())) < _COMPARABLE:
+        return Speeds()
+    if not by_family:
+        return Speeds(overall)
+    members: dict[str, list[str]] = {}
+    for key in quotients:
+        members.setdefault(family_of(key), []).append(key)
+
+    def between(keys: Sequence[str], known: float) -> float:
+        """The median of ``keys`` and what is ``known`` of the like, by how many measurements there are."""
+        own, count = median(keys), sum(len(quotients[key]) for key in keys)
+        share = count / (count + _EVIDENCE)
+        return known if own is None else float(np.exp(share * np.log(own) + (1 - share) * np.log(known)))
+
+    families = {family: between(keys, overall) for family, keys in members.items()}
+    return Speeds(overall, families, {key: between([key], families[family_of(key)]) for key in quotients})
 
 
 def _weighted_median(values: Sequence[Floats], weights: Sequence[Floats]) -> float | None:
-    """None for fewer than :data:`_COMPARABLE` values."""
+    """None for no values."""
     value, weight = np.concatenate([np.zeros(0), *values]), np.concatenate([np.zeros(0), *weights])
-    if len(value) < _COMPARABLE:
+    if not len(value):
         return None
     order = np.argsort(value)
     half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
