@@ -29,7 +29,7 @@ _SPEED_PRIOR = 0.1
 _NODE_US, _RUN_US, _SLOWER = 5.0, 20.0, 0.02  # how large the parts of a profile's excess may be
 _SCALE_PRIOR = 0.02  # how far the sums of whole networks may move a layer's own measurements
 _COMPARABLE = 8
-_EVIDENCE = 8  # measurements of a kind of layer that count as much as what is known of its family
+_EVIDENCE = 4  # measurements of a kind of layer that count as much as what is known of its family
 _UNFIT = 1.08
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
 _FEWEST_TRAIN, _FEWEST_HELD_OUT = 3, 3
@@ -111,8 +111,8 @@ def relative_speeds(now: Mapping[str, Entries], then: LatencyTable, *, by_family
     """How much longer layers take now than ``then`` predicts: the median, each layer weighed by its time.
 
     1.0 where fewer than :data:`_COMPARABLE` layers lie within what was measured then. ``by_family``: a family
-    has its own speed, and so has each kind of layer; with few measurements they are near the speed of all and
-    of the family.
+    of that many has its own speed. So has each kind of layer, but the fewer measurements it has, the nearer
+    to its family's.
     """
     quotients: dict[str, Floats] = {}
     weights: dict[str, Floats] = {}
@@ -134,14 +134,22 @@ def relative_speeds(now: Mapping[str, Entries], then: LatencyTable, *, by_family
     for key in quotients:
         members.setdefault(family_of(key), []).append(key)
 
-    def between(keys: Sequence[str], known: float) -> float:
-        """The median of ``keys`` and what is ``known`` of the like, by how many measurements there are."""
-        own, count = median(keys), sum(len(quotients[key]) for key in keys)
-        share = count / (count + _EVIDENCE)
-        return known if own is None else float(np.exp(share * np.log(own) + (1 - share) * np.log(known)))
+    def count(keys: Sequence[str]) -> int:
+        return sum(len(quotients[key]) for key in keys)
 
-    families = {family: between(keys, overall) for family, keys in members.items()}
-    return Speeds(overall, families, {key: between([key], families[family_of(key)]) for key in quotients})
+    families = {
+        family: float(median(keys) or overall)
+        for family, keys in members.items()
+        if count(keys) >= _COMPARABLE
+    }
+    own = {}
+    for key in quotients:
+        if (speed := median([key])) is not None:
+            share = count([key]) / (count([key]) + _EVIDENCE)
+            known = families.get(family_of(key), overall)
+            # A runtime that fuses what it did not takes no time for it.
+            own[key] = speed**share * known ** (1 - share) if speed > 0 else (1 - share) * known
+    return Speeds(overall, families, own)
 
 
 def _weighted_median(values: Sequence[Floats], weights: Sequence[Floats]) -> float | None:

@@ -244,6 +244,18 @@ def test_speeds_are_found_by_family(tmp_path: Path) -> None:
     assert any(family.startswith("conv depthwise") for family in speeds.families)
 
 
+def test_a_kind_of_layer_has_its_own_speed_by_how_often_it_was_measured(tmp_path: Path) -> None:
+    """One kind takes twice as long as the rest of its family: known of all its layers, and of one alone."""
+    table = profiler(tmp_path / "table.json").run()
+    often = max((key for key in table.entries if key.startswith("conv")), key=lambda k: len(table.entries[k]))
+    for rows, least, most in ((None, 1.8, 2.1), (1, 1.05, 1.5)):
+        now = dict(table.entries)
+        odd = now[often].slowed(2.0)
+        now[often] = odd if rows is None else odd.without(np.delete(odd.dims, len(odd) // 2, axis=0))
+        speeds = relative_speeds(now, table, by_family=True)
+        assert least < speeds.of(often) < most
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
