@@ -6,8 +6,6 @@
     python -m benchmarks.bm_trained profile  --network mobilenet --folder FOLDER
     python -m benchmarks.bm_trained choose   --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained measure  --network mobilenet --folder FOLDER
-    python -m benchmarks.bm_trained race     --network mobilenet --folder FOLDER --data DATA
-    python -m benchmarks.bm_trained refine   --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained tune     --network mobilenet --folder FOLDER --data DATA
     python -m benchmarks.bm_trained collect  --network mobilenet --folder FOLDER
 
@@ -15,14 +13,13 @@ Each step skips what is done and goes on after a kill. ``data`` keeps the decode
 processes. ``base`` trains the full network; ``--device cuda`` with its own settings, and with
 ``--limit-s`` until the time is over, the rate annealed by time. ``supernet`` trains a short supernet from
 it, by time. ``profile`` makes the latency table of the full network, one thread. ``choose`` makes the pruned
-networks of every method at every budget, a share of the full network's latency, several each: ``found``
-searches by scores of pruned networks; the others take the largest network of their kind that the table says
-keeps the budget, or a little more or less. ``measure`` times all of them interleaved, and keeps those that
-measure within the budget, of a kind by size the largest. ``race`` fine-tunes what is left of a search for a
-few steps: the best on held-out images is what was found. ``refine`` searches again, by scores after a few
-steps of fine-tuning; then ``measure`` once more. ``tune`` fine-tunes each, all alike, half the loss
-from the full network. ``collect`` puts their rows into ``benchmarks/results/trained/summary.csv``, and their
-means into the table of ``docs/trained.md``. FOLDER is outside the repository: weights are not committed.
+networks at every budget, a share of the full network's latency, several each: ``found-pruned`` searches by
+scores of pruned networks; the others take the largest network of their kind that the table says keeps the
+budget, or a little more or less. :mod:`benchmarks.tuned_search` makes those of ``found`` and
+``found-supernet``. ``measure`` times all of them interleaved, and keeps those that measure within the
+budget, of a kind by size the largest. ``tune`` fine-tunes each, all alike, half the loss from the full
+network. ``collect`` puts their rows into ``benchmarks/results/trained/summary.csv``, and their means into the
+table of ``docs/trained.md``. FOLDER is outside the repository: weights are not committed.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +46,6 @@ from bcnet_deploy import files
 from bcnet_deploy.bench import BenchSettings, bench
 from bcnet_deploy.data import DataSplits, PlainBatches, load_data
 from bcnet_deploy.data.plain import drawing_order
-from bcnet_deploy.data.splits import MemoryImages
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import InfeasibleError
 from bcnet_deploy.export import export_onnx
@@ -78,15 +74,15 @@ from bcnet_deploy.train.retrain import reinitialise, slice_of
 from bcnet_deploy.train.samplers import WidthGrid, make_sampler
 from bcnet_deploy.train.supernet import make_loader
 from bcnet_deploy.train.trainer import Trainer
+from benchmarks.decoded import keep_decoded, read_decoded
 
 SIZE, LEVELS, CLASSES = (3, 16, 16), 16, 10
 DEVICE = "cpu-1thread"
 CPU = torch.device("cpu")
 BUDGETS = (0.5, 0.33, 0.2)
 SEEDS = (0, 1, 2)
-RACED = ("found", "found-supernet")
-RACERS = 4
-"""Finalists of a search that get a few steps of fine-tuning before one is chosen."""
+RANDOM_MORE = 160
+"""Steps more for random weights: about what the search for ``found-pruned`` costs."""
 GRANULES = (8, 16)
 """Channels to which the methods that round do so; what fits more within the latency is taken."""
 RESULTS = Path(__file__).resolve().parent / "results" / "trained"
@@ -170,7 +166,7 @@ class Remembered(nn.Module):
         super().__init__()
         self.network = network
         self.path = path
-        self.answers: dict[bytes, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
+        self.answers: dict[str, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.contiguous().numpy()
@@ -215,27 +211,12 @@ class Bench:
         """The data, decoded images read from the folder where ``data`` has put them."""
         if not self.decoded.exists():
             return load_data(self.data, SIZE, num_classes=CLASSES)
-        kept = load_file(self.decoded)
-        train, val, test = (
-            MemoryImages(kept[f"{part}.images"], kept[f"{part}.labels"]) for part in ("train", "val", "test")
-        )
-        mean, std = (tuple(kept[name].tolist()) for name in ("mean", "std"))
-        names = tuple(str(label) for label in range(CLASSES))
-        return DataSplits("cifar10", train, val, names, SIZE, mean, std, open_test=lambda: test)
+        return read_decoded(self.decoded)
 
     def keep_data(self) -> None:
         """Decode once for all the processes that train."""
-        if self.decoded.exists():
-            return
-        splits = self.splits()
-        kept = {}
-        for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.load_test())):
-            if images.memory is None:
-                raise MemoryError("the decoded images must fit in memory")
-            kept |= {f"{name}.images": images.memory, f"{name}.labels": images.labels}
-        kept |= {"mean": torch.tensor(splits.mean).double(), "std": torch.tensor(splits.std).double()}
-        with files.replacing(self.decoded) as temporary:
-            save_file(kept, temporary)
+        if not self.decoded.exists():
+            keep_decoded(self.splits(), self.decoded)
 
     def trained(self) -> nn.Module:
         load_weights(self.model, self.folder / "base" / "weights.safetensors")
@@ -321,7 +302,7 @@ class Search:
     """Settings of the search for ``found``.
 
     Attributes:
-        finalists: networks of a search that are measured; those that keep the budget are raced.
+        finalists: networks of a search that are measured; the first that keeps the budget is taken.
         slack: of the predicted budget, since the table errs; what is measured decides.
     """
 
@@ -336,23 +317,13 @@ SLACKS = (1.04, 1.02, 1.0, 0.98)
 """Of the predicted budget, for methods that choose by size: the largest that measures within it is taken."""
 
 
-def found(
-    job: Bench, splits: DataSplits, limit_ms: float, how: Search, *, supernet: bool = False
-) -> Iterator[nn.Module]:
-    """Our way: slices of the network in order of importance, ranked by their recalibrated scores.
-
-    With ``supernet`` they are scored with the weights of the short supernet, and cut from the base network
-    all the same.
-    """
+def found_pruned(job: Bench, splits: DataSplits, limit_ms: float, how: Search) -> Iterator[nn.Module]:
+    """Slices of the network in order of importance, ranked by their recalibrated scores, nothing trained."""
     from bcnet_deploy.search import search  # not before: where networks are only trained, pymoo may be absent
 
     permuted = permuted_on(job.trained(), job.space, splits, how.importance, device=CPU)
-    scored = permuted
-    if supernet:
-        scored = job.space.extract(job.model, job.space.full)
-        load_weights(scored, job.folder / "supernet" / "weights.safetensors")
     evaluator = open_pruned_evaluator(
-        scored, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
+        permuted, job.space, splits, importance=None, limit=how.images, batch_size=32, device=CPU
     )
     table = job.table()
     space = job.space.with_choices(learned_choices(job.space, [table]))  # a step of the latency each
@@ -364,7 +335,7 @@ def found(
     result = search(
         space, evaluator, {"latency_ms": (table, limit_ms * how.slack)}, how.evaluations,
         population_size=20, confidence=None, initial=first, batch_size=4, evaluator_id=how.importance,
-        checkpoint=job.folder / f"search-{limit_ms:.4f}{'-supernet' if supernet else ''}.jsonl",
+        checkpoint=job.folder / f"search-{limit_ms:.4f}.jsonl",
     )  # fmt: skip
     if result.posterior is None:
         raise RuntimeError("scores without noise have no posterior to choose finalists by")
@@ -410,7 +381,7 @@ def largest(
     All shares are tried: latency does not rise with every channel, so that a bisection would stop early.
     """
     steps = np.array([variable.step for variable in job.space.variables])
-    family = [(share, granule) for granule in GRANULES for share in np.linspace(0.1, 0.9, 54).tolist()]
+    family = [(share, granule) for granule in GRANULES for share in np.linspace(0.1, 0.9, 217).tolist()]
     rows = np.stack([np.array(stored_units(job.space.plan, make(*member))) * steps for member in family])
     macs, predicted = job.space.macs(rows), job.table().predict(rows)
     for limit in limits_ms:
@@ -495,7 +466,7 @@ def modelopt(job: Bench, splits: DataSplits, macs: int) -> nn.Module:
 
 
 def choose(job: Bench, budgets: list[float], methods: list[str], how: Search) -> None:
-    """Networks of every method at every budget, several each: what they measure, and a race, decide."""
+    """Networks of every method at every budget, several each: what they measure decides."""
     splits, full_ms = job.splits(), job.full_ms()
     job.trained()
     limits = [budget * full_ms * slack for budget in budgets for slack in SLACKS]
@@ -514,9 +485,8 @@ def choose(job: Bench, budgets: list[float], methods: list[str], how: Search) ->
             job.keep(budget, name, network, time.process_time() - started)
     for budget in budgets:
         searches: dict[str, Callable[[], Iterable[nn.Module]]] = {
-            "found": lambda: found(job, splits, budget * full_ms, how),  # noqa: B023
-            "found-supernet": lambda: found(job, splits, budget * full_ms, how, supernet=True),  # noqa: B023
-            "modelopt": lambda: [modelopt(job, splits, int(job.about(budget, "found~0")["macs"]))],  # noqa: B023
+            "found-pruned": lambda: found_pruned(job, splits, budget * full_ms, how),  # noqa: B023
+            "modelopt": lambda: [modelopt(job, splits, int(job.about(budget, "found-pruned~0")["macs"]))],  # noqa: B023
         }
         for method in (name for name in searches if name in methods):
             if job.candidates(budget, method):
@@ -592,7 +562,7 @@ def supernet(job: Bench, limit_s: float) -> None:
     print(f"{job.network}: {about}", flush=True)
 
 
-# -- measured latency decides, then a race, then fine-tuning ------------------------------------
+# -- measured latency decides, then fine-tuning -------------------------------------------------
 
 
 def measure(job: Bench, rounds: int) -> None:
@@ -631,8 +601,9 @@ def read(job: Bench, name: str) -> dict[str, Any]:
     return found
 
 
-OVER = 1.005
-"""What repeating a measurement may add to a budget."""
+OVER, NEARLY = 1.005, 0.97
+"""What repeating a measurement may add to a budget. Uniform widths that take less of it have a wider
+neighbour tuned beside them, if one exceeds it by less than 2%."""
 
 
 def settle(job: Bench, measured: dict[str, float]) -> None:
@@ -641,14 +612,19 @@ def settle(job: Bench, measured: dict[str, float]) -> None:
     for budget in BUDGETS:
         limit = budget * measured["full"] * OVER
         for method in METHODS:
-            names = job.candidates(budget, method)
+            names = [n for n in job.candidates(budget, method) if f"{budget}-{n}" in measured]
             within = [name for name in names if measured[f"{budget}-{name}"] <= limit] or sorted(
                 names, key=lambda name: measured[f"{budget}-{name}"]
             )[:1]
-            if method in RACED or method == "found-tuned":
-                within = within[:RACERS]
+            if method.startswith("found"):
+                within = sorted(within)  # by what their search thinks of them
             elif within:
                 within = [max(within, key=lambda name: int(job.about(budget, name)["macs"]))]
+            if method == "uniform" and measured[f"{budget}-{within[0]}"] < NEARLY * limit:
+                over = [name for name in names if measured[f"{budget}-{name}"] > limit]
+                nearest = min(over, key=lambda name: measured[f"{budget}-{name}"], default=None)
+                if nearest and measured[f"{budget}-{nearest}"] < limit * 1.02:
+                    chosen.setdefault(str(budget), {})["uniform-wider"] = [nearest]
             if within:
                 chosen.setdefault(str(budget), {})[method] = within
                 shares = [measured[f"{budget}-{name}"] / measured["full"] for name in within]
@@ -659,6 +635,7 @@ def settle(job: Bench, measured: dict[str, float]) -> None:
 def fine_tune(
     job: Bench, splits: DataSplits, budget: float, name: str, steps: int, folder: Path, *, seed: int,
     random: bool = False, start: nn.Module | None = None, row: npt.NDArray[np.int64] | None = None,
+    rate: float | None = None,
 ) -> RetrainResult:  # fmt: skip
     """A network of a budget, from what it keeps of the base network, half the loss from the base network."""
     on_gpu = job.device.type == "cuda"
@@ -675,6 +652,8 @@ def fine_tune(
     config = config.replace(epochs=steps * config.batch_size / len(splits.train), min_steps=0)
     if random:
         config = config.replace(learning_rate=RANDOM_RATE * config.batch_size / BASE.batch_size)
+    elif rate:
+        config = config.replace(learning_rate=rate)
     if start is None and not random:
         start = job.start(budget, name)
     result = retrain(
@@ -686,107 +665,19 @@ def fine_tune(
     return result
 
 
-def race(jobs: list[Bench], budgets: list[float], steps: int, share: tuple[int, int], until: float) -> None:
-    """A few steps of fine-tuning for each finalist, then its held-out accuracy; test images take no part."""
-    todo = [
-        (job, float(budget), name)
-        for job in jobs
-        for budget, methods in read(job, "chosen").items()
-        for method, names in methods.items()
-        for name in names
-        if method in RACED and float(budget) in budgets
-    ]
-    for job, budget, name in todo[share[0] :: share[1]]:
-        folder = job.folder / "raced" / f"{budget}-{name}"
-        if not (folder / "result.json").exists() and time.monotonic() < until:
-            splits = replace(job.splits(), open_test=lambda: None)
-            result = fine_tune(job, splits, budget, name, steps, folder, seed=0)
-            print(
-                f"{job.network} {budget} {name}: raced {result.val_metric:.2f} {result.seconds} s", flush=True
-            )
-
-
-class TunedScores:
-    """Held-out accuracy after a few steps of fine-tuning: a score of what a network learns again."""
-
-    def __init__(self, job: Bench, splits: DataSplits, budget: float, steps: int) -> None:
-        self.job, self.budget, self.steps = job, budget, steps
-        self.splits = replace(splits, open_test=lambda: None)
-        self.permuted = permuted_on(job.trained(), job.space, splits, "l2", device=CPU)
-        self.known: dict[tuple[int, ...], float] = {}
-
-    def __call__(self, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.array([self._score(row) for row in widths])
-
-    def noise(self, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Standard deviations in points, binomial."""
-        share = self(widths) / 100
-        return np.asarray(100 * np.sqrt(share * (1 - share) / HELD_OUT))
-
-    def _score(self, row: npt.NDArray[np.int64]) -> float:
-        key = tuple(row.tolist())
-        if key not in self.known:
-            folder = self.job.folder / "scored" / "-".join(map(str, key))
-            start = slice_of(self.permuted, self.job.space, row)
-            result = fine_tune(
-                self.job, self.splits, self.budget, "", self.steps, folder, seed=0, start=start, row=row
-            )
-            self.known[key] = result.val_metric
-            print(f"{self.job.network} {self.budget} {key}: {result.val_metric:.2f}", flush=True)
-        return self.known[key]
-
-
-def refine(job: Bench, budget: float, evaluations: int, steps: int) -> None:
-    """A second search, by scores after a few steps of fine-tuning, that begins with uniform and found widths.
-
-    The budget is corrected by what the table's predictions of the first candidates measured.
-    """
-    from bcnet_deploy.search import search
-
-    if job.candidates(budget, "found-tuned"):
-        return
-    started = time.process_time()
-    measured, table = read(job, "measured"), job.table()
-    names = [name for method in METHODS for name in job.candidates(budget, method)]
-    ratio = np.median([measured[f"{budget}-{n}"] / job.about(budget, n)["predicted_ms"] for n in names])
-    limit_ms = budget * measured["full"] / float(ratio)
-    space = job.space.with_choices(learned_choices(job.space, [table]))
-    lattice = Lattice(space.variables)
-    begin = read(job, "chosen")[str(budget)]
-    rows = [job.widths(budget, name) for method in ("uniform", "found") for name in begin[method]]
-    scores = TunedScores(job, job.splits(), budget, steps)
-    result = search(
-        space, scores, {"latency_ms": (table, limit_ms)}, evaluations, population_size=10, confidence=None,
-        initial=lattice.widths(lattice.nearest(np.stack(rows))), batch_size=1,
-        checkpoint=job.folder / f"refine-{budget}.jsonl", evaluator_id=str(steps),
-    )  # fmt: skip
-    if result.posterior is None:
-        raise RuntimeError("scores without noise have no posterior to choose finalists by")
-    within = result.evaluated[table.predict(result.evaluated) <= limit_ms]
-    value = result.posterior.predict(lattice.nearest(within))[0]
-    order = np.argsort(-value)
-    print(f"{job.network} {budget}: of {len(within)}, posterior {value[order][:8].round(2)}", flush=True)
-    for index, row in enumerate(within[order[:4]]):
-        network = slice_of(scores.permuted, job.space, row)
-        job.keep(budget, f"found-tuned~{index}", network, time.process_time() - started)
-
-
 def winner(job: Bench, budget: float, method: str) -> str | None:
-    """The network of a method: the one that its race's held-out accuracy is highest for, else its first."""
-    names = read(job, "chosen").get(str(budget), {}).get(method, [])
-    scores = {}
-    for name in names:
-        path = job.folder / "raced" / f"{budget}-{name}" / "result.json"
-        if path.exists():
-            scores[name] = json.loads(path.read_text())["val_metric"]
-    return max(scores, key=lambda name: scores[name]) if scores else next(iter(names), None)
+    """The network of a method: the first that measures within the budget."""
+    return next(iter(read(job, "chosen").get(str(budget), {}).get(method, [])), None)
 
 
 def tune(
-    jobs: list[Bench], budgets: list[float], methods: list[str], seeds: list[int], steps: int, raced: int,
-    share: tuple[int, int], until: float,
+    jobs: list[Bench], budgets: list[float], methods: list[str], seeds: list[int], steps: int, more: int,
+    share: tuple[int, int], until: float, rate: float | None,
 ) -> None:  # fmt: skip
-    """Fine-tune each method's network, all alike; random weights get what the race took, too."""
+    """Fine-tune each method's network, all alike; random weights get as many steps more as the search cost.
+
+    That is ``more``.
+    """
     todo = [
         (job, seed, budget, method)
         for seed in seeds
@@ -797,13 +688,15 @@ def tune(
     longest = 0.0
     for job, seed, budget, method in todo[share[0] :: share[1]]:
         random = method == "random-weights"
-        name = winner(job, budget, "found" if random else method)
+        name = winner(job, budget, "found-pruned" if random else method)
         folder = job.folder / "tuned" / f"{budget}-{method}-{seed}"
         if name is None or (folder / "result.json").exists() or time.monotonic() + longest > until:
             continue
         started = time.monotonic()
-        total = steps + (raced * len(read(job, "chosen")[str(budget)]["found"]) if random else 0)
-        result = fine_tune(job, job.splits(), budget, name, total, folder, seed=seed, random=random)
+        total = steps + (more if random else 0)
+        result = fine_tune(
+            job, job.splits(), budget, name, total, folder, seed=seed, random=random, rate=rate
+        )
         files.write_json(folder / "name.json", name)
         longest = max(longest, time.monotonic() - started)
         print(
@@ -880,8 +773,6 @@ def main() -> None:
             "profile",
             "choose",
             "measure",
-            "race",
-            "refine",
             "tune",
             "collect",
         ),
@@ -900,7 +791,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, help="of base, in place of epochs, and of supernet: seconds")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100, help="of tune")
-    parser.add_argument("--race-steps", type=int, default=50, help="of race, for each finalist")
+    parser.add_argument("--rate", type=float, help="of tune, in place of its own")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which of how many processes")
     parser.add_argument("--until-s", type=float, default=1e9, help="no training begins that may end later")
     options = parser.parse_args()
@@ -909,12 +800,10 @@ def main() -> None:
     device, until = torch.device(options.device), time.monotonic() + options.until_s
     jobs = [Bench(network, options.folder, options.data, device) for network in options.network]
     share = (options.share[0], options.share[1])
-    if options.step == "race":
-        race(jobs, options.budgets, options.race_steps, share, until)
-    elif options.step == "tune":
+    if options.step == "tune":
         tune(
-            jobs, options.budgets, options.methods, options.seeds, options.steps, options.race_steps, share,
-            until,
+            jobs, options.budgets, options.methods, options.seeds, options.steps, RANDOM_MORE, share,
+            until, options.rate,
         )  # fmt: skip
     for job in jobs:
         match options.step:
@@ -933,9 +822,6 @@ def main() -> None:
             case "choose":
                 how = Search(evaluations=options.evaluations, importance=options.importance)
                 choose(job, options.budgets, options.methods, how)
-            case "refine":
-                for budget in options.budgets:
-                    refine(job, budget, options.evaluations, options.race_steps)
             case "measure":
                 measure(job, options.rounds)
             case "collect":
@@ -945,9 +831,10 @@ def main() -> None:
 
 METHODS = (
     "found",
-    "found-tuned",
+    "found-pruned",
     "found-supernet",
     "uniform",
+    "uniform-wider",
     "torch-pruning-l2",
     "torch-pruning-taylor",
     "modelopt",

@@ -35,6 +35,7 @@ from bm_ranking import (
     trained,
     vectors,
 )  # fmt: skip
+from decoded import read_decoded
 from prefix_scores import PrefixScorer
 from ranking_runs import add_run
 from torch import nn
@@ -48,6 +49,7 @@ from bcnet_deploy.train.evaluate import binomial_deviation
 
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
+ARCHIVE = "cifar10-imagefolder.tar.xz"
 GROUP = 100
 """Images whose right answers are counted together, every other one by itself."""
 
@@ -209,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seen", type=int, default=0, help="training images to score too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", help="folder with CIFAR-10; default $BCNET_SHARED_DATA")
+    parser.add_argument(
+        "--decoded", type=Path, help="images as bm_trained keeps them, in place of the archive"
+    )
     parser.add_argument("--work", type=Path, help="folder of checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder of books")
     options = parser.parse_args(arguments)
@@ -248,7 +253,8 @@ def make(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     device = torch.device(options.device)
     data = shared_data(options.data)
-    splits = load_data(str(data / "cifar10-imagefolder.tar.xz"), (3, options.size, options.size))
+    size = (3, options.size, options.size)
+    splits = read_decoded(options.decoded) if options.decoded else load_data(str(data / ARCHIVE), size)
     changes = {key: json.loads(value) for key, _, value in (one.partition("=") for one in options.set)}
     name = f"{options.name or options.rule}_seed{options.seed}_cost{options.cost:.0f}_size{options.size}"
     supernet, config, outcome = trained(

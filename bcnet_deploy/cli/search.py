@@ -80,7 +80,11 @@ def budget_options(function: Any) -> Any:
     "--strategy", shell_complete=strategies, callback=_strategy,
     help="How to search; all but nsga2 are baselines. Default: nsga2.",
 )  # fmt: skip
-@click.option("--evaluations", type=int, help="Most networks to evaluate. Default: 2000; exhaustive: all.")
+@click.option(
+    "--evaluations",
+    type=int,
+    help="Most networks to evaluate. Default: 2000; exhaustive: all; tuned scores: 32.",
+)
 @click.option("--population", "population_size", type=int, help="Networks a generation. Default: 40.")
 @click.option("--patience", type=int, help="Generations without improvement before it stops. Default: 15.")
 @click.option("--seed", type=int, help="Default: the run's.")
@@ -97,10 +101,12 @@ def budget_options(function: Any) -> Any:
     help="Where the evaluation of a network fails: stop (default), or go on without it.",
 )  # fmt: skip
 @click.option(
-    "--scores", type=click.Choice(["supernet", "pruned"]),
-    help="Of the trained supernet, or of slices of the run's trained weights, nothing trained. Default: the "
-    "supernet's where there is one.",
+    "--scores", type=click.Choice(["supernet", "pruned", "tuned"]),
+    help="Of the trained supernet; of slices of the run's trained weights, nothing trained (pruned); or of "
+    "these after a short fine-tuning each (tuned): the best, and the slowest. Default: the supernet's where "
+    "there is one, else pruned.",
 )  # fmt: skip
+@click.option("--tune-steps", type=int, help="Steps of fine-tuning before a tuned score. Default: 150.")
 @click.option(
     "--importance", shell_complete=importances, help="Which channels a pruned network keeps. Default: l2."
 )

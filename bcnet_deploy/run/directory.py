@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from bcnet_deploy.nn import Supernet
     from bcnet_deploy.run.widths import Widths
     from bcnet_deploy.space import WidthSpace
+    from bcnet_deploy.tasks import Task
     from bcnet_deploy.train import SupernetEvaluator
+    from bcnet_deploy.train.tuned import TunedEvaluator
 
 FORMAT = 2
 SUPERNET_FORMAT = 1
@@ -244,7 +246,8 @@ class RunDir:
 
         model, space = self.build(self.load().seed)
         cpu = torch.device("cpu")
-        return permuted_on(model, space, self.data(), importance, both_ends=both_ends, device=cpu), space
+        data, task = self.data(), self._task()
+        return permuted_on(model, space, data, importance, both_ends=both_ends, task=task, device=cpu), space
 
     def require_trained(self) -> None:
         """Raise :class:`ConfigError` where the run's model has random weights."""
@@ -268,7 +271,37 @@ class RunDir:
         from bcnet_deploy.train.pruned import open_pruned_evaluator
 
         model, space = self.build(self.load().seed)
-        return open_pruned_evaluator(model, space, self.data(), importance=importance, limit=images)
+        return open_pruned_evaluator(
+            model, space, self.data(), importance=importance, task=self._task(), limit=images
+        )
+
+    def tuned_evaluator(
+        self, steps: int, images: int | None = None, importance: str = "l2"
+    ) -> TunedEvaluator:
+        """Scores of the trained network's slices after some steps of fine-tuning each.
+
+        Args:
+            steps: of each network's training.
+            images: held-out images to score on; None: all.
+            importance: see :meth:`permuted`.
+
+        Raises:
+            ConfigError, DataError: see :meth:`permuted` and :meth:`data`.
+        """
+        from bcnet_deploy.train.tuned import TunedEvaluator
+
+        model, space = self.permuted(importance)
+        return TunedEvaluator(
+            model, space, self.data(), steps=steps, task=self._task(), limit=images, seed=self.load().seed
+        )
+
+    def _task(self) -> Task | None:
+        """The task that the run's training was given; None where none was."""
+        from bcnet_deploy.run.settings import named_task
+        from bcnet_deploy.tasks import load_task
+
+        name = named_task(self.load())
+        return None if name is None else load_task(name)
 
     def space(self) -> WidthSpace:
         """The width space, without PyTorch where it has been captured before.

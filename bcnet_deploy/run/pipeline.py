@@ -126,7 +126,7 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[PlannedStep]:
             )
 
     by_supernet = settings.train_supernet or (settings.train_supernet is None and settings.weights is None)
-    if not by_supernet:
+    if not by_supernet and searching.scores != "tuned":
         searching = searching.replace(scores="pruned")
 
     def training(progress: Progress) -> TrainResult:

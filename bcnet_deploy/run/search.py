@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.search import Constraints
     from bcnet_deploy.space import WidthSpace
     from bcnet_deploy.train import SupernetEvaluator
+    from bcnet_deploy.train.tuned import TunedEvaluator
 
 _log = logging.getLogger("bcnet_deploy")
 
@@ -111,7 +112,7 @@ def search(
 
 
 def scores_of(run: RunDir, settings: SearchSettings) -> str:
-    """``supernet`` or ``pruned``: what is asked for, or else what there is."""
+    """``supernet``, ``pruned`` or ``tuned``: what is asked for, or else what there is."""
     if settings.scores is not None:
         return settings.scores
     return "pruned" if run.load().model.trained and not run.supernet_file.exists() else "supernet"
@@ -119,7 +120,10 @@ def scores_of(run: RunDir, settings: SearchSettings) -> str:
 
 def _scored_by(run: RunDir, settings: SearchSettings) -> dict[str, str]:
     scores = scores_of(run, settings)
-    return {"scores": scores, **({"importance": settings.importance} if scores == "pruned" else {})}
+    if scores == "supernet":
+        return {"scores": scores}
+    steps = {"tune_steps": str(settings.tune_steps)} if scores == "tuned" else {}
+    return {"scores": scores, "importance": settings.importance, **steps}
 
 
 def _seed(config: RunConfig, settings: SearchSettings) -> int:
@@ -197,8 +201,8 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     latencies = settings.latencies(config.device)
     for device in latencies:
         run.table(device)  # refused before a model is traced
-    pruned = scores_of(run, settings) == "pruned"
-    if pruned:
+    own_weights = scores_of(run, settings) != "supernet"
+    if own_weights:
         run.require_trained()
     elif evaluating and run.supernet_file.exists():
         run.supernet_info()
@@ -219,7 +223,7 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     if settings.strategy == "exhaustive":
         require_enumerable(Lattice(space.variables), constraints, settings.evaluations)
     prepared = Prepared(space, tables, told, constraints)
-    if not evaluating or pruned:
+    if not evaluating or own_weights:
         return prepared
     run.require_supernet_of(space)
     return replace(prepared, records=_records(run, settings, space))
@@ -295,24 +299,30 @@ def _search(
     from bcnet_deploy.search.api import search as search_space
     from bcnet_deploy.search.evaluation import NetworkFailedError
     from bcnet_deploy.search.explain import explain, uniform_to_compare
+    from bcnet_deploy.search.near import TRAINED_EVALUATIONS
 
     config = run.load()
-    pruned = scores_of(run, settings) == "pruned"
+    kind = scores_of(run, settings)
     limit_of_images = settings.val_images or None
-    if pruned:
-        evaluator = run.pruned_evaluator(limit_of_images, settings.importance)
-        scored = f"{run.identity()['model']} {settings.importance}"
-        _warn_of_chance(evaluator, prepared.space, config.model.num_classes, run)
-    else:
+    evaluator: SupernetEvaluator | TunedEvaluator
+    if kind == "supernet":
         evaluator = run.evaluator(limit_of_images)
         scored = files.content_hash(run.weights)
+    else:
+        pruned = run.pruned_evaluator(limit_of_images, settings.importance)
+        scored = " ".join(map(str, {"model": run.identity()["model"], **_scored_by(run, settings)}.values()))
+        _warn_of_chance(pruned, prepared.space, config.model.num_classes, run)
+        evaluator = pruned
+        if kind == "tuned":
+            evaluator = run.tuned_evaluator(settings.tune_steps, limit_of_images, settings.importance)
     identity = hashlib.sha256(
         f"{scored} {evaluator.val_count} {prepared.space.choices_fingerprint}".encode()
     ).hexdigest()[:12]
     journal = run.search / f"journal-{identity}.jsonl"
     if fresh:
         journal.unlink(missing_ok=True)
-    limit = settings.evaluations or DEFAULT_EVALUATIONS
+    evaluations = settings.evaluations or (TRAINED_EVALUATIONS if kind == "tuned" else None)
+    limit = evaluations or DEFAULT_EVALUATIONS
     note = {"text": ""}
 
     def generation(state: Any) -> None:
@@ -323,11 +333,12 @@ def _search(
 
     try:
         result = search_space(
-            prepared.space, evaluator, prepared.constraints, evaluations=settings.evaluations,
+            prepared.space, evaluator, prepared.constraints, evaluations=evaluations,
             seed=_seed(config, settings), strategy=settings.strategy,
             population_size=settings.population_size, patience=settings.patience, pareto=settings.pareto,
             records=prepared.records, on_error=settings.on_error,
-            checkpoint=journal, evaluator_id=identity, batch_size=_TOGETHER, progress=generation,
+            checkpoint=journal, evaluator_id=identity, batch_size=1 if kind == "tuned" else _TOGETHER,
+            progress=generation,
             answered=lambda count: progress(count / limit, f"{count} networks{note['text']}"),
         )  # fmt: skip
     except NetworkFailedError as error:
@@ -343,9 +354,15 @@ def _search(
     provenance = {
         "supernet": {
             "id": identity, "records_used_for_prior": result.prior_costs is not None,
-            "scored": f"slices of the {'trained network, nothing trained' if pruned else 'supernet'}",
+            "scored": {
+                "supernet": "slices of the supernet",
+                "pruned": "slices of the trained network, nothing trained",
+                "tuned": f"slices of the trained network, each fine-tuned for {settings.tune_steps} steps",
+            }[kind],
             "scores": "on held-out training images, batch norm recalibrated: for ranking, an estimate of the "
-            "trained network's",
+            "trained network's"
+            if kind != "tuned"
+            else "on held-out training images after a short training: for ranking",
             "images": evaluator.val_count,
         }
     }  # fmt: skip

@@ -199,14 +199,16 @@ class SearchSettings(Checked):
         confidence: probability, by the table's uncertainty, that a latency budget is met.
         pareto: look for the best network at every budget up to the given ones.
         strategy: a registered name, or a callable; see :mod:`bcnet_deploy.search`.
-        evaluations: most networks to evaluate; None: 2000, or all of an exhaustive search.
+        evaluations: most networks to evaluate; None: 2000, or all of an exhaustive search, or 32 of tuned
+            scores.
         population_size: networks a generation.
         patience: generations without improvement before it stops.
         prior: begin with the prior population of the supernet's loss records.
         val_images: held-out images to score on; 0: all.
         on_error: ``stop`` or ``skip`` where the evaluation of a network fails.
         scores: ``supernet``: of the trained supernet; ``pruned``: of slices of the run's trained weights,
-            channels in order of ``importance``, nothing trained; None: the supernet's where there is one.
+            channels in order of ``importance``, nothing trained; ``tuned``: of these slices after
+            ``tune_steps`` steps of fine-tuning each; None: the supernet's where there is one, or ``pruned``.
         channel_steps: ``levels``: the run's; ``learned``: the widths at which the tables' latency drops.
         seed: None: the run's.
     """
@@ -227,7 +229,8 @@ class SearchSettings(Checked):
     prior: bool = True
     val_images: Annotated[int, Ge(0)] = 0
     on_error: Literal["stop", "skip"] = "stop"
-    scores: Literal["supernet", "pruned"] | None = None
+    scores: Literal["supernet", "pruned", "tuned"] | None = None
+    tune_steps: Count = 150
     importance: str = "l2"
     channel_steps: Literal["levels", "learned"] = "levels"
     seed: Seed | None = None

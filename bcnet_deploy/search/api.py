@@ -17,6 +17,7 @@ from bcnet_deploy.search.evaluation import Accuracy, AnswerJournal, Evaluator, O
 from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.feasibility import require_feasible
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, Space
+from bcnet_deploy.search.near import search_near_budgets
 from bcnet_deploy.search.posterior import BETWEEN_SUPERNETS, Belief, Posterior, Transfer
 from bcnet_deploy.search.prior import prior_population
 from bcnet_deploy.search.proposals import Feasible
@@ -80,7 +81,9 @@ def search(
             :class:`bcnet_deploy.search.evaluation.RacingAccuracy`); False evaluates each in full.
         design: with a supernet's scores and ``nsga2``, score networks drawn over the whole space and search
             over what these say (:mod:`bcnet_deploy.search.design`): a few hundred evaluations at most, on
-            all images. False scores where the search goes.
+            all images. With scores of slices before or after a training of their own, and unless
+            ``pareto``, score networks that nearly use up the budgets (:mod:`bcnet_deploy.search.near`).
+            False scores where the search goes.
         on_error: ``stop`` raises when an evaluation fails, ``skip`` goes on without that network.
         checkpoint: a file that keeps every accuracy as it comes; run again to resume. Of a callable with
             ``bounds`` (least, largest), an accuracy outside of them is taken for damage of the file.
@@ -126,12 +129,16 @@ def search(
         journal = AnswerJournal(checkpoint, identity, getattr(accuracy, "bounds", None))
     first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
     shared = bool(getattr(accuracy, "shares_weights", False))
+    untrained = bool(getattr(accuracy, "before_training", False))
+    alone = untrained or bool(getattr(accuracy, "trains_each", False))
+    near = design and alone and not pareto and name == "nsga2"
     design = design and shared and name == "nsga2"
     evaluator = Evaluator(
         accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
-        answered=answered, images=first_images(accuracy) if racing and not design else 0,
+        answered=answered, images=first_images(accuracy) if racing and not design and not near else 0,
     )  # fmt: skip
-    transfer = BETWEEN_SUPERNETS if shared else Transfer()
+    # What no term explains before training is no sign of what a training brings.
+    transfer = BETWEEN_SUPERNETS if shared else Transfer(own=0.0 if untrained else 1.0)
     posterior = Posterior(lattice, transfer) if evaluator.noisy else None
     log: list[Generation] = []
 
@@ -148,7 +155,10 @@ def search(
     )  # fmt: skip
     images = int(getattr(accuracy, "images", 0))
     design = design and posterior is not None
-    stopped = search_by_design(context, run) if design else run(context)
+    if near and posterior is not None:
+        stopped = search_near_budgets(context, run)
+    else:
+        stopped = search_by_design(context, run) if design else run(context)
     if posterior is not None and not design:
         if any(evaluator.images):
             race(evaluator, posterior, budgets, images, pareto)

@@ -27,7 +27,9 @@ Accuracy = Callable[[Any], Any]
 
 One with a method ``noise``, widths (N, L) -> (N,) standard deviations of what it returned, is chosen by the
 posterior means of all its scores: see :mod:`bcnet_deploy.search.posterior`. An attribute ``shares_weights``
-that is true says that they are of one supernet, whose effects hold for networks in general in part.
+that is true says that they are of one supernet, whose effects hold for networks in general in part. One
+``trains_each`` says that each is of a network trained for it, one ``before_training`` that they are of
+networks to be trained: both are asked near the budgets.
 """
 OnError = Literal["stop", "skip"]
 _DECIMALS = 9

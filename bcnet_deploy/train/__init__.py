@@ -8,6 +8,7 @@ from bcnet_deploy.train.retrain import RetrainResult, load_result, retrain
 from bcnet_deploy.train.samplers import SAMPLERS, Slice, WidthGrid, WidthSampler, make_sampler
 from bcnet_deploy.train.supernet import SupernetResult, train_supernet
 from bcnet_deploy.train.trainer import Trainer
+from bcnet_deploy.train.tuned import TunedEvaluator
 
 __all__ = [
     "RetrainResult",
@@ -17,6 +18,7 @@ __all__ = [
     "SupernetResult",
     "TrainConfig",
     "Trainer",
+    "TunedEvaluator",
     "WidthGrid",
     "WidthSampler",
     "evaluate_network",

@@ -123,7 +123,8 @@ class SupernetEvaluator:
         amp: ``off`` or ``bf16``.
         progress: called with (vectors done, vectors of this call).
         shares_weights: whether the weights were trained for all widths at once: a search then takes what it
-            sees for effects of this supernet, which hold for networks in general in part.
+            sees for effects of this supernet, which hold for networks in general in part. Otherwise they are
+            scores of networks before training.
 
     Attributes:
         images: held out.
@@ -161,7 +162,7 @@ class SupernetEvaluator:
         self.val_count = self.images = image_count(val_batches)
         self.image_passes = 0
         self.bounds = (0.0, 100.0) if self.task.unit == "%" else None
-        self.shares_weights = shares_weights
+        self.shares_weights, self.before_training = shares_weights, not shares_weights
         self.side_names = tuple(sides)
         self.ranks = ranks or Ranks()
         if isinstance(self.task, Classification):

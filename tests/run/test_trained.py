@@ -107,6 +107,25 @@ def test_fine_tuning_keeps_more_than_starting_over(place: Path) -> None:
     assert tuned > scratch.test_top1 + 10
 
 
+def test_networks_scored_after_a_short_training(place: Path) -> None:
+    config = {
+        "model": "tinynet:net", "weights": "net.safetensors", "input_size": "1x16x16", "levels": 8,
+        "data": "digits", "device": "cpu-1thread", "macs": "0.4x", "profile": {"estimate": True},
+        "search": {"scores": "tuned", "tune_steps": 3, "evaluations": 4},
+        "retrain": {"epochs": 1, "augment": "none"}, "bench": {"rounds": 1, "runs": 2, "batches": [1]},
+    }  # fmt: skip
+    (place / "tuned.yaml").write_text(yaml.safe_dump(config))
+    data = json.loads(call("run", "--config", "tuned.yaml", "--json").stdout)
+    assert "train" not in data["steps_run"] and "search" in data["steps_run"]
+    widths = yaml.safe_load((place / "run" / "search" / "widths.yaml").read_text())
+    assert "each fine-tuned for 3 steps" in widths["provenance"]["supernet"]["scored"]
+    assert widths["search"]["evaluations"] == 4
+    assert widths["costs"]["macs"] <= 0.4 * widths["compared_with"]["full"]["costs"]["macs"]
+    assert not json.loads(call("search", "--scores", "tuned", "--json").stdout)["ran"]
+    other = json.loads(call("search", "--scores", "tuned", "--tune-steps", "4", "--json").stdout)
+    assert other["ran"], "another length is another score"
+
+
 def test_a_trained_module_from_python_is_enough(place: Path) -> None:
     model = build_model("tinynet:net", num_classes=10, weights=place / "net.safetensors")
     run = bd.Run(
