@@ -85,6 +85,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         lambda: bd.build_model("torchvision:lraspp_mobilenet_v3_large", num_classes=21), 256,
     ),
     "Unet-ResNet18": (lambda: bd.build_model("smp:unet/resnet18", num_classes=21), 256),
+    "MAnet-MobileNetV2": (lambda: bd.build_model("smp:manet/mobilenet_v2", num_classes=21), 128),
     "SSDlite320 up to its heads": (ssdlite, 320),
     **{name: (_yolo(name), 320) for name in ("yolov5n", "yolov8n", "yolov10n", "yolo11n")},
 }  # fmt: skip

@@ -189,18 +189,27 @@ def page(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         f"timm {ours['timm']}, PyTorch {ours['torch']}, Torch-Pruning {theirs['torch_pruning']}, "
         f"at most {theirs['limit_s']} processor seconds and {theirs['limit_gib']} GiB a network for it."
     )
-    lines += ["", "| outcome | this package | Torch-Pruning |", "|---|---|---|"]
+    former = sum("code" not in own for _, own, _ in rows)
+    if former:
+        lines[-1] += (
+            f" {former} rows of this package are of earlier states of its code: those without *half*."
+        )
+    both = [(own, other) for _, own, other in rows if other]
+    sides = [[own for own, _ in both], [other for _, other in both]]
+    lines += ["", f"{len(rows)} networks, of which Torch-Pruning has been tried on {len(both)} so far:", ""]
+    lines += ["| outcome | this package, all | on those | Torch-Pruning |", "|---|---|---|---|"]
     for status in ("right", "refused", "unchanged", "wrong", "crashed", "over"):
-        counts = [sum(row.get("status") == status for row in side) for side in zip(*rows, strict=True)][1:]
+        counts = [sum(row["status"] == status for row in side) for side in ([r for _, r, _ in rows], *sides)]
         if any(counts):
-            lines.append(f"| {_MEANINGS[status]} | {counts[0]} | {counts[1]} |")
+            lines.append(f"| {_MEANINGS[status]} | {' | '.join(map(str, counts))} |")
     few = [
-        sum(row.get("status") == "right" and row[key] <= 0.2 for row in side)
+        sum(row["status"] == "right" and row[key] <= 0.2 for row in side)
         for key, side in (
-            ("frozen_share", [row for _, row, _ in rows]), ("untouched_share", [row for *_, row in rows]),
+            ("frozen_share", [row for _, row, _ in rows]), ("frozen_share", sides[0]),
+            ("untouched_share", sides[1]),
         )
     ]  # fmt: skip
-    lines += [f"| right, and at most a fifth of the MACs fixed | {few[0]} | {few[1]} |", ""]
+    lines += [f"| right, and at most a fifth of the MACs fixed | {' | '.join(map(str, few))} |", ""]
     lines += ["| network | input | GMACs | | frozen | half | inspect, s | Torch-Pruning | untouched | half |"]
     lines += ["|" + "---|" * 10]
     for name, own, other in rows:

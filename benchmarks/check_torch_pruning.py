@@ -30,6 +30,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,9 +49,9 @@ from benchmarks.check_timm import ROOT, families
 from tests import zoo
 
 RATIO = 0.5
-SECONDS = 30
-"""Processor seconds a network."""
 PEER_OF = ROOT / "docs" / "timm.json"
+SECONDS = 60
+"""Processor seconds a network, unless others are given."""
 GIBIBYTES = 6
 """Memory a network."""
 
@@ -154,17 +155,17 @@ def own_macs(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     return {path: macs for path, macs in own.items() if macs}
 
 
-def _answer(name: str, pipe: Connection) -> None:
+def _answer(name: str, seconds: int, pipe: Connection) -> None:
     warnings.filterwarnings("ignore")
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     pipe.send(check(name))
 
 
-def limited(name: str) -> dict[str, Any]:
+def limited(name: str, seconds: int) -> dict[str, Any]:
     """:func:`check` in a process of its own, ended at the limits."""
     context = get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(name, theirs))
+    process = context.Process(target=_answer, args=(name, seconds, theirs))
     process.start()
     theirs.close()
     page, most = resource.getpagesize(), 0
@@ -181,7 +182,7 @@ def limited(name: str) -> dict[str, Any]:
     except (EOFError, OSError, IndexError):
         process.join()
         late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
-        what = f"more than {SECONDS} s of processor time" if late else f"exit code {process.exitcode}"
+        what = f"more than {seconds} s of processor time" if late else f"exit code {process.exitcode}"
         row = {"status": "over" if late else "crashed", "reason": what}
     process.kill()
     process.join()
@@ -201,8 +202,9 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="NAME", help="default: timm_families.txt")
+    parser.add_argument("models", nargs="*", metavar="NAME", help="default: all, quickest first")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "torch_pruning.json")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="processor seconds a network")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no network after so many minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,17 +212,21 @@ def main() -> None:
     rows = data["models"]
     until = time.monotonic() + 60 * arguments.minutes
     ours = json.loads(PEER_OF.read_text())["models"]
-    quickest = sorted(families(), key=lambda name: ours.get(name, {}).get("seconds", 1e9))
+    # What was interrupted before comes last, so that it does not stop the whole check again.
+    quickest = sorted(families(), key=lambda name: (name in rows, ours.get(name, {}).get("seconds", 1e9)))
     for name in arguments.models or quickest:
         if time.monotonic() > until:
             break
-        if name in rows and not arguments.models:
+        if rows.get(name, {}).get("status", "interrupted") != "interrupted":
             continue
-        rows[name] = limited(name)
+        rows[name] = {"status": "interrupted"}
+        files.write_json(arguments.out, data)
+        rows[name] = limited(name, arguments.seconds)
         print(name, json.dumps(rows[name]), flush=True)
         data |= {
-            "torch": torch.__version__, "timm": timm.__version__, "torch_pruning": tp.__version__,
-            "ratio": RATIO, "limit_s": SECONDS, "limit_gib": GIBIBYTES, "summary": summary(rows),
+            "torch": torch.__version__, "timm": timm.__version__, "torch_pruning": version("torch-pruning"),
+            "ratio": RATIO, "limit_s": max(arguments.seconds, data.get("limit_s", 0)),
+            "limit_gib": GIBIBYTES, "summary": summary(rows),
         }  # fmt: skip
         files.write_json(arguments.out, data)
     print(json.dumps(data.get("summary", {})))
