@@ -25,6 +25,7 @@ import numpy as np
 
 from bcnet_deploy import files
 from benchmarks.small_run import (
+    PATIENCE_S,
     RUN,
     Child,
     Trials,
@@ -72,7 +73,7 @@ def trial(
         time.sleep(0.001)
     in_time = child.poll() is None
     filled_from = time.monotonic()
-    while child.poll() is None and time.monotonic() < filled_from + 60:
+    while child.poll() is None and time.monotonic() < filled_from + PATIENCE_S:
         fill(disk)
         time.sleep(0.002)
     hang = child.poll() is None

@@ -65,8 +65,8 @@ class Ranks:
             for rank in range(2)
         ]
 
-    def wait(self, seconds: float = 120.0) -> int:
-        return max((abs(rank.wait(seconds)) for rank in self.ranks), default=0)
+    def wait(self) -> int:
+        return max((abs(rank.wait()) for rank in self.ranks), default=0)
 
     def poll(self) -> int | None:
         codes = [rank.poll() for rank in self.ranks]
@@ -139,7 +139,7 @@ def trial(
         child.wait()
     before = samples(run)
     again = start(step, run, log)
-    code = again.wait(60)
+    code = again.wait()
     result: dict[str, Any] = {"step": step, "after_s": round(after, 3), "killed": killed, "exit_code": code}
     if code:
         result["problems"] = [f"exit code {code}: {refusal(again.text)}"]

@@ -73,6 +73,8 @@ STEPS: dict[str, list[str]] = {
 }  # fmt: skip
 MEASURED = ["profile", *ABOUT, "--budget", "4s"]
 RUN = ["run", "--config", "config.yaml"]
+PATIENCE_S = 600.0
+"""A command of some seconds that takes longer than this hangs; less could be a starved machine."""
 ANEW = {"export": "--force", "report": "--force"}
 """What makes a step work again; of all others it is ``--fresh``."""
 
@@ -143,7 +145,7 @@ class Child:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code
 
-    def wait(self, seconds: float = 120.0) -> int:
+    def wait(self, seconds: float = PATIENCE_S) -> int:
         """The exit code; a process that takes longer is killed and counts as a hang (code -9)."""
         end = time.monotonic() + seconds
         while (code := self.poll()) is None:
