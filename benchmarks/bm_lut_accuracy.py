@@ -196,7 +196,12 @@ def judge(
     print(f"  machine's speed now / then {speed:.3f}")
     print(f"  at even speed: {even.summary()}, bias {even.bias:+.2%}")
     print(f"  fastest round: {fastest.summary()}, bias {fastest.bias:+.2%}", flush=True)
-    pair = None if beside is None else validate(predicted, beside / speed)
+    # How fast the machine was when the table was made is known from all networks best.
+    pair = (
+        None
+        if beside is None
+        else validate(predicted, beside * np.median(predicted / np.median(beside, axis=1)))
+    )
     if pair is not None:
         print(f"  paired: {pair.summary()}, bias {pair.bias:+.2%}", flush=True)
     return {
@@ -378,7 +383,8 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
         "and the evaluation; *as measured* does not. *Fastest round* takes the fastest round of each network",
         "in place of the median: the undisturbed time, where other jobs slow a machine down all the while.",
         "*Paired* is even speed of single measurements: the reference network stays loaded, runs between the",
-        "network's own runs (five times in a round), and the median of the five quotients is taken.",
+        "network's own runs (five times in a round), and the median of the five quotients is taken. One",
+        "factor for all networks is divided out: it says how right a table is about one against another.",
         "Made by `benchmarks/bm_lut_accuracy.py`, whose head says how.",
         "",
         f"**A noise floor above {_JUDGED:.0%}, marked \\*, means that the machine did not repeat its own "
