@@ -94,7 +94,8 @@ def budget_options(function: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--val-images", type=click.IntRange(min=1),
-    help="Score on so many held-out images only: sooner done, less surely ranked. Default: all.",
+    help="Score on so many held-out images only: sooner done, less surely ranked. Default: all; of pruned "
+    "scores 2,000.",
 )  # fmt: skip
 @click.option(
     "--on-error", type=click.Choice(["stop", "skip"]),

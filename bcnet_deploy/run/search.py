@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("bcnet_deploy")
 
+_UNTRAINED_IMAGES = 2000
+"""Held-out images of a score before training, which foretells what training brings less exactly than that."""
 _TOGETHER = 16
 """Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
 
@@ -303,7 +305,7 @@ def _search(
 
     config = run.load()
     kind = scores_of(run, settings)
-    limit_of_images = settings.val_images or None
+    limit_of_images = settings.val_images or (_UNTRAINED_IMAGES if kind == "pruned" else None)
     evaluator: SupernetEvaluator | TunedEvaluator
     if kind == "supernet":
         evaluator = run.evaluator(limit_of_images)

@@ -204,7 +204,7 @@ class SearchSettings(Checked):
         population_size: networks a generation.
         patience: generations without improvement before it stops.
         prior: begin with the prior population of the supernet's loss records.
-        val_images: held-out images to score on; 0: all.
+        val_images: held-out images to score on; 0: all, but 2,000 of pruned scores.
         on_error: ``stop`` or ``skip`` where the evaluation of a network fails.
         scores: ``supernet``: of the trained supernet; ``pruned``: of slices of the run's trained weights,
             channels in order of ``importance``, nothing trained; ``tuned``: of these slices after
