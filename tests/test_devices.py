@@ -123,7 +123,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
         ),
         ({"bandwidth_gb_s": {"value": 1e-300, "source": "x"}}, "value is 1e-300; allowed: from 1e-06 up"),
         ({"bandwidth_gb_s": {"value": 1e308, "source": "x"}}, r"value is 1e\+308; allowed: up to"),
-        ({"bandwidth_gb_s": {"value": 10**400, "source": "x"}}, "1329 bits is out of range"),
+        ({"bandwidth_gb_s": {"value": 10**400, "source": "x"}}, r"the number 10+\.\.\. is out of range"),
         (
             {"bandwidth_gb_s": {"value": float("nan"), "source": "x"}},
             "the number nan is not finite",
