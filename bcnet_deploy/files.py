@@ -454,6 +454,19 @@ def _plain(root: Any) -> Any:
     return root
 
 
+def check_magnitudes(root: Any, most: float) -> None:
+    """Raise ValueError where a number in nested lists and mappings is beyond ``most``, either way."""
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int | float) and abs(value) > most:
+            raise ValueError(f"the number {value:.3g} is out of range")
+
+
 @functools.cache
 def _loader() -> Any:
     """PyYAML's fast safe loader, without dates: 2020-01-31 is text."""

@@ -32,6 +32,8 @@ _log = logging.getLogger("bcnet_deploy")
 
 _UNTRAINED_IMAGES = 2000
 """Held-out images of a score before training, which foretells what training brings less exactly than that."""
+_LARGEST = 1e18
+"""No cost or score is beyond it: a result that holds such a number was not written here."""
 _TOGETHER = 16
 """Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
 
@@ -136,6 +138,7 @@ def _result(run: RunDir, ran: bool) -> SearchStepResult:
     explained = files.read_yaml(run.widths_file, RunDirError, "search result")
     found = files.read_json(run.search / "search.json", RunDirError, "search result")
     try:
+        files.check_magnitudes([explained, found], _LARGEST)
         return SearchStepResult(
             widths=dict(explained["widths"]), accuracy=float(found["accuracy"]),
             costs=dict(explained["costs"]),

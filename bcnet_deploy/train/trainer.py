@@ -354,7 +354,7 @@ class Trainer:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint_path} is of another network: {str(error).splitlines()[0]}"
             ) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint_path} lacks or spoils {error}; start anew with --fresh"
             ) from error

@@ -428,6 +428,9 @@ def test_a_result_spoilt_since_it_was_written_is_named(run: Path) -> None:
     spoilt["latency"] = [{"device": "cpu", "source": "measured", "budget_ms": None, "predicted_ms": "soon"}]
     path.write_text(yaml.safe_dump(spoilt))
     refused(search(run, *arguments), "widths.yaml", "search again with --fresh")
+    spoilt["latency"] = [10**30]
+    path.write_text(yaml.safe_dump(spoilt))
+    refused(search(run, *arguments), "1e+30 is out of range", "search again with --fresh")
 
 
 def test_budgets_of_several_devices_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:

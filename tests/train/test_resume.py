@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.files import read_rows
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
-from bcnet_deploy.train.checkpoint import load_checkpoint
+from bcnet_deploy.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings
 
 VARIANTS = {
@@ -75,6 +76,15 @@ def test_resuming_after_kills_at_random_steps_gives_the_same_bits(variant: str, 
     assert last.step > 0
     last.run()
     assert_same_run(whole, broken)
+
+
+def test_a_state_out_of_range_is_refused(tmp_path: Path) -> None:
+    make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
+    tensors, state = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    state["sampler"]["generator"]["uinteger"] = -1
+    save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, state)
+    with pytest.raises(CheckpointError, match="start anew with --fresh"):
+        make_trainer(make_supernet(), settings(epochs=1), tmp_path)
 
 
 def test_a_plain_network_in_channels_last_goes_on_with_the_same_bits(tmp_path: Path) -> None:
