@@ -39,6 +39,8 @@ MAX_WHOLE = 2**256
 """Whole numbers stay below it: states of random generators have 128 bits, and a float holds them all."""
 MAX_YAML_NODES = 250_000
 """After aliases are written out."""
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What taking a value apart raises where it is not as it was written: readers name the file then."""
 
 # -- writing --------------------------------------------------------------------------------------
 

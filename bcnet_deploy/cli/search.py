@@ -17,6 +17,7 @@ from bcnet_deploy.cli.common import (
     shown_step,
 )
 from bcnet_deploy.errors import RunDirError, UsageError, wrong_option
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_bytes, format_count, format_milliseconds
 
@@ -161,7 +162,7 @@ def _shown(run: RunDir, result: SearchStepResult) -> None:
     """:func:`show_result`; a file that was spoilt since it was written is named."""
     try:
         show_result(run, result)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise RunDirError(
             f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
         ) from error

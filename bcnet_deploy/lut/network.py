@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.errors import TableError, WidthError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.lut.entries import finite, non_negative, require_keys
 from bcnet_deploy.lut.layers import Layer, layers_of
 
@@ -137,7 +138,7 @@ class Network:
                 for name, channels, step, choices in data["variables"]
             )
             channels, height, width = (int(size) for size in data["input_size"])
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise TableError(
                 f"{where}: a layer, variable or the input size is damaged ({error!r})"
             ) from error

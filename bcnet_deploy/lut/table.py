@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bcnet_deploy import files
 from bcnet_deploy.devices import check_name
 from bcnet_deploy.errors import MissingEntryError, TableError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.lut.compiled import CompiledSum, Term
 from bcnet_deploy.lut.entries import Entries, require_keys
 from bcnet_deploy.lut.fit import Fit, Granularity
@@ -410,7 +411,7 @@ def _model(data: Any, granularity: Granularity, where: str) -> Fit | Roofline:
             return Roofline.from_dict(data)
         model = Fit.from_dict(data, granularity)
         model.check(where)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except MALFORMED as error:
         raise TableError(f"{where} is damaged ({error!r})") from error
     return model
 

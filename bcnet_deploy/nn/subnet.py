@@ -11,6 +11,7 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.patching import tensor_places
@@ -89,7 +90,7 @@ def load_subnet(directory: str | Path, model: nn.Module | None = None) -> tuple[
     try:
         ref = ModelRef.from_dict(info["model"])
         by_name = dict(info["widths"])
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{folder / DESCRIPTION} lacks or spoils {error}") from error
     if model is None:
         from bcnet_deploy.models import build_model

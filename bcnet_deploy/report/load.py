@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bcnet_deploy import __version__, files
 from bcnet_deploy.errors import RunDirError, TableError, WidthError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.report.content import (
     Candidate,
@@ -81,7 +82,7 @@ def gather(run: RunDir) -> Content:
         content.provenance = _provenance(config, table, explained, bench)
         content.noise_floor = None if table is None else table.provenance.get("noise_floor")
         return content.checked()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except MALFORMED as error:
         if isinstance(error, (TableError, WidthError)):
             raise
         raise RunDirError(

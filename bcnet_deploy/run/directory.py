@@ -336,7 +336,7 @@ class RunDir:
         try:
             data = files.read_json(path, RunDirError, "width space")
             return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
-        except (ValueError, KeyError, TypeError, BCNetError):
+        except (*files.MALFORMED, BCNetError):
             return None
 
     def data(self, *, checked: bool = True) -> DataSplits:

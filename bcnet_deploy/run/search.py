@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import ConfigError, RunDirError, TableError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.settings import SearchSettings
@@ -146,7 +147,7 @@ def _result(run: RunDir, ran: bool) -> SearchStepResult:
             evaluations=int(explained["search"]["evaluations"]), stopped=str(explained["search"]["stopped"]),
             files=(run.widths_file, run.search / "search.json"), ran=ran,
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise RunDirError(
             f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
         ) from error

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.errors import CheckpointError, WidthError, nearest
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.space.extent import (
     Attribute,
     Extent,
@@ -472,7 +473,7 @@ class WidthSpace:
                 frozen=tuple(FrozenPart(name, reason) for name, reason in data["frozen"]),
                 notes=tuple(data["notes"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise CheckpointError(f"damaged width space description: {error!r}; make it again") from error
 
 

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.registry import Registry
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class WidthSampler(ABC):
                 tuple(Slice(**{**p, "widths": np.array(p["widths"], dtype=np.int64)}) for p in step)
                 for step in state["pending"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise CheckpointError(f"the sampler's state in the checkpoint is damaged: {error}") from error
 
 

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bcnet_deploy.data.loader import BatchLoader
 from bcnet_deploy.data.plain import in_memory_order
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
+from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
@@ -354,7 +355,7 @@ class Trainer:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint_path} is of another network: {str(error).splitlines()[0]}"
             ) from error
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint_path} lacks or spoils {error}; start anew with --fresh"
             ) from error

@@ -332,6 +332,9 @@ def test_description_survives_json() -> None:
         bd.WidthSpace.from_dict({**space.to_dict(), "format": 99})
     with pytest.raises(bd.CheckpointError, match="damaged"):
         bd.WidthSpace.from_dict({"format": 1})
+    for spoilt in ([], [["", "groups", []]], [["", "groups"]], 3):
+        with pytest.raises(bd.CheckpointError, match="damaged"):
+            bd.WidthSpace.from_dict({**space.to_dict(), "attributes": spoilt or [[]]})
 
 
 def test_choices_of_ones_own_survive_as_data() -> None:

@@ -83,7 +83,7 @@ def test_a_state_out_of_range_is_refused(tmp_path: Path) -> None:
     tensors, state = load_checkpoint(tmp_path / "checkpoint.safetensors")
     state["sampler"]["generator"]["uinteger"] = -1
     save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, state)
-    with pytest.raises(CheckpointError, match="start anew with --fresh"):
+    with pytest.raises(CheckpointError, match="sampler.s state in the checkpoint is damaged"):
         make_trainer(make_supernet(), settings(epochs=1), tmp_path)
 
 
