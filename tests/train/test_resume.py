@@ -87,6 +87,16 @@ def test_a_state_out_of_range_is_refused(tmp_path: Path) -> None:
         make_trainer(make_supernet(), settings(epochs=1), tmp_path)
 
 
+def test_an_optimizer_without_a_setting_is_refused(tmp_path: Path) -> None:
+    make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
+    tensors, state = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    for group in state["optimizer"]["groups"]:
+        del group["lr"]
+    save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, state)
+    with pytest.raises(CheckpointError, match="lacks or spoils 'lr'"):
+        make_trainer(make_supernet(), settings(epochs=1), tmp_path)
+
+
 def test_a_plain_network_in_channels_last_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     """The checkpoint holds tensors in plain order; the optimiser walks weights and momentum in theirs."""
     config = settings(epochs=4, checkpoint_every=5, channels_last=True)
