@@ -418,8 +418,8 @@ def _parse_json(text: str) -> Any:
 def _number(text: str) -> float:
     if len(text) <= 400:
         value = float(text)
-        if math.isfinite(value) and not (text.lstrip("-").isdigit() and abs(value) >= MAX_WHOLE):
-            return int(text) if text.lstrip("-").isdigit() else value
+        if math.isfinite(value) and not (text.lstrip("-").isdecimal() and abs(value) >= MAX_WHOLE):
+            return int(text) if text.lstrip("-").isdecimal() else value
     raise ValueError(f"the number {text[:20]}{'...' * (len(text) > 20)} is out of range")
 
 
@@ -505,7 +505,7 @@ def _check_events(text: str) -> None:
                 sizes[anchor] = size
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
-            if len(event.value) > 400 and event.implicit[0] and event.value.lstrip("+-").isdigit():
+            if len(event.value) > 400 and event.implicit[0] and event.value.lstrip("+-").isdecimal():
                 _number(event.value)
             if event.anchor is not None:
                 sizes[event.anchor] = 1

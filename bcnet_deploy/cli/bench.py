@@ -31,7 +31,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     if value is None:
         return None
     parts = [part.strip() for part in value.split(",") if part.strip()]
-    if not all(part.isdigit() and len(part) < 8 and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and len(part) < 8 and int(part) > 0 for part in parts):
         raise UnitError(f"cannot read batch sizes {value!r}; give positive numbers such as '1,4,16'")
     return [int(part) for part in parts]
 

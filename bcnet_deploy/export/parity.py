@@ -236,7 +236,7 @@ def named_tensors(outputs: Any) -> dict[str, Any]:
                 for key in path
             ]
             name = "_".join(words)
-            name = f"output_{name}" if name[:1].isdigit() else name
+            name = f"output_{name}" if name[:1].isdecimal() else name
             named[f"{name}_{len(named)}" if name in named or name == "input" else name] = leaf
     if not named:
         raise ExportError(

@@ -84,7 +84,7 @@ def find_flavour(name: str | None = None) -> Flavour:
 def capabilities(flavour: Flavour) -> tuple[str, ...]:
     """Compute capabilities the flavour builds for without such a GPU; empty: only for the GPU present."""
     enum = getattr(flavour.module, "ComputeCapability", None)
-    names = [name[2:] for name in dir(enum) if name.startswith("SM") and name[2:].isdigit()] if enum else []
+    names = [name[2:] for name in dir(enum) if name.startswith("SM") and name[2:].isdecimal()] if enum else []
     return tuple(f"{int(name) // 10}.{int(name) % 10}" for name in sorted(names, key=int))
 
 
