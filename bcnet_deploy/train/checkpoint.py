@@ -62,7 +62,13 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict[str, Any]
 ) -> None:
-    """Undo :func:`pack_optimizer`. Raises :class:`CheckpointError` if the parameter groups differ."""
+    """Undo :func:`pack_optimizer`.
+
+    Raises:
+        CheckpointError: the parameter groups differ.
+        KeyError: a setting of the optimiser is missing.
+    """
+    settings = [set(group) for group in optimizer.param_groups]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *rest["scalars"].items()]:
         index, key = name.split(".", 1)
@@ -71,6 +77,9 @@ def unpack_optimizer(
         optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's optimiser is of another network: {error}") from error
+    for own, group in zip(settings, optimizer.param_groups, strict=True):
+        if missing := sorted(own - set(group)):
+            raise KeyError(missing[0])
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -337,11 +337,7 @@ class Trainer:
         try:
             self._check_checkpoint(state)
             self.network.load_state_dict(parts["model"])
-            settings = [set(group) for group in self.optimizer.param_groups]
             unpack_optimizer(self.optimizer, parts.get("optimizer", {}), state["optimizer"])
-            for own, group in zip(settings, self.optimizer.param_groups, strict=True):
-                if missing := sorted(own - set(group)):
-                    raise KeyError(missing[0])
             if self.average is not None:
                 for name, tensor in self.average.tensors.items():
                     tensor.copy_(parts["average"][name])
