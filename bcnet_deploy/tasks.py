@@ -32,8 +32,12 @@ class Task(ABC):
         metric_name: for people, such as ``top-1``. More is better.
         key: of the metric in files, such as ``top1``.
         unit: of the metric, written after its value.
+        move: None, or (targets, :class:`~bcnet_deploy.data.augment.Moves`) -> targets: of a batch whose
+            images augmentation has cropped and flipped. Asked for targets that are neither a class an image
+            nor masks, which are moved without it.
     """
 
+    move: Callable[[Tensor, Any], Tensor] | None = None
     name: str = "task"
     metric_name: str = "metric"
     key: str = "metric"
@@ -252,6 +256,7 @@ def make_task(
     metric_name: str = "metric",
     unit: str = "",
     distillation: Callable[[Any, Any], Tensor] | None = None,
+    move: Callable[[Tensor, Any], Tensor] | None = None,
 ) -> Task:
     """A task of functions.
 
@@ -262,8 +267,10 @@ def make_task(
         name: in settings and messages.
         metric_name, unit: for people.
         distillation: (outputs, teacher's outputs) -> a scalar tensor; default: mean squared difference.
+        move: brings targets to where augmentation moved their images, see :attr:`Task.move`.
     """
     task = FunctionTask(loss, metric)
+    task.move = move
     task.name, task.metric_name, task.unit = name, metric_name, unit
     if distillation is not None:
         task.distillation = lambda outputs, teacher, temperature=1.0: distillation(outputs, teacher)  # type: ignore[method-assign]

@@ -1,9 +1,9 @@
-"""Random crops and flips of whole batches, and normalisation, on the training device."""
+"""Random crops and flips of whole batches, of what they show, and normalisation, on the training device."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -57,6 +57,21 @@ class Augmentation:
         """
         return self.pair(images, None, generator, cropped=cropped)[0]
 
+    def draw(self, images: torch.Tensor, generator: torch.Generator, *, cropped: bool = False) -> Moves:
+        """One move for each image of a batch, see :meth:`__call__`."""
+        count, (height, width), device = len(images), images.shape[2:], images.device
+        moves = Moves(count, height, width)
+        if self.kind == "resized-crop-flip" and not cropped:
+            moves = replace(moves, boxes=crop_boxes(torch.full((count,), width / height), generator))
+        elif self.kind in ("crop", "crop-flip"):
+            pad = max(1, height // 8)
+            shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+            moves = replace(moves, pad=pad, shifts=shifts.to(device, non_blocking=True))
+        if self.kind in ("crop-flip", "resized-crop-flip"):
+            flips = (torch.rand(count, generator=generator) < 0.5).to(device, non_blocking=True)
+            moves = replace(moves, flips=flips)
+        return moves
+
     def pair(
         self,
         images: torch.Tensor,
@@ -66,31 +81,79 @@ class Augmentation:
         cropped: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """:meth:`__call__` for images and masks (N, H, W), moved alike; what comes from outside is 255."""
-        planes = None if masks is None else masks[:, None]
-        count, device = len(images), images.device
-        if self.kind == "resized-crop-flip" and not cropped:
-            boxes = crop_boxes(torch.full((count,), images.shape[3] / images.shape[2]), generator)
-            images = _resized(images, boxes, "bilinear")
-            planes = None if planes is None else _resized(planes, boxes, "nearest")
-        elif self.kind in ("crop", "crop-flip"):
-            pad = max(1, images.shape[2] // 8)
-            shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-            shifts = shifts.to(device, non_blocking=True)
-            images = _shifted(images, shifts, pad, 0)
-            planes = None if planes is None else _shifted(planes, shifts, pad, OUTSIDE)
-        if self.kind in ("crop-flip", "resized-crop-flip"):
-            flips = (torch.rand(count, generator=generator) < 0.5).to(device, non_blocking=True)
-            flips = flips[:, None, None, None]
-            images = torch.where(flips, images.flip(3), images)
-            planes = None if planes is None else torch.where(flips, planes.flip(3), planes)
-        return self.normalise(images), None if planes is None else planes[:, 0]
+        moves = self.draw(images, generator, cropped=cropped)
+        moved = None if masks is None else moves.maps(masks, OUTSIDE)
+        return self.normalise(moves.maps(images, smooth=True)), moved
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How each image of a batch was cropped and flipped, to do the same to what says something of places.
+
+    A task's ``move`` is given one, with the targets of the batch: :meth:`points` for coordinates,
+    :meth:`maps` for a value at each pixel, ``flips`` for what changes its sides alone.
+
+    Attributes:
+        count, height, width: of the images.
+        pad, shifts: where images were padded by ``pad`` pixels, (2, N) rows and columns at which the crops
+            begin; else 0 and None.
+        boxes: (N, 4) boxes of :func:`crop_boxes`, resized to the image; None where there is none.
+        flips: (N,) bool, left and right exchanged after the crop; None where none is.
+    """
+
+    count: int
+    height: int
+    width: int
+    pad: int = 0
+    shifts: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    flips: torch.Tensor | None = None
+
+    def maps(self, values: torch.Tensor, outside: float = 0, *, smooth: bool = False) -> torch.Tensor:
+        """A value at each pixel, (N, H, W) or (N, C, H, W), moved as the images were.
+
+        Args:
+            values: of any type.
+            outside: what pixels from beyond the image get.
+            smooth: resize by interpolation, not by the nearest pixel.
+        """
+        if values.ndim == 3:
+            return self.maps(values[:, None], outside, smooth=smooth)[:, 0]
+        if self.boxes is not None:
+            values = _resized(values, self.boxes, "bilinear" if smooth else "nearest")
+        elif self.shifts is not None:
+            values = _shifted(values, self.shifts, self.pad, outside)
+        if self.flips is not None:
+            values = torch.where(self.flips[:, None, None, None], values.flip(3), values)
+        return values
+
+    def points(self, xy: torch.Tensor) -> torch.Tensor:
+        """Points (N, ..., 2), x and y as shares of width and height from the upper left corner, moved.
+
+        Points that the crop has left out come to lie below 0 or above 1. A box has two points; after a flip
+        its left side is the one that was the right: exchange them where ``flips`` is true.
+        """
+        scale, offset = torch.ones(self.count, 2), torch.zeros(self.count, 2)
+        if self.boxes is not None:
+            scale = 1 / (self.boxes[:, 2:] - self.boxes[:, :2])
+            offset = -self.boxes[:, :2] * scale
+        elif self.shifts is not None:
+            sides = torch.tensor([self.width, self.height], device=self.shifts.device)
+            offset = (self.pad - self.shifts.flip(0).T) / sides
+        scale, offset = scale.to(xy), offset.to(xy)
+        if self.flips is not None:
+            flips = self.flips.to(xy.device)
+            turned = torch.stack([flips, torch.zeros_like(flips)], dim=1)
+            scale, offset = torch.where(turned, -scale, scale), torch.where(turned, 1 - offset, offset)
+        shape = (self.count, *[1] * (xy.ndim - 2), 2)
+        return xy * scale.view(shape) + offset.view(shape)
 
 
 OUTSIDE = 255
 """Label of mask pixels from beyond the picture: they belong to no class."""
 
 
-def _shifted(images: torch.Tensor, shifts: torch.Tensor, pad: int, fill: int) -> torch.Tensor:
+def _shifted(images: torch.Tensor, shifts: torch.Tensor, pad: int, fill: float) -> torch.Tensor:
     """Each image's own window of its size, ``shifts`` (2, N) down and right in the padded image."""
     count, _, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad), value=fill)

@@ -28,7 +28,8 @@ from bcnet_deploy.errors import DataError
 CONTRACT = (
     "(images, labels), a torch data set of such pairs, or a mapping with 'train': one of them, optionally "
     "'val' and 'test' alike (or functions without arguments that return one) and 'classes': names; images "
-    "are (N, C, H, W), uint8 or floats of 0..1, labels (N,) integers, masks (N, H, W) or floats (N, K)"
+    "are (N, C, H, W), uint8 or floats of 0..1, labels (N,) integers, masks (N, H, W), or for a task of "
+    "one's own integers (N, K) or finite floats (N, ...)"
 )
 Labels = npt.NDArray[np.int64]
 
@@ -62,7 +63,7 @@ def load_given(
     reader = _Reader(label, input_size, view, memory_bytes)
     train, raw = reader.read(parts["train"], "train")
     names = parts.get("classes", getattr(parts["train"], "classes", None))
-    numbering = _Numbering.of(raw, names, label)
+    numbering = _Numbering.of(raw, names, input_size, label)
     train = train.labelled(numbering.of_labels(raw, f"{label} 'train'"))
     notes = numbering.notes()
     val: ImageSet
@@ -82,7 +83,8 @@ def load_given(
                 "in one class stay on one side of the held-out split"
             )
         fraction = held_out_share(len(train)) if val_fraction is None else val_fraction
-        classes = raw if raw.dtype == np.int64 else np.zeros(len(train), dtype=np.int64)
+        one_each = raw.dtype == np.int64 and raw.ndim == 1
+        classes = raw if one_each else np.zeros(len(train), dtype=np.int64)
         indices, held = stratified_split(
             np.searchsorted(numbering.values, classes), fraction, classes=numbering.names, copies=copies
         )
@@ -116,27 +118,37 @@ class _Numbering:
     Attributes:
         values: the labels of the classes, ascending.
         names: of the classes; of numbers to be predicted, of the outputs.
+        shape: of one image's label.
     """
 
     values: Labels
     names: tuple[str, ...]
+    shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, labels: Labels, names: Any, what: str) -> _Numbering:
-        if names is None:
-            if labels.dtype.kind == "f":
-                values = np.arange(1 if labels.ndim == 1 else labels.shape[1])
-            elif labels.ndim == 3:
-                found = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256))
-                if set(found.tolist()) <= {0, 255} and 255 in found:
-                    raise DataError(f"{what}: masks hold 0 and 255 alone; {ONLY_IGNORED}")
-                values = np.arange(found[found < 255].max() + 1)
-            else:
-                values = np.unique(labels)
-            return cls(values, tuple(map(str, values.tolist())))
-        if not isinstance(names, list | tuple) or not names:
-            raise DataError(f"{what} has classes {reprlib.repr(names)}; needed: a list of names")
-        return cls(np.arange(len(names)), tuple(map(str, names)))
+    def of(cls, labels: Labels, names: Any, size: tuple[int, int, int], what: str) -> _Numbering:
+        shape = labels.shape[1:]
+        if names is not None:
+            if not isinstance(names, list | tuple) or not names:
+                raise DataError(f"{what} has classes {reprlib.repr(names)}; needed: a list of names")
+            return cls(np.arange(len(names)), tuple(map(str, names)), shape)
+        if labels.dtype == np.uint8:
+            found = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256))
+            if set(found.tolist()) <= {0, 255} and 255 in found:
+                raise DataError(f"{what}: masks hold 0 and 255 alone; {ONLY_IGNORED}")
+            values = np.arange(found[found < 255].max() + 1)
+        elif labels.dtype.kind == "f" or shape:
+            # A number, a row of numbers, or maps of them. What else they are does not tell the outputs.
+            outputs = shape[: len(shape) - 2] if shape[-2:] == size[1:] else shape
+            if len(outputs) > 1:
+                raise DataError(
+                    f"{what}: labels of the shape {labels.shape} do not tell how many classes the model has; "
+                    "give 'classes' beside 'train': a list of names"
+                )
+            values = np.arange(outputs[0] if outputs else 1)
+        else:
+            values = np.unique(labels)
+        return cls(values, tuple(map(str, values.tolist())), shape)
 
     @property
     def plain(self) -> bool:
@@ -144,13 +156,16 @@ class _Numbering:
 
     def of_labels(self, labels: Labels, what: str) -> torch.Tensor:
         """Class numbers, masks or values. Raises :class:`DataError` naming a label that is no class."""
-        if labels.dtype.kind == "f":
-            if len(labels.reshape(len(labels), -1)[0]) != len(self.names):
-                raise DataError(f"{what}: labels have the shape {labels.shape}, not training's")
-            return torch.from_numpy(labels)
-        if labels.ndim == 3:
+        if labels.shape[1:] != self.shape:
+            raise DataError(
+                f"{what}: labels have the shape {labels.shape}, not training's: (N, "
+                f"{', '.join(map(str, self.shape))})"
+            )
+        if labels.dtype == np.uint8:
             ignored = labels == OUTSIDE
             check_labels(np.where(ignored, 0, labels).reshape(len(labels), -1).max(1), len(self.names), what)
+            return torch.from_numpy(labels)
+        if labels.dtype.kind == "f" or self.shape:
             return torch.from_numpy(labels)
         if self.plain:
             check_labels(labels, len(self.values), what)
@@ -183,23 +198,31 @@ def _tensor(raw: Any, what: str) -> torch.Tensor:
 
 
 def _labels(raw: Any, count: int, size: tuple[int, int, int], what: str) -> Any:
-    """(N,) int64 classes, (N, H, W) uint8 masks, (N,) or (N, K) float32. Raises :class:`DataError`."""
+    """(N,) int64 classes, (N, H, W) uint8 masks, or values: (N, ...) float32 or int64.
+
+    Raises:
+        DataError: they are none of these.
+    """
     try:
         labels = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw)
     except ValueError as error:
         raise DataError(f"{what}: the labels have different shapes: {error}") from error
     if len(labels.shape) and len(labels) == count and count:
-        if labels.ndim == 1 and labels.dtype.kind in "iu":
-            return labels.astype(np.int64)
         whole = labels.dtype.kind in "iub"
+        if labels.ndim == 1 and whole:
+            return labels.astype(np.int64)
         if whole and labels.shape[1:] == size[1:] and labels.min() >= 0 and labels.max() <= 255:
             return labels.astype(np.uint8)
-        if labels.ndim in (1, 2) and labels.dtype.kind == "f" and np.isfinite(labels).all():
-            return labels.astype(np.float32)
+        if labels.ndim == 2 and labels.dtype.kind in "iu" and labels.size:
+            return labels.astype(np.int64)
+        if (labels.dtype.kind == "f" or (whole and labels.ndim == 2)) and labels.size:
+            values = labels.astype(np.float32)
+            if np.isfinite(values).all():
+                return values
     raise DataError(
         f"{what}: labels are {labels.dtype} of shape {labels.shape} for {count} images; needed: one integer "
-        f"for each image, masks ({count}, {size[1]}, {size[2]}) of class numbers (255: none), or finite "
-        "floats (N,) or (N, K); and at least one image"
+        f"for each image, masks ({count}, {size[1]}, {size[2]}) of class numbers (255: none), or, for a task "
+        "of your own, integers (N, K) or finite floats (N, ...); and at least one image"
     )
 
 

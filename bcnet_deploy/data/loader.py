@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bcnet_deploy.data.augment import Augmentation
-from bcnet_deploy.data.splits import ImageSet, as_targets
+from bcnet_deploy.data.augment import OUTSIDE, Augmentation, Moves
+from bcnet_deploy.data.splits import ImageSet, are_masks, are_values, as_targets
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError
 
 _ORDER, _CROP = 0, 1
@@ -69,6 +69,7 @@ class BatchLoader:
         seed: of order and crops.
         rank, world: this process's share: consecutive parts of each batch.
         workers: processes that decode, for images on disk.
+        move: brings targets, other than classes and masks, to where the augmentation moved their images.
 
     Raises:
         DataError: fewer images than a batch.
@@ -86,6 +87,7 @@ class BatchLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        move: Callable[[torch.Tensor, Moves], torch.Tensor] | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world:
             raise ConfigError(
@@ -103,6 +105,7 @@ class BatchLoader:
         self.seed = seed
         self.rank, self.world = rank, world
         self.workers = workers
+        self.move = move
         self.position = 0
         self._stream: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
         self._order: tuple[int, torch.Tensor] | None = None
@@ -173,9 +176,13 @@ class BatchLoader:
             images, labels = images.pin_memory(), labels.pin_memory()
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        masks = labels if labels.ndim == 3 else None
-        images, moved = self.augmentation.pair(images, masks, crops, cropped=self._crops)
-        return images, as_targets(labels if moved is None else moved)
+        moves = self.augmentation.draw(images, crops, cropped=self._crops)
+        if are_masks(labels, images.shape[2:]):
+            labels = moves.maps(labels, OUTSIDE)
+        targets = as_targets(labels)
+        if self.move is not None and are_values(labels, images.shape[2:]):
+            targets = self.move(targets, moves)
+        return self.augmentation.normalise(moves.maps(images, smooth=True)), targets
 
     def close(self) -> None:
         """End the workers; the next batch starts them again."""

@@ -23,7 +23,8 @@ class ImageSet(Protocol):
 
     @property
     def labels(self) -> torch.Tensor:
-        """What is to be learned: (N,) int64 classes, (N, H, W) uint8 masks, or (N, ...) float32 values."""
+        """What is to be learned: (N,) int64 classes, (N, H, W) uint8 masks, or values: (N, ...) float32, or
+        int64 of another shape."""
         ...
 
     @property
@@ -134,6 +135,16 @@ class DataSplits:
 def as_targets(labels: torch.Tensor) -> torch.Tensor:
     """Labels as losses take them: whole numbers as int64, others as float32."""
     return labels.float() if labels.is_floating_point() else labels.long()
+
+
+def are_masks(labels: torch.Tensor, size: Sequence[int]) -> bool:
+    """Whether labels are a class at each pixel of images of ``size`` (H, W)."""
+    return not labels.is_floating_point() and tuple(labels.shape[1:]) == tuple(size)
+
+
+def are_values(labels: torch.Tensor, size: Sequence[int]) -> bool:
+    """Whether labels are neither a class an image nor masks: what they say, a task of one's own knows."""
+    return labels.is_floating_point() or (labels.ndim != 1 and not are_masks(labels, size))
 
 
 def held_out_share(count: int) -> float:

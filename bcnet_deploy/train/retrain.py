@@ -149,9 +149,9 @@ def retrain(
             return {f"val_{task.key}": metric, "val_loss": loss}
 
         trainer = Trainer(
-            network, make_loader(splits, config, device, seed, ranks), config, folder, identity=identity,
-            task=task, seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out, progress=progress,
-            resume=not fresh,
+            network, make_loader(splits, config, device, seed, ranks, task), config, folder,
+            identity=identity, task=task, seed=seed, ranks=ranks, teacher=teacher, evaluate=held_out,
+            progress=progress, resume=not fresh,
         )  # fmt: skip
         if ranks.first:
             # Of other settings, or to be made anew: it must not be taken for this one's after a kill.

@@ -122,7 +122,7 @@ def train_supernet(
         rule = make_sampler(sampler or config.rule, WidthGrid.of(supernet), rng, config)
         held_out = _HeldOut(supernet, splits, config, task, device, ranks, rule.sides)
         trainer = Trainer(
-            supernet, make_loader(splits, config, device, seed, ranks), config, folder, sampler=rule,
+            supernet, make_loader(splits, config, device, seed, ranks, task), config, folder, sampler=rule,
             task=task,
             identity={
                 "task": task.name, "space": space.fingerprint, "min_level": space.min_level,
@@ -198,12 +198,14 @@ def check_fit(splits: DataSplits, space: WidthSpace) -> None:
 
 
 def make_loader(
-    splits: DataSplits, config: TrainConfig, device: torch.device, seed: int, ranks: Ranks
-) -> BatchLoader:
-    """This rank's training batches."""
+    splits: DataSplits, config: TrainConfig, device: torch.device, seed: int, ranks: Ranks,
+    task: Task | None = None,
+) -> BatchLoader:  # fmt: skip
+    """This rank's training batches; ``task`` moves targets with their images."""
     return BatchLoader(
         splits.train, config.batch_size, Augmentation(config.augment, splits.mean, splits.std), device,
         seed=seed, rank=ranks.rank, world=ranks.world, workers=config.workers,
+        move=None if task is None else task.move,
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from bcnet_deploy.data import DataSplits, ImageSet, PlainBatches
+from bcnet_deploy.data import Augmentation, DataSplits, ImageSet, PlainBatches
 from bcnet_deploy.data.plain import drawing_order
+from bcnet_deploy.data.splits import are_values, as_targets
 from bcnet_deploy.errors import BCNetError, ConfigError, DataError, TaskError, TrainingError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.tasks import Task, as_float, checked_score
@@ -53,6 +54,8 @@ def try_step(
         task.check_targets(
             _targets_of(images), splits.num_classes, splits.input_size, f"{splits.name}, {what} images"
         )
+    if config.augment != "none":
+        notes += _moving(splits, config, task)
     for name, tensor in network.named_parameters():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise TrainingError(
@@ -74,6 +77,40 @@ def try_step(
         if config.batch_size // world // config.accumulation <= 1:
             _try_one_image(network, batch[0], config)
     return config, tuple(dict.fromkeys(notes))
+
+
+def _moving(splits: DataSplits, config: TrainConfig, task: Task) -> list[str]:
+    """What to say of targets whose images augmentation moves.
+
+    Raises:
+        TaskError: they have a value at each pixel and would stay, or the task's ``move`` fails on them.
+    """
+    size = splits.input_size[1:]
+    targets = _targets_of(splits.train)[:IMAGES]
+    if not are_values(targets, size):
+        return []
+    said = f"augment {config.augment!r} crops or flips the images, and the targets of task {task.name!r}"
+    if task.move is not None:
+        move, given = task.move, as_targets(targets)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.zeros(len(given), 1, *size)
+        moves = Augmentation(config.augment, (0.0,), (1.0,)).draw(images, generator)
+        moved = _called(lambda: move(given.clone(), moves), "move", task)
+        if not isinstance(moved, torch.Tensor) or moved.shape != given.shape or moved.dtype != given.dtype:
+            shown = type(moved).__name__
+            if isinstance(moved, torch.Tensor):
+                shown = f"{moved.dtype} of the shape {tuple(moved.shape)}"
+            raise TaskError(
+                f"the move of task {task.name!r} makes {shown} of targets {given.dtype} of the shape "
+                f"{tuple(given.shape)}; needed: the same shape and type"
+            )
+        return []
+    if tuple(targets.shape[-2:]) == tuple(size):
+        raise TaskError(
+            f"{said} have a value at each pixel and would stay as they are; give the task a move "
+            "(lambda targets, moves: moves.maps(targets)), or set augment: none"
+        )
+    return [f"{said} stay as they are: if they name places, give the task a move, or set augment: none"]
 
 
 def set_layout(network: nn.Module, config: TrainConfig, device: torch.device) -> None:

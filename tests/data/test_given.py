@@ -270,6 +270,38 @@ def test_masks_and_values_are_targets_too() -> None:
     assert loader.next_batch()[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "outputs"),
+    [
+        (RNG.random((40, 3, 5)), ["a", "b"], 2),  # boxes: the names are the classes
+        (RNG.random((40, 15)), ["a", "b"], 2),
+        (RNG.integers(0, 9, (40, 4)), None, 4),  # several labels an image
+        (RNG.random((40, 4)) < 0.5, None, 4),
+        (RNG.random((40, 6, 5)), None, 1),  # depth
+        (RNG.random((40, 2, 6, 5)), None, 2),  # flow
+        (RNG.random(40), None, 1),
+        (np.arange(40) % 2 == 0, None, 2),
+    ],
+)
+def test_targets_of_any_shape(labels: Any, classes: list[str] | None, outputs: int) -> None:
+    given_ = {"train": (IMAGES, labels), "test": (IMAGES[:4], labels[:4])}
+    data = load_data(given_ | ({"classes": classes} if classes else {}), SIZE)
+    assert data.num_classes == outputs
+    expected = {image.tobytes(): label for image, label in zip(IMAGES, labels, strict=True)}
+    for part in (data.train, data.val, data.load_test()):
+        for image, label in zip(part.memory, part.labels, strict=True):  # type: ignore[arg-type]
+            np.testing.assert_allclose(label.numpy(), expected[image.numpy().tobytes()], rtol=1e-6)
+
+
+def test_targets_that_do_not_tell_the_outputs_or_change_their_shape() -> None:
+    boxes = RNG.random((40, 3, 5))
+    with pytest.raises(DataError, match=r"\(40, 3, 5\) do not tell how many classes .* give 'classes'"):
+        load_data((IMAGES, boxes), SIZE)
+    other = {"train": (IMAGES, boxes), "val": (IMAGES, boxes[:, :2]), "classes": ["a"]}
+    with pytest.raises(DataError, match=r"'val': labels have the shape \(40, 2, 5\), not training's"):
+        load_data(other, SIZE)
+
+
 def test_arrays_read_backwards_or_of_another_byte_order() -> None:
     """As a flip, a camera or a file from elsewhere leaves them."""
     rng = np.random.default_rng(0)

@@ -195,3 +195,45 @@ def test_masks_move_with_their_images(kind: str) -> None:
     assert set(moved[~outside].tolist()) <= {0, 1, 2}
     order = source.indices(0)
     assert torch.equal(moved, masks[order]) == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", ["none", "crop", "crop-flip", "resized-crop-flip"])
+def test_points_move_with_their_images(kind: str) -> None:
+    """A bright square, and its middle as the target: it is where the square is afterwards."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(10, 38, (64, 2), generator=generator)
+    images = torch.zeros(64, 1, 48, 64, dtype=torch.uint8)
+    for image, (x, y) in zip(images, corners.tolist(), strict=True):
+        image[0, y : y + 4, x : x + 4] = 255
+    middles = (corners + 2) / torch.tensor([64.0, 48.0])
+    data = MemoryImages(images, torch.stack([middles, middles], 1))
+    source = BatchLoader(
+        data, 64, Augmentation(kind, (0.0,), (1.0,)), CPU, seed=1, move=lambda t, moves: moves.points(t)
+    )
+    out, moved = source.next_batch()
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    inside = ((moved[:, 0] > 0.1) & (moved[:, 0] < 0.9)).all(1)
+    assert int(inside.sum()) > 15
+    weights = out[:, 0] / out[:, 0].sum((1, 2), keepdim=True).clamp(min=1e-9)
+    found = torch.stack(
+        [
+            (weights.sum(1) * (torch.arange(64) + 0.5)).sum(1) / 64,
+            (weights.sum(2) * (torch.arange(48) + 0.5)).sum(1) / 48,
+        ],
+        1,
+    )
+    # Resizing reflects what lies at the border, and moves the centre of a square by less than a pixel.
+    torch.testing.assert_close(
+        moved[inside, 0], found[inside], atol=0.012 if kind.startswith("resized") else 1e-5, rtol=0
+    )
+
+
+def test_values_at_each_pixel_move_by_a_task_and_stay_without_one() -> None:
+    masks = torch.randint(0, 3, (12, 32, 32), generator=torch.Generator().manual_seed(0))
+    data = MemoryImages((50 + 50 * masks[:, None]).to(torch.uint8), masks.float())
+    augmentation = Augmentation("crop-flip", (0.0,), (1.0,))
+    source = BatchLoader(data, 12, augmentation, CPU, move=lambda t, moves: moves.maps(t, outside=-1))
+    images, moved = source.next_batch()
+    torch.testing.assert_close((images[:, 0] * 255 - 50) / 50, moved)
+    stays = BatchLoader(data, 12, augmentation, CPU)
+    assert torch.equal(stays.next_batch()[1], data.labels[stays.indices(0)])

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bcnet_deploy.data import DataSplits
+from bcnet_deploy.data.splits import MemoryImages
 from bcnet_deploy.errors import BCNetError, ConfigError, DataError, TaskError, TrainingError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
@@ -225,6 +226,45 @@ def test_a_structure_that_changes_is_refused() -> None:
 def test_losses_and_metrics_that_do_not_serve_are_named(loss: Any, metric: Any, words: str) -> None:
     with pytest.raises(TaskError, match=words):
         tried(tiny(), task=make_task(loss, metric))
+
+
+def valued(targets: torch.Tensor) -> DataSplits:
+    return replace(splits(), train=MemoryImages(images(len(targets), 1).images, targets),
+                   val=MemoryImages(images(len(targets), 2).images, targets))  # fmt: skip
+
+
+def summed(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return y.sum() + t.float().sum()
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 5)])
+def test_targets_that_stay_where_images_move_are_noted(shape: tuple[int, ...]) -> None:
+    task, data = make_task(summed, lambda y, t: 0.0, name="boxes"), valued(torch.rand(64, *shape))
+    words = "the targets of task 'boxes' stay as they are"
+    assert words in " ".join(tried(tiny(), data, task=task, augment="crop-flip")[1])
+    assert words not in " ".join(tried(tiny(), data, task=task, augment="none")[1])
+    task.move = lambda t, moves: torch.cat([moves.points(t[..., :2]), t[..., 2:]], -1)
+    assert words not in " ".join(tried(tiny(), data, task=task, augment="crop-flip")[1])
+    assert words not in " ".join(tried(tiny(), augment="crop-flip")[1])
+
+
+def test_targets_at_each_pixel_and_moves_that_do_not_serve_are_refused() -> None:
+    task, data = make_task(summed, lambda y, t: 0.0, name="depth"), valued(torch.rand(64, *SIZE[1:]))
+    with pytest.raises(TaskError, match="'depth' have a value at each pixel .* moves.maps"):
+        tried(tiny(), data, task=task, augment="crop")
+    tried(tiny(), data, task=task, augment="none")
+    for move, words in (
+        (lambda t, moves: moves.maps(t), ""),
+        (lambda t, moves: t[:, 0], r"makes torch.float32 of the shape \(8, 8\) of targets"),
+        (lambda t, moves: None, "makes NoneType of targets"),
+        (lambda t, moves: moves.nothing, "the move of task 'depth' fails .*AttributeError"),
+    ):
+        task.move = move
+        if not words:
+            tried(tiny(), data, task=task, augment="crop-flip")
+            continue
+        with pytest.raises(TaskError, match=words):
+            tried(tiny(), data, task=task, augment="crop-flip")
 
 
 def test_a_model_that_fails_on_the_data_is_one_line() -> None:
