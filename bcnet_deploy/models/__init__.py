@@ -12,6 +12,7 @@ from bcnet_deploy.references import lazy
 if TYPE_CHECKING:
     from bcnet_deploy.models.checkpoints import check_finite as check_finite
     from bcnet_deploy.models.checkpoints import load_weights as load_weights
+    from bcnet_deploy.models.inputs import SeveralInputs as SeveralInputs
     from bcnet_deploy.models.libraries import InputConfig as InputConfig
     from bcnet_deploy.models.ref import ModelRef as ModelRef
     from bcnet_deploy.models.ref import build as build
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from bcnet_deploy.models.registry import model_names as model_names
 
 _PLACES = {
-    "InputConfig": "libraries", "ModelRef": "ref", "build": "ref", "build_model": "registry",
-    "check_finite": "checkpoints", "default_input_size": "registry", "default_num_classes": "registry",
-    "input_config": "registry", "load_weights": "checkpoints", "model_names": "registry",
+    "InputConfig": "libraries", "ModelRef": "ref", "SeveralInputs": "inputs", "build": "ref",
+    "build_model": "registry", "check_finite": "checkpoints", "default_input_size": "registry",
+    "default_num_classes": "registry", "input_config": "registry", "load_weights": "checkpoints",
+    "model_names": "registry",
 }  # fmt: skip
 __all__ = list(_PLACES)
 __getattr__, __dir__ = lazy(__name__, _PLACES)

@@ -407,8 +407,14 @@ def capture(model: nn.Module, input_size: tuple[int, ...], *, training: bool = F
                 "give the network up to the raw outputs of its heads"
             ) from cause
         if isinstance(cause, (TypeError, AttributeError, NotImplementedError, KeyError)):
+            several = (
+                "; bcnet_deploy.models.SeveralInputs makes one image of several inputs"
+                if isinstance(cause, TypeError) and "required positional argument" in str(cause)
+                else ""
+            )
             raise UnsupportedModelError(
                 f"{name} cannot run on one image tensor ({type(cause).__name__}: {_first_line(cause)}){where}"
+                f"{several}"
             ) from cause
         size = "x".join(map(str, input_size))
         raise InputSizeError(
