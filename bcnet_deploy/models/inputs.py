@@ -36,8 +36,9 @@ class SeveralInputs(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        named = shapes if isinstance(shapes, Mapping) else dict(enumerate(shapes))
-        self.shapes = {name: tuple(shape) for name, shape in named.items()}
+        self.shapes: dict[Any, tuple[int, ...]] = {
+            name: tuple(shape) for name, shape in _named(shapes).items()
+        }
         if any(len(shape) not in (1, 3) or min(shape) < 1 for shape in self.shapes.values()) or all(
             len(shape) == 1 for shape in self.shapes.values()
         ):
@@ -84,7 +85,7 @@ class SeveralInputs(nn.Module):
         Raises:
             DataError: an input is missing, or of another shape or type.
         """
-        given = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
+        given = _named(inputs)
         if set(given) != set(self.shapes):
             raise DataError(f"the inputs are {list(given)}; needed: {list(self.shapes)}")
         parts = {name: torch.as_tensor(np.ascontiguousarray(given[name])) for name in self.shapes}
@@ -111,6 +112,11 @@ class SeveralInputs(nn.Module):
             down, right = height // part.shape[2], width // part.shape[3]
             planes.append(part.repeat_interleave(down, 2).repeat_interleave(right, 3))
         return torch.cat(planes, dim=1)
+
+
+def _named(values: Mapping[str, Any] | Sequence[Any]) -> dict[Any, Any]:
+    """By name, or by place where they have none."""
+    return dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
 
 
 __all__ = ["SeveralInputs"]
