@@ -128,6 +128,11 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.channel_shuffle.default:
+            x, groups = args
+            with self:  # the same in operators that rules are known of
+                cut = x.view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+                return cut.transpose(1, 2).reshape(x.shape)
         schema = func._schema
         bound = _bind(schema, args, kwargs)
         inputs = [self.value(t) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]

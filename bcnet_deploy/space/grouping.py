@@ -154,6 +154,8 @@ class Grouper:
                 frozen.setdefault(name, "its weight is computed in a way that no rule covers")
                 continue
             blocks = resolve(layout)
+            if len(blocks) > 1 and all(block.size == 1 for block in blocks):
+                frozen.setdefault(name, blocks[0].axis.reason or "it meets single channels one by one")
             for position, block in enumerate(blocks):
                 axis = block.axis
                 if axis.reason is None and axis.size == 1:

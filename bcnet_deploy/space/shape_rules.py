@@ -16,6 +16,7 @@ from bcnet_deploy.space.axes import (
     partition,
     scaled,
     settled,
+    size_of,
     unify,
     unscaled,
 )
@@ -120,13 +121,28 @@ def expand(layouts: Layouts, call: Call) -> None:
 def repeat(layouts: Layouts, call: Call) -> None:
     x, output, times = call.args[0], call.outputs[0], call.args[1]
     dims: Dims = [*[None] * (len(output.shape) - len(x.shape)), *layouts.of(x)]
-    layouts.set(
-        output,
-        [
-            None if layout is None else joined([layout] * int(n))
-            for layout, n in zip(dims, times, strict=True)
-        ],
-    )
+    given = call.given if [int(n) for n in call.given] == [int(n) for n in times] else times
+    out: Dims = []
+    for layout, count in zip(dims, given, strict=True):
+        if layout is None or int(count) == 1:
+            out.append(layout)
+        elif isinstance(count, Size) and (x.parameter is not None or size_of(layout) == 1):
+            # One filter for each channel of something else: how often follows widths, the filter does not.
+            freeze(layout, f"{where(call)} repeats it")
+            out.append(_as_often(layouts, count, size_of(layout)))
+        else:
+            out.append(joined([layout] * int(count)))
+    layouts.set(output, out)
+
+
+def _as_often(layouts: Layouts, count: Size, size: int) -> Layout | None:
+    """``size`` positions for each of ``count``, a number that the code took from a dimension or attribute."""
+    if count.formula[0] == "size":
+        known = layouts.of(count.formula[1])[count.formula[2]]
+        return None if known is None else scaled(known, size)
+    each = fresh(int(count))
+    layouts.follow_size(count, each)
+    return scaled(each, size)
 
 
 def view(layouts: Layouts, call: Call) -> None:

@@ -71,6 +71,13 @@ def _require_sliceable(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{part} is compiled, which cannot be sliced; give the module before it is compiled"
             )
+        if "train" in vars(module):  # torch.export puts one there that raises
+            try:
+                module.train(module.training)
+            except NotImplementedError as error:
+                raise UnsupportedModelError(
+                    f"{part} was made by torch.export, which fixes its mode; give the module before that"
+                ) from error
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise UnsupportedModelError(f"{tensor_name} of {name} has no shape yet; run the model once first")

@@ -260,6 +260,9 @@ def test_parts_that_are_no_plain_python_are_named() -> None:
     model[2].compile()  # in place: it would compile anew for every width
     with pytest.raises(bd.UnsupportedModelError, match="2 of Sequential is compiled"):
         bd.WidthSpace.from_model(model, SIZE)
+    exported = torch.export.export(plain().eval(), (torch.zeros(2, *SIZE),)).module()
+    with pytest.raises(bd.UnsupportedModelError, match="GraphModule was made by torch.export"):
+        bd.WidthSpace.from_model(exported, SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -596,3 +599,64 @@ def test_norms_of_single_images_are_not(norm: nn.Module) -> None:
     model = plain()
     model.insert(1, norm)
     assert len(bd.WidthSpace.from_model(model, SIZE).variables) == 2
+
+
+class Wavelet(nn.Module):
+    """A fixed filter for each channel, repeated for as many as there are (MWCNN, blur pooling)."""
+
+    def __init__(self, channels: int, bands: int, kept: bool) -> None:
+        super().__init__()
+        self.register_buffer("bands", torch.randn(bands, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
+        self.channels = channels if kept else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[1] if self.channels is None else self.channels
+        return F.conv2d(x, self.bands.repeat(count, 1, 1, 1), stride=2, groups=count)
+
+
+@pytest.mark.parametrize(("bands", "kept"), [(1, False), (4, False), (1, True), (4, True)])
+def test_a_filter_repeated_for_each_channel_follows_them(bands: int, kept: bool) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Wavelet(8, bands, kept), nn.Conv2d(8 * bands, 6, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    ).eval()  # fmt: skip
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert not space.frozen and [v.channels for v in space.variables] == [8, 6]
+    x = torch.randn(2, *SIZE)
+    narrow = space.extract(model, [3, 4])
+    # By hand: the first three channels, and of the next layer what their bands feed.
+    y = Wavelet(3, bands, kept)(F.conv2d(x, model[0].weight[:3], model[0].bias[:3]))
+    y = F.conv2d(y, model[2].weight[:4, : 3 * bands], model[2].bias[:4]).mean((2, 3))
+    torch.testing.assert_close(narrow(x), F.linear(y, model[5].weight[:, :4], model[5].bias))
+
+
+def test_a_filter_repeated_as_often_as_the_code_says_freezes_the_layer_and_is_said() -> None:
+    class Fixed(Wavelet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, self.bands.repeat(8, 1, 1, 1), stride=2, groups=8)
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Fixed(8, 1, False), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 5),
+    )  # fmt: skip
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert [v.channels for v in space.variables] == [6] and "0" in {part.name for part in space.frozen}
+
+
+def test_channel_shuffle_by_pytorchs_own_module() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ChannelShuffle(3), nn.Conv2d(12, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 5),
+    ).eval()  # fmt: skip
+    space = bd.WidthSpace.from_model(model, SIZE)
+    assert not space.frozen and [v.channels for v in space.variables] == [4, 6]
+    x, supernet = torch.randn(2, *SIZE), bd.Supernet(model, space).eval()
+    for each, last in ([1, 2], [3, 6], [4, 1]):
+        narrow = space.extract(model, [each, last])
+        supernet.set_active([each, last])
+        torch.testing.assert_close(supernet(x), narrow(x))
+        # Each third keeps its first channels, which come one after another behind the shuffle.
+        kept = torch.cat([torch.arange(each) + 4 * third for third in range(3)])
+        y = F.channel_shuffle(F.conv2d(x, model[0].weight[kept], model[0].bias[kept]), 3)
+        y = F.conv2d(y, model[2].weight[:last, : 3 * each], model[2].bias[:last]).mean((2, 3))
+        torch.testing.assert_close(narrow(x), F.linear(y, model[5].weight[:, :last], model[5].bias))
