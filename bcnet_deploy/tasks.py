@@ -136,9 +136,11 @@ class Classification(Task):
 
     def check_targets(self, targets: Tensor, classes: int, size: tuple[int, int, int], what: str) -> None:
         if targets.ndim != 1 or targets.is_floating_point():
+            masks = targets.ndim == 3 and not targets.is_floating_point()
+            other = "masks set task: segmentation" if masks else "such values set task: 'module:function'"
             raise TaskError(
                 f"{what}: the targets are {targets.dtype} of the shape {tuple(targets.shape)}; "
-                "classification needs one integer an image; for masks set task: segmentation"
+                f"classification needs one integer an image; for {other}"
             )
         _check_range(targets, classes, what, ())
 
