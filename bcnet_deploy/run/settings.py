@@ -432,11 +432,15 @@ def step_settings(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def named_task(config: RunConfig) -> str | None:
-    """The task that a run's training was given, or else its latency table; None where none was."""
+    """The task that a run's training was given, or else its latency table, or its retraining; None: none.
+
+    Trained weights need no supernet: then it is retraining alone that has a recipe.
+    """
     training: TrainSettings = step_settings("train", config.steps.get("train", {}))
-    task = training.said_task(config.data)
+    task = training.said_task(config.data) or config.steps.get("profile", {}).get("task")
     if task is None:
-        task = config.steps.get("profile", {}).get("task")
+        retraining: RetrainSettings = step_settings("retrain", config.steps.get("retrain", {}))
+        task = retraining.said_task(config.data)
     return None if task == NO_TASK else task
 
 

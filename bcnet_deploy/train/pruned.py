@@ -13,11 +13,11 @@ from bcnet_deploy.importance import Importance, permute_by_importance
 from bcnet_deploy.importance.scores import first_order_taylor
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
-from bcnet_deploy.tasks import Task
+from bcnet_deploy.tasks import Classification, Task
 from bcnet_deploy.train.distributed import pick_device
 from bcnet_deploy.train.evaluate import SupernetEvaluator
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit
-from bcnet_deploy.train.trial import runs_in_channels_last
+from bcnet_deploy.train.trial import runs_in_channels_last, try_scores
 
 IMPORTANCE_IMAGES = 1024
 """Training images of scores that need gradients."""
@@ -46,6 +46,7 @@ def permuted_on(
     Raises:
         DataError: the images are not of the space's size.
         ConfigError, CheckpointError, NonFiniteWeightError: see :func:`permute_by_importance`.
+        TaskError, TrainingError: ``taylor`` has no loss, see :func:`bcnet_deploy.train.trial.try_scores`.
     """
     check_fit(splits, space)
     device = device or pick_device()
@@ -53,6 +54,8 @@ def permuted_on(
     batches = PlainBatches(
         splits.train, splits, batch_size, device, limit=IMPORTANCE_IMAGES, channels_last=last
     )
+    if importance == "taylor":
+        try_scores(model, splits, task or Classification(), device)
     if importance == "taylor" and task is not None:
         importance = partial(first_order_taylor, loss_sum=task.loss_sum)
     return permute_by_importance(model, space, importance, batches=batches, both_ends=both_ends)
@@ -90,9 +93,11 @@ def open_pruned_evaluator(
 
     Raises:
         DataError, ConfigError, CheckpointError, NonFiniteWeightError: see :func:`permuted_on`.
+        TaskError, TrainingError: see :func:`bcnet_deploy.train.trial.try_scores`.
     """
     check_fit(splits, space)
     device = device or pick_device()
+    try_scores(model.to(device), splits, task or Classification(), device)
     if importance is not None:
         model = permuted_on(model, space, splits, importance, batch_size=batch_size, task=task, device=device)
     supernet = Supernet(model, space).to(device)

@@ -27,7 +27,7 @@ from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import OnProgress, Trainer
-from bcnet_deploy.train.trial import runs_in_channels_last, try_step
+from bcnet_deploy.train.trial import runs_in_channels_last, try_scores, try_step
 
 RESULT = "result.json"
 
@@ -217,6 +217,7 @@ def keep_trained(
     check_fit(splits, space)
     task = load_task(config.task)
     network = model.to(device)
+    try_scores(network, splits, task, device)
     last = runs_in_channels_last(network, splits.input_size, device)
     config = config.replace(channels_last=last)
     val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=last)

@@ -50,10 +50,7 @@ def try_step(
         ConfigError: it cannot be trained on batches as small as these.
     """
     config, notes = _fitting_batch(splits, config, world)
-    for images, what in ((splits.train, "training"), (splits.val, "held-out")):
-        task.check_targets(
-            _targets_of(images), splits.num_classes, splits.input_size, f"{splits.name}, {what} images"
-        )
+    _check_targets(splits, task)
     if config.augment != "none":
         notes += _moving(splits, config, task)
     for name, tensor in network.named_parameters():
@@ -77,6 +74,36 @@ def try_step(
         if config.batch_size // world // config.accumulation <= 1:
             _try_one_image(network, batch[0], config)
     return config, tuple(dict.fromkeys(notes))
+
+
+def try_scores(network: nn.Module, splits: DataSplits, task: Task, device: torch.device) -> None:
+    """Refuse targets, outputs, metric and loss that do not fit each other, where nothing is to be trained.
+
+    Raises:
+        TaskError: naming what does not fit.
+        TrainingError: the network fails on images of this data.
+    """
+    _check_targets(splits, task)
+    count = min(IMAGES, len(splits.val))
+    images, targets = PlainBatches(
+        splits.val, splits, count, device, limit=count, channels_last=False
+    )[0]  # fmt: skip
+    with _undisturbed(network, device), torch.no_grad():
+        network.eval()
+        if (error := _error_of(network, images)) is not None:
+            raise TrainingError(
+                f"the model fails on {count} held-out images: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        outputs = as_float(network(images))
+        _try_metric(outputs, targets, task)
+        _called(lambda: task.loss_sum(outputs, targets), "loss", task)
+
+
+def _check_targets(splits: DataSplits, task: Task) -> None:
+    for images, what in ((splits.train, "training"), (splits.val, "held-out")):
+        task.check_targets(
+            _targets_of(images), splits.num_classes, splits.input_size, f"{splits.name}, {what} images"
+        )
 
 
 def _moving(splits: DataSplits, config: TrainConfig, task: Task) -> list[str]:
@@ -235,13 +262,7 @@ def _try_task(
             f"batch: once {former}, once {described}; return the same structure always"
         )
     if not network.training:
-        with torch.no_grad():
-            sums = _called(lambda: task.measure(outputs, targets), "metric", task)
-        if not isinstance(sums, torch.Tensor) or sums.ndim != 1:
-            raise TaskError(
-                f"measure() of task {task.name!r} gives {type(sums).__name__}; needed: a tensor (K,)"
-            )
-        checked_score(task, sums.double().cpu(), size)
+        _try_metric(outputs, targets, task)
         return
     loss = _called(lambda: task.loss(outputs, targets, config.label_smoothing), "loss", task)
     if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
@@ -255,6 +276,14 @@ def _try_task(
         raise TaskError(f"the loss of task {task.name!r} is {loss.item()} before any training")
     _called(lambda: task.distillation(outputs, outputs), "distillation loss", task)
     _look_at_ignored(network, outputs, loss, task, notes)
+
+
+def _try_metric(outputs: Any, targets: torch.Tensor, task: Task) -> None:
+    with torch.no_grad():
+        sums = _called(lambda: task.measure(outputs, targets), "metric", task)
+    if not isinstance(sums, torch.Tensor) or sums.ndim != 1:
+        raise TaskError(f"measure() of task {task.name!r} gives {type(sums).__name__}; needed: a tensor (K,)")
+    checked_score(task, sums.double().cpu(), len(targets))
 
 
 def _look_at_ignored(

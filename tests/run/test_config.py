@@ -8,8 +8,9 @@ import pytest
 
 from bcnet_deploy.cli.run import read_settings
 from bcnet_deploy.errors import BCNetError, ConfigError
-from bcnet_deploy.run.directory import RunDir
-from bcnet_deploy.run.settings import PipelineSettings, config_names, load_config, step_settings
+from bcnet_deploy.models.ref import ModelRef
+from bcnet_deploy.run.directory import RunConfig, RunDir
+from bcnet_deploy.run.settings import PipelineSettings, config_names, load_config, named_task, step_settings
 
 NO_OPTIONS: dict[str, object] = {"model": None}
 
@@ -82,3 +83,22 @@ def test_fine_tuning_of_few_images_takes_enough_steps_unless_epochs_are_named() 
     assert settings.config("photos").min_steps == 0
     named = step_settings("retrain", {"epochs": 2})
     assert named.config("photos", trained=True).min_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "task"),
+    [
+        ({}, None),
+        ({"train": {"task": "segmentation"}, "retrain": {"task": "my:task"}}, "segmentation"),
+        ({"profile": {"task": "my:task"}}, "my:task"),
+        ({"profile": {"task": "none"}, "retrain": {"task": "my:task"}}, None),
+        ({"retrain": {"changes": {"task": "my:task"}}}, "my:task"),
+        ({"retrain": {"task": "my:task"}}, "my:task"),
+    ],
+)
+def test_the_task_of_a_run_is_told_by_the_first_step_that_has_one(
+    steps: dict[str, dict[str, object]], task: str | None
+) -> None:
+    """Also where trained weights are given, and retraining alone has a recipe."""
+    model = ModelRef("demo", num_classes=10, input_size=(1, 16, 16))
+    assert named_task(RunConfig(model=model, data="photos", steps=steps)) == task

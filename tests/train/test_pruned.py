@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bcnet_deploy.data import PlainBatches
-from bcnet_deploy.errors import CheckpointError, ConfigError, DataError, WidthError
+from bcnet_deploy.errors import CheckpointError, ConfigError, DataError, TaskError, WidthError
 from bcnet_deploy.importance import per_variable, permute_by_importance
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, load_subnet, recalibrate
 from bcnet_deploy.space import WidthSpace
-from bcnet_deploy.tasks import Classification
+from bcnet_deploy.tasks import Classification, make_task
 from bcnet_deploy.train import evaluate_network, open_pruned_evaluator, retrain, train_supernet
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.pruned import permuted_on
+from bcnet_deploy.train.retrain import keep_trained
 from bcnet_deploy.train.samplers import Slice
 from tests.train.helpers import SIZE, settings, splits, tiny, trained_plain
 
@@ -60,6 +63,28 @@ def test_what_does_not_fit_is_refused(trained: nn.Module) -> None:
         open_pruned_evaluator(tiny(norm=False), space, splits())
     with pytest.raises(DataError, match="the width space is for"):
         open_pruned_evaluator(trained, WidthSpace.from_model(trained, (1, 12, 12)), splits())
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_targets_that_the_task_cannot_use_are_refused(
+    trained: nn.Module, importance: str, tmp_path: Path
+) -> None:
+    """Nothing is trained here, so nothing else would have looked at them before."""
+    space, data = space_of(trained), splits()
+    values = replace(data, train=replace(data.train, labels=torch.rand(len(data.train), 4)),
+                     val=replace(data.val, labels=torch.rand(len(data.val), 4)))  # fmt: skip
+    with pytest.raises(TaskError, match="needs one integer an image; for such values set task"):
+        open_pruned_evaluator(trained, space, values, importance=importance, device=CPU)
+    with pytest.raises(TaskError, match="needs one integer an image"):
+        keep_trained(trained, space, values, settings(), tmp_path, model_ref=REF, device=CPU)
+    distance = make_task(F.mse_loss, lambda y, t: -F.mse_loss(y, t))
+    scores = open_pruned_evaluator(
+        trained, space, values, importance=importance, task=distance, device=CPU
+    )(space.full[None])  # fmt: skip
+    assert scores[0] < 0
+    odd = make_task(F.mse_loss, lambda y, t: y["none"])
+    with pytest.raises(TaskError, match="the metric of task 'custom' fails on the model's outputs"):
+        open_pruned_evaluator(trained, space, values, importance=importance, task=odd, device=CPU)
 
 
 class Energy(Classification):
