@@ -41,12 +41,13 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
     """Unaugmented, normalised batches on a device, for recalibration and evaluation.
 
     Args:
-        images: in order; all of them unless ``limit``.
+        images: in order, and all of them, unless ``limit`` or ``mixed``.
         splits: whose mean and deviation to use.
         batch_size: images a batch; the last batch may be smaller. A last batch of one image joins the one
             before: batch norm in training mode takes no single images.
         device: where the batches end up.
-        limit: take this many images, drawn once over the whole set (which may be sorted by class).
+        limit: take at most this many images, drawn once over the whole set (which may be sorted by class), in
+            the order of the draw: statistics of batches of one class each would lack what classes differ by.
         channels_last: memory order of the images.
         mixed: all of them in the order of a draw too, so that the first ones are a fair sample.
     """
@@ -66,7 +67,7 @@ class PlainBatches(Sequence[tuple[torch.Tensor, torch.Tensor]]):
         self._normalise = Augmentation("none", splits.mean, splits.std).normalise
         self._channels_last = channels_last
         self._chosen = np.arange(len(images))
-        if mixed or (limit is not None and limit < len(images)):
+        if mixed or limit is not None:
             self._chosen = drawing_order(len(images))[:limit]
         count = len(self._chosen) * int(np.prod(splits.input_size)) * 4
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if count <= HELD_BYTES else None

@@ -23,6 +23,10 @@ from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.samplers import SIDES
 from bcnet_deploy.train.trial import runs_in_channels_last
 
+STATISTICS_IMAGES, STATISTICS_BATCHES = 512, 4
+"""Training images of the batch-norm statistics of a score: so many, and at least so many batches. With more,
+scores change by less than their own noise, and take up to twice as long (docs/search.md)."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 Floats = npt.NDArray[np.float64]
 
@@ -36,6 +40,24 @@ def image_count(batches: Sequence[Batch]) -> int:
 
 def _images_of(batch: torch.Tensor | Batch) -> torch.Tensor:
     return batch if isinstance(batch, torch.Tensor) else batch[0]
+
+
+def score_batches(
+    splits: DataSplits, batch_size: int, device: torch.device, *, limit: int | None, channels_last: bool
+) -> tuple[PlainBatches, PlainBatches]:
+    """What a :class:`SupernetEvaluator` runs: training images for statistics, and held-out ones.
+
+    Args:
+        batch_size: training images a batch; held-out ones take two at once.
+        limit: held-out images; None: all.
+        channels_last: memory order of the images.
+    """
+    count = max(STATISTICS_IMAGES, STATISTICS_BATCHES * batch_size)
+    train = PlainBatches(splits.train, splits, batch_size, device, limit=count, channels_last=channels_last)
+    val = PlainBatches(
+        splits.val, splits, 2 * batch_size, device, limit=limit, channels_last=channels_last, mixed=True
+    )
+    return train, val
 
 
 @torch.no_grad()
@@ -115,7 +137,8 @@ class SupernetEvaluator:
 
     Args:
         supernet: trained; on the batches' device.
-        train_batches: images (B, C, H, W) for batch-norm statistics, about 20 batches, or (images, labels).
+        train_batches: images (B, C, H, W) for batch-norm statistics, or (images, labels); see
+            :func:`score_batches`.
         val_batches: (images, labels), held out of the training data. To ask for a part of the images, their
             order must have nothing to do with their class.
         task: its metric and loss; default: classification.

@@ -15,8 +15,8 @@ from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Classification, Task
 from bcnet_deploy.train.distributed import pick_device
-from bcnet_deploy.train.evaluate import SupernetEvaluator
-from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit
+from bcnet_deploy.train.evaluate import SupernetEvaluator, score_batches
+from bcnet_deploy.train.supernet import check_fit
 from bcnet_deploy.train.trial import runs_in_channels_last, try_scores
 
 IMPORTANCE_IMAGES = 1024
@@ -86,7 +86,7 @@ def open_pruned_evaluator(
         importance: orders the channels, see :func:`permute_by_importance`; None: the model is in order.
         task: its metric is the score; default: classification.
         limit: held-out images of a score; default: all.
-        batch_size: images of a batch; statistics are averaged over 20 of them.
+        batch_size: images of a batch.
         amp: ``off`` or ``bf16``.
         device: default: the GPU where there is one.
         progress: called with (vectors done, vectors of this call).
@@ -102,12 +102,7 @@ def open_pruned_evaluator(
         model = permuted_on(model, space, splits, importance, batch_size=batch_size, task=task, device=device)
     supernet = Supernet(model, space).to(device)
     last = runs_in_channels_last(supernet, splits.input_size, device)
-    train = PlainBatches(
-        splits.train, splits, batch_size, device, limit=RECALIBRATION_BATCHES * batch_size, channels_last=last
-    )
-    val = PlainBatches(
-        splits.val, splits, 2 * batch_size, device, limit=limit, channels_last=last, mixed=True
-    )
+    train, val = score_batches(splits, batch_size, device, limit=limit, channels_last=last)
     return SupernetEvaluator(
         supernet, train, val, task=task, sides=("left",), amp=amp, progress=progress, shares_weights=False
     )

@@ -25,11 +25,13 @@ from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import pick_device, process_group
 from bcnet_deploy.train.evaluate import evaluate_network
-from bcnet_deploy.train.supernet import RECALIBRATION_BATCHES, check_fit, make_loader, weights_digest
+from bcnet_deploy.train.supernet import check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import OnProgress, Trainer
 from bcnet_deploy.train.trial import runs_in_channels_last, try_scores, try_step
 
 RESULT = "result.json"
+RECALIBRATION_BATCHES = 20
+"""Of training images, for the statistics of averaged weights."""
 
 
 @dataclass(frozen=True)

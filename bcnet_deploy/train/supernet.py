@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from bcnet_deploy import files
-from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatches
+from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits
 from bcnet_deploy.errors import DataError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks, pick_device, process_group
-from bcnet_deploy.train.evaluate import SupernetEvaluator
+from bcnet_deploy.train.evaluate import SupernetEvaluator, score_batches
 from bcnet_deploy.train.samplers import SAMPLERS, SIDES, SamplerSource, Side, WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import OnProgress, Trainer
 from bcnet_deploy.train.trial import try_step
@@ -30,7 +30,6 @@ WEIGHTS = "supernet.safetensors"
 DESCRIPTION = "supernet.json"
 """Written last, so that it is there only when training has finished."""
 FORMAT = 1
-RECALIBRATION_BATCHES = 20
 CURVE_IMAGES = 2000
 """Held-out images of the accuracies that are taken during training."""
 
@@ -222,17 +221,14 @@ def make_evaluator(
     amp: str = "off",
     progress: Callable[[int, int], None] | None = None,
 ) -> SupernetEvaluator:
-    """An evaluator on the held-out images, recalibrating on about 20 batches of training images.
+    """An evaluator on the held-out images, recalibrating on some training images (:func:`score_batches`).
 
     ``task`` and ``sides`` are those that the supernet was trained with; by default ``config.task`` and the
     sides of ``config.rule``.
     """
-    batch = config.batch_size
-    last = config.channels_last
-    train = PlainBatches(
-        splits.train, splits, batch, device, limit=batch * RECALIBRATION_BATCHES, channels_last=last
+    train, val = score_batches(
+        splits, config.batch_size, device, limit=limit, channels_last=config.channels_last
     )
-    val = PlainBatches(splits.val, splits, 2 * batch, device, limit=limit, channels_last=last, mixed=True)
     return SupernetEvaluator(
         supernet, train, val, task=task or load_task(config.task),
         sides=sides or SAMPLERS.get(config.rule).sides, amp=amp, ranks=ranks, progress=progress,

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from bcnet_deploy.data import Augmentation, BatchLoader, MemoryImages, PlainBatches, View
 from bcnet_deploy.data.folders import load_folder
 from bcnet_deploy.errors import CheckpointError, ConfigError, DataError
+from bcnet_deploy.nn import recalibrate
 from tests.train.helpers import splits
 
 CPU = torch.device("cpu")
@@ -158,6 +160,20 @@ def test_plain_batches_are_the_images_in_order(held: bool, monkeypatch: pytest.M
     assert len(some[0:2]) == 2
     with pytest.raises(IndexError):
         some[2]
+
+
+def test_statistics_of_few_images_sorted_by_class_hold_what_classes_differ_by() -> None:
+    """64 images, all fewer than the limit: batches of one class each would have no variance at all."""
+    shades = torch.arange(4, dtype=torch.uint8).repeat_interleave(16)
+    images = (60 * shades)[:, None, None, None].expand(64, 1, 8, 8).contiguous()
+    data = replace(splits(), train=MemoryImages(images, shades.long()), mean=(0.0,), std=(1.0,))
+    batches = PlainBatches(data.train, data, 16, CPU, limit=1000)
+    assert batches.image_count == 64
+    assert all(len(set(labels.tolist())) > 1 for _, labels in batches)
+    norm = nn.BatchNorm2d(1)
+    recalibrate(norm, (images for images, _ in batches))
+    variance = float((images.float() / 255).var())
+    assert norm.running_var is not None and float(norm.running_var) == pytest.approx(variance, rel=0.2)
 
 
 @given(count=st.integers(1, 70), batch=st.integers(1, 17), limit=st.one_of(st.none(), st.integers(1, 80)))
