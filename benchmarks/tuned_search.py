@@ -29,8 +29,8 @@ from bcnet_deploy import files
 from bcnet_deploy.lut.steps import learned_choices
 from bcnet_deploy.models import load_weights
 from bcnet_deploy.search.design import PER_TERM, drawn
-from bcnet_deploy.search.lattice import Lattice
-from bcnet_deploy.search.near import CAUTION
+from bcnet_deploy.search.lattice import Lattice, keys
+from bcnet_deploy.search.near import lower_bound, near_budgets, thompson
 from bcnet_deploy.search.posterior import Posterior
 from bcnet_deploy.train import open_pruned_evaluator
 from bcnet_deploy.train.evaluate import binomial_deviation
@@ -40,9 +40,6 @@ from benchmarks.bm_trained import NETWORKS, Bench, fine_tune, read
 
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
-POOL, SPREADS, NEAR = 4000, (0.1, 0.5), (0.965, 1.005)
-"""Networks to choose from at a budget, standard deviations of their log widths around uniform ones, and what
-share of the budget they are predicted to take."""
 DRAWN = 36
 """Networks scored before the posterior is asked what to try next."""
 SLACKS = (0.97, 0.98, 0.99, 1.0, 1.01, 1.02)
@@ -67,25 +64,13 @@ class Arm:
             [measured[n] / job.about(budget, n.partition("-")[2])["predicted_ms"] for n in names]
         )
         self.limit_ms = budget * measured["full"] / float(ratio)
-        self.pool = self._near_the_budget(np.random.default_rng(0))
+        self.pool = near_budgets(
+            self.lattice, lambda rows: self._used(rows) <= 1.0, self._used, np.random.default_rng(0)
+        )
 
-    def _near_the_budget(self, rng: np.random.Generator) -> Int64:
-        """(n, L) choice indices of networks whose predicted latency is near the budget."""
-        full = self.job.space.full.astype(np.float64)
-        spread = rng.uniform(*SPREADS, size=(POOL, 1))
-        shape = np.exp(rng.normal(size=(POOL, len(full))) * spread)
-        shape[: POOL // 50] = 1.0
-        low, high = np.full((POOL, 1), 0.02), np.full((POOL, 1), 2.0)
-        for _ in range(14):
-            scale = np.sqrt(low * high)
-            fits = self.table.predict(self._snapped(shape * scale * full))[:, None] <= self.limit_ms
-            low, high = np.where(fits, scale, low), np.where(fits, high, scale)
-        rows = np.unique(self.lattice.nearest(self._snapped(shape * low * full)), axis=0)
-        cost = self.table.predict(self.lattice.widths(rows)) / self.limit_ms
-        return np.asarray(rows[(cost >= NEAR[0]) & (cost <= NEAR[1])])
-
-    def _snapped(self, widths: Float) -> Int64:
-        return self.lattice.widths(self.lattice.nearest(np.maximum(widths, 1.0)))
+    def _used(self, rows: Int64) -> Float:
+        """(N, L) choice indices -> (N,) predicted share of the budget."""
+        return np.asarray(self.table.predict(self.lattice.widths(rows)) / self.limit_ms)
 
     def known(self) -> tuple[Int64, Float]:
         """(n, L) choice indices that were scored, (n,) their accuracies."""
@@ -111,12 +96,11 @@ class Arm:
         if count < DRAWN:
             return self.lattice.widths(self.pool[rng.integers(len(self.pool))][None])[0]
         posterior, known = self.posterior()
-        mean, deviation = posterior.predict(self.pool)
-        drawn = mean + rng.normal() * deviation
-        for row in self.pool[np.argsort(-drawn)]:
-            if not (known == row).all(axis=1).any():
-                return self.lattice.widths(row[None])[0]
-        raise RuntimeError("every network of the pool is scored")
+        seen = set(keys(known))
+        fresh = self.pool[[key not in seen for key in keys(self.pool)]]
+        if not len(fresh):
+            raise RuntimeError("every network of the pool is scored")
+        return self.lattice.widths(thompson(posterior, fresh, rng)[None])[0]
 
 
 def explore(jobs: list[Bench], budgets: list[float], steps: int, worker: int, until: float) -> None:
@@ -185,7 +169,7 @@ def drawn_scores(job: Bench, supernet: bool) -> tuple[Int64, Float, Float]:
 def finalists(job: Bench, budget: float, source: str) -> None:
     """Keep the networks of the highest posterior values at latencies about the budget, the highest first.
 
-    The value is the mean less :data:`CAUTION` deviations: what no scored network is like is not believed.
+    The value is the posterior's lower bound: what no scored network is like is not believed.
 
     The posterior is of accuracies after fine-tuning (``tuned``), or of slices drawn over all sizes: of the
     base network (``pruned``), of the short supernet (``supernet``).
@@ -206,8 +190,7 @@ def finalists(job: Bench, budget: float, source: str) -> None:
     print(f"{job.network} {budget} {source}: {len(known)} scored, {posterior.notes()}", flush=True)
 
     def value(widths: Int64) -> Float:
-        mean, deviation = posterior.predict(arm.lattice.nearest(widths))
-        return mean - CAUTION * deviation
+        return lower_bound(posterior, arm.lattice.nearest(widths))
 
     begin = arm.lattice.widths(arm.pool)
     begin = begin[np.argsort(-value(begin))[:40]]

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
 from bcnet_deploy.search.design import PER_TERM
 from bcnet_deploy.search.evaluation import Evaluator
-from bcnet_deploy.search.lattice import Int64, uniform_ladder
+from bcnet_deploy.search.lattice import Float, Int64, Lattice, uniform_ladder
+from bcnet_deploy.search.posterior import Posterior
 
 TRAINED_EVALUATIONS = 32
 """Networks that get such a score where nobody says how many: on average more were hardly better."""
@@ -39,36 +41,63 @@ CAUTION = 2.0
 """Standard deviations below the mean: the lower bound."""
 
 
-def near_budgets(context: Context, count: int = POOL) -> Int64:
+def near_budgets(
+    lattice: Lattice,
+    fits: Callable[[Int64], npt.NDArray[np.bool_]],
+    used: Callable[[Int64], Float],
+    rng: np.random.Generator,
+    count: int = POOL,
+) -> Int64:
     """(n, L) distinct choice indices within the budgets that leave little of them; n is at most ``count``.
 
     Each is a uniform network, its widths times log-normal factors, as large as the budgets allow.
+
+    Args:
+        lattice: the choices.
+        fits: (N, L) indices -> (N,) whether they keep all budgets.
+        used: (N, L) indices -> (N,) share that they take of the budget that binds.
+        rng: of the factors.
+        count: networks drawn.
     """
-    lattice, rng = context.lattice, context.rng
     full = lattice.widths(lattice.top[None]).astype(np.float64)
     spread = rng.uniform(*_SPREAD, size=(count, 1))
     shape = full * np.exp(rng.normal(size=(count, lattice.length)) * spread)
     low, high = (np.full((count, 1), scale) for scale in _SCALES)
     for _ in range(_BISECTIONS):
         scale = np.sqrt(low * high)
-        fits = context.feasible.mask(lattice.nearest(shape * scale))[:, None]
-        low, high = np.where(fits, scale, low), np.where(fits, high, scale)
+        inside = fits(lattice.nearest(shape * scale))[:, None]
+        low, high = np.where(inside, scale, low), np.where(inside, high, scale)
     rows = np.unique(lattice.nearest(shape * low), axis=0)
-    rows = rows[context.feasible.mask(rows)]
+    rows = rows[fits(rows)]
     if not len(rows):
         return rows
-    used = context.objectives(rows).max(axis=1)
+    share = used(rows)
     # Steps of a latency may leave no network nearer than the largest of these.
-    return np.asarray(rows[used >= min(_NEAR, float(np.quantile(used, 0.5)))])
+    return np.asarray(rows[share >= min(_NEAR, float(np.quantile(share, 0.5)))])
+
+
+def thompson(posterior: Posterior, rows: Int64, rng: np.random.Generator) -> Int64:
+    """(L,): the best of (n, L) choice indices in one draw from the posterior."""
+    mean, deviation = posterior.predict(rows)
+    return np.asarray(rows[(mean + rng.normal() * deviation).argmax()])
+
+
+def lower_bound(posterior: Posterior, rows: Int64) -> Float:
+    """(n, L) choice indices -> (n,): mean less :data:`CAUTION` standard deviations."""
+    mean, deviation = posterior.predict(rows)
+    return mean - CAUTION * deviation
 
 
 def search_near_budgets(context: Context, strategy: Callable[[Context], str]) -> str:
     """Score networks near the budgets, run ``strategy`` over the lower bound, and score what it chose."""
     evaluator, posterior, lattice = context.evaluator, context.posterior, context.lattice
     assert posterior is not None, "scores have noise"
-    pool = near_budgets(context)
+    feasible = context.feasible
+    pool = near_budgets(
+        lattice, feasible.mask, lambda rows: context.objectives(rows).max(axis=1), context.rng
+    )
     ladder = uniform_ladder(lattice)
-    uniform = ladder[context.feasible.mask(ladder)][-1:]
+    uniform = ladder[feasible.mask(ladder)][-1:]
     begin = [rows for rows in (context.initial, uniform) if rows is not None]
     if len(pool):
         begin.append(pool[context.rng.permutation(len(pool))])
@@ -85,21 +114,17 @@ def search_near_budgets(context: Context, strategy: Callable[[Context], str]) ->
         if not len(fresh):
             break
         posterior.fit_answers(evaluator)
-        mean, deviation = posterior.predict(fresh)
-        context.evaluate(fresh[(mean + context.rng.normal() * deviation).argmax()][None])
+        context.evaluate(thompson(posterior, fresh, context.rng)[None])
         context.record(None)
     drawn = evaluator.count
     posterior.fit_answers(evaluator)
     enumerable = lattice.size if lattice.size <= ENUMERABLE else 0
-
-    def lower_bound(widths: Int64) -> np.ndarray:
-        mean, deviation = posterior.predict(lattice.nearest(widths))
-        return mean - CAUTION * deviation
-
-    model = Evaluator(lower_bound, lattice, max(2 * POOL, enumerable))
+    model = Evaluator(
+        lambda widths: lower_bound(posterior, lattice.nearest(widths)), lattice, max(2 * POOL, enumerable)
+    )
     model(np.concatenate([rows for rows in (evaluator.indices, pool[:POOL]) if len(rows)]))
     strategy(replace(context, evaluator=model, posterior=None, initial=None, record=lambda share: None))
-    rows = np.flatnonzero(context.feasible.mask(model.indices))
+    rows = np.flatnonzero(feasible.mask(model.indices))
     for row in rows[np.argsort(-model.accuracy[rows], kind="stable")]:
         if evaluator.count >= drawn + kept or not evaluator.remaining:
             break
