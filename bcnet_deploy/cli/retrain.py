@@ -90,6 +90,9 @@ def command(
             result = retrain(run_dir, settings, progress, fresh=fresh)
     if not first_rank():
         return
+    messages = console(stderr=True, quiet=quiet)
+    for text in (*result.notes, *result.trained.notes):
+        messages.print(f"Note: {text}", markup=False)
 
     def show() -> None:
         trained = result.trained

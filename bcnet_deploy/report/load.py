@@ -79,7 +79,10 @@ def gather(run: RunDir) -> Content:
         content.curves = _curves(
             run, [name for name in NETWORKS if results[name] is not None], content.accuracy
         )
-        content.provenance = _provenance(config, table, explained, bench)
+        content.provenance = _provenance(config, table, explained, bench) + [
+            ("note", f"training of {name}: {note}")
+            for name, result in results.items() if result is not None for note in result.get("notes", ())
+        ]  # fmt: skip
         content.noise_floor = None if table is None else table.provenance.get("noise_floor")
         return content.checked()
     except MALFORMED as error:

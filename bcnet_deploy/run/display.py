@@ -45,6 +45,7 @@ class StepsDisplay:
     _number: int = 0
     _behind: float = 0.0
     _bars: Bars | None = field(default=None, repr=False)
+    _said: set[str] = field(default_factory=set, repr=False)
 
     @contextmanager
     def shown(self) -> Iterator[StepsDisplay]:
@@ -74,6 +75,10 @@ class StepsDisplay:
             self._bars.update(0, self._behind)
         place = f"[{self._number}/{len(self.seconds)}] {title}".replace("[", r"\[")
         self.console.print(f"{place}: {f'{done.seconds:.1f} s' if done.ran else 'done already'}")
+        for note in done.notes:
+            if note not in self._said:  # of the data, each step that reads it says the same
+                self._said.add(note)
+                self.console.print(f"Note: {note}", markup=False)
 
 
 class Bars:

@@ -62,11 +62,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Done:
-    """How a step ended: whether it ran or was done already, and its seconds."""
+    """How a step ended: whether it ran or was done already, its seconds, and what it has to say."""
 
     name: str
     ran: bool
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def digest(identity: Any, inputs: Sequence[Path]) -> str:

@@ -211,7 +211,9 @@ def carried(stage: PlannedStep, display: Display) -> bool:
     progress = display.begin(stage.title)
     began = time.monotonic()
     result = stage.call(progress)
-    display.end(stage.title, Done(stage.name, result.ran, time.monotonic() - began))
+    said = (*getattr(result, "notes", ()), *getattr(getattr(result, "trained", None), "notes", ()))
+    notes = tuple(dict.fromkeys(said)) if result.ran else ()
+    display.end(stage.title, Done(stage.name, result.ran, time.monotonic() - began, notes))
     return result.ran
 
 

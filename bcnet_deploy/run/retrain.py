@@ -30,6 +30,7 @@ class RetrainStepResult:
         widths: by variable name.
         trained: accuracies and costs.
         ran: whether this call trained.
+        notes: of the data: what was skipped or converted.
     """
 
     network: str
@@ -37,6 +38,7 @@ class RetrainStepResult:
     widths: dict[str, int]
     trained: RetrainResult
     ran: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -53,6 +55,7 @@ class RetrainStepResult:
             **self.trained.to_dict(),
             "network": self.network,
             "folder": str(self.folder),
+            "notes": [*self.notes, *self.trained.notes],
             "ran": self.ran,
         }
 
@@ -106,6 +109,7 @@ def retrain(
         run.supernet_info()
     settings = settings.replace(start=start, distill=distill)
     folder = run.retrained(which)
+    notes: list[str] = []
     step = Step(
         name=f"retrain-{which}",
         identity={
@@ -118,15 +122,16 @@ def retrain(
         # Not the search's file: the full network, and one found again, are what they were.
         inputs=[run.weights] if shared else [],
         outputs=[folder / name for name in ("weights.safetensors", "subnet.yaml", "result.json")],
-        work=lambda anew, tell: _retrain(run, settings, in_full, seed, widths, anew, tell),
+        work=lambda anew, tell: _retrain(run, settings, in_full, seed, widths, anew, tell, notes),
     )  # fmt: skip
     done = carry_out(run, step, progress, fresh=fresh, replace=replace)
-    return RetrainStepResult(which, folder, named(widths, space), load_result(folder), done.ran)
+    trained = load_result(folder)
+    return RetrainStepResult(which, folder, named(widths, space), trained, done.ran, tuple(notes))
 
 
 def _retrain(
     run: RunDir, settings: RetrainSettings, config: TrainConfig, seed: int, widths: Widths, fresh: bool,
-    progress: Progress,
+    progress: Progress, notes: list[str],
 ) -> None:  # fmt: skip
     import torch
 
@@ -138,6 +143,7 @@ def _retrain(
 
     device = pick_device(settings.compute)
     splits = run.data()
+    notes += splits.notes
     model, space = run.build(seed)
     if settings.start == "original" and settings.network == "full" and settings.widths is None:
         keep_trained(

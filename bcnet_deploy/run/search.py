@@ -306,6 +306,7 @@ def _search(
     from bcnet_deploy.search.evaluation import NetworkFailedError
     from bcnet_deploy.search.explain import explain, uniform_to_compare
     from bcnet_deploy.search.near import TRAINED_EVALUATIONS
+    from bcnet_deploy.tasks import Classification
 
     config = run.load()
     kind = scores_of(run, settings)
@@ -317,7 +318,8 @@ def _search(
     else:
         pruned = run.pruned_evaluator(limit_of_images, settings.importance)
         scored = " ".join(map(str, {"model": run.identity()["model"], **_scored_by(run, settings)}.values()))
-        _warn_of_chance(pruned, prepared.space, config.model.num_classes, run)
+        if isinstance(pruned.task, Classification):
+            _warn_of_chance(pruned, prepared.space, config.model.num_classes, run)
         evaluator = pruned
         if kind == "tuned":
             evaluator = run.tuned_evaluator(settings.tune_steps, limit_of_images, settings.importance)

@@ -228,3 +228,15 @@ def test_without_a_terminal_one_line_a_step_and_none_when_quiet(tmp_path: Path) 
         assert len(lines) == expected
         if lines:
             assert lines == ["[1/2] step a: 1.2 s", "[2/2] step b: done already"]
+
+
+def test_what_a_step_has_to_say_is_said_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        console = Console(file=stream, force_terminal=False, width=200)
+        with StepsDisplay(console, {"step a": 1.0, "step b": 2.0}).shown() as display:
+            for title, notes in (("step a", ("[2] images", "a")), ("step b", ("[2] images", "b"))):
+                display.begin(title)
+                display.end(title, Done(title, True, 1.0, notes))
+    said = ["Note: [2] images", "Note: a", "Note: b"]
+    assert [line for line in log.read_text().splitlines() if line.startswith("Note")] == said
