@@ -184,6 +184,22 @@ def test_channels_cut_by_position_keep_their_order() -> None:
     )
 
 
+def test_a_network_that_amplifies_rounding_is_still_sorted() -> None:
+    """Each layer here makes a change of the last digit some ten times larger."""
+
+    class Steep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(12 * x)
+
+    torch.manual_seed(0)
+    layers = [part for _ in range(7) for part in (nn.Conv2d(6, 6, 1), Steep())]
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    zoo.randomize(model)
+    space = bd.WidthSpace.from_model(model.eval(), (3, 4, 4))
+    assert outputs_agree(copy.deepcopy(model), space, (3, 4, 4), 0) > 1e-9
+    assert permutable(model, space) == [True] * len(space.variables)
+
+
 def test_both_ends() -> None:
     scores = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
     assert order_of(scores).tolist() == [1, 3, 2, 4, 0]
