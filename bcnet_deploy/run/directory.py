@@ -35,16 +35,11 @@ if TYPE_CHECKING:
 
     from bcnet_deploy.data import DataSplits
     from bcnet_deploy.lut import LatencyTable
-    from bcnet_deploy.nn import Supernet
     from bcnet_deploy.run.widths import Widths
     from bcnet_deploy.space import WidthSpace
     from bcnet_deploy.tasks import Task
-    from bcnet_deploy.train import SupernetEvaluator
-    from bcnet_deploy.train.tuned import TunedEvaluator
 
 FORMAT = 2
-SUPERNET_FORMAT = 1
-"""As bcnet_deploy.train.supernet writes it; known here without PyTorch."""
 NETWORKS = ("full", "uniform", "found")
 """The networks that a run compares."""
 DIGITS = "digits"
@@ -228,74 +223,7 @@ class RunDir:
             model["weights"] = files.content_hash(Path(weights))
         return {"model": model, "data": config.data}
 
-    def permuted(self, importance: str = "l2", *, both_ends: bool = False) -> tuple[nn.Module, WidthSpace]:
-        """The trained model with the channels of every variable in order of importance, and its space.
-
-        Args:
-            importance: registered name of the score, see :mod:`bcnet_deploy.importance`.
-            both_ends: important channels at both ends, so that left and right slices are alike.
-
-        Raises:
-            ConfigError: the run has no trained weights.
-            BCNetError: see :func:`bcnet_deploy.train.pruned.permuted_on`.
-        """
-        self.require_trained()
-        import torch
-
-        from bcnet_deploy.train.pruned import permuted_on
-
-        model, space = self.build(self.load().seed)
-        cpu = torch.device("cpu")
-        data, task = self.data(), self._task()
-        return permuted_on(model, space, data, importance, both_ends=both_ends, task=task, device=cpu), space
-
-    def require_trained(self) -> None:
-        """Raise :class:`ConfigError` where the run's model has random weights."""
-        if not self.load().model.trained:
-            raise ConfigError(
-                f"the model of the run in {self.path} has random weights; begin one with --weights FILE, or "
-                "train a supernet with 'bcnet-deploy train'"
-            )
-
-    def pruned_evaluator(self, images: int | None = None, importance: str = "l2") -> SupernetEvaluator:
-        """Scores of the trained network's own slices, without any training (EagleEye, ECCV 2020).
-
-        Args:
-            images: held-out images to score on; None: all.
-            importance: see :meth:`permuted`.
-
-        Raises:
-            ConfigError, DataError: see :meth:`permuted` and :meth:`data`.
-        """
-        self.require_trained()
-        from bcnet_deploy.train.pruned import open_pruned_evaluator
-
-        model, space = self.build(self.load().seed)
-        return open_pruned_evaluator(
-            model, space, self.data(), importance=importance, task=self._task(), limit=images
-        )
-
-    def tuned_evaluator(
-        self, steps: int, images: int | None = None, importance: str = "l2"
-    ) -> TunedEvaluator:
-        """Scores of the trained network's slices after some steps of fine-tuning each.
-
-        Args:
-            steps: of each network's training.
-            images: held-out images to score on; None: all.
-            importance: see :meth:`permuted`.
-
-        Raises:
-            ConfigError, DataError: see :meth:`permuted` and :meth:`data`.
-        """
-        from bcnet_deploy.train.tuned import TunedEvaluator
-
-        model, space = self.permuted(importance)
-        return TunedEvaluator(
-            model, space, self.data(), steps=steps, task=self._task(), limit=images, seed=self.load().seed
-        )
-
-    def _task(self) -> Task | None:
+    def task(self) -> Task | None:
         """The task that the run's training was given; None where none was."""
         from bcnet_deploy.run.settings import named_task
         from bcnet_deploy.tasks import load_task
@@ -460,90 +388,6 @@ class RunDir:
                 f"{self.latency_table(device)}, the table of device {device!r}, is not of the run's model "
                 f"{self.load().model.name}: {error}"
             ) from error
-
-    def supernet_info(self) -> dict[str, Any]:
-        """The description of the trained supernet, of the run's levels.
-
-        Raises:
-            MissingStepError: nothing was trained here, or training has not finished.
-            CheckpointError: the description is damaged or of another version; or the supernet was trained
-                with other levels than the run's, so that its weights rank other widths.
-        """
-        path = self.supernet_file
-        if not path.exists():
-            begun = (self.train / "checkpoint.safetensors").exists()
-            state = "training has not finished" if begun else "no supernet has been trained"
-            raise MissingStepError(f"{state} in {self.path}; run 'bcnet-deploy train' first")
-        info = files.read_json(path, CheckpointError, "supernet description")
-        if not isinstance(info, dict) or info.get("format") != SUPERNET_FORMAT or "space" not in info:
-            raise CheckpointError(f"{path} is not of format {SUPERNET_FORMAT}; train again")
-        model = self.load().model
-        for key in ("levels", "min_level"):
-            trained, asked = info.get(key), getattr(model, key)
-            if trained is not None and trained != asked:
-                raise CheckpointError(
-                    f"the supernet in {self.train} was trained with {key} {trained}, {self.config_path} says "
-                    f"{key} {asked}; train again with 'bcnet-deploy train --fresh --run-dir {self.path}', or "
-                    f"restore '{key}: {trained}' in {self.config_path.name}"
-                )
-        return info
-
-    def require_supernet_of(self, space: WidthSpace) -> dict[str, Any]:
-        """:meth:`supernet_info`; :class:`CheckpointError` where it is of another model than ``space``."""
-        info = self.supernet_info()
-        if info["space"] != space.fingerprint:
-            size = "x".join(map(str, info.get("input_size", ())))
-            trained = f"{info['model']} at {size}" if "model" in info else "another model"
-            here = f"{space.model_name} at {'x'.join(map(str, space.input_size))}"
-            if trained == here:
-                here += " with other layers or channels"
-            raise CheckpointError(
-                f"the supernet in {self.train} is of {trained} (space {info['space']}), the run's model is "
-                f"now {here} (space {space.fingerprint}); train again with 'bcnet-deploy train --fresh "
-                f"--run-dir {self.path}', or name the run directory it belongs to with --run-dir"
-            )
-        return info
-
-    def supernet(self) -> Supernet:
-        """The trained supernet, on the CPU.
-
-        Raises:
-            MissingStepError, CheckpointError: nothing was trained here, it is damaged or of another space.
-        """
-        self.supernet_info()  # before a model is built
-        from bcnet_deploy.nn import Supernet
-
-        model, space = self.build()
-        self.require_supernet_of(space)
-        supernet = Supernet(model, space)
-        tensors, _ = files.read_tensors(self.weights, CheckpointError, "supernet")
-        try:
-            supernet.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"cannot load {self.weights}: {reason}; train again") from error
-        return supernet
-
-    def evaluator(self, images: int | None = None) -> SupernetEvaluator:
-        """What a search needs: accuracies of widths by the trained supernet, on the run's held-out data.
-
-        Args:
-            images: held-out images to score on; None: all.
-
-        Raises:
-            MissingStepError, CheckpointError, DataError: see :meth:`supernet` and :meth:`data`.
-        """
-        info = self.supernet_info()
-        from bcnet_deploy.train.config import TrainConfig
-        from bcnet_deploy.train.distributed import pick_device
-        from bcnet_deploy.train.supernet import make_evaluator
-
-        device = pick_device()
-        supernet = self.supernet().to(device)
-        config = TrainConfig.from_dict(info["config"])
-        return make_evaluator(
-            supernet, self.data(), config, device=device, sides=info.get("sides"), limit=images
-        )
 
     # -- widths --------------------------------------------------------------------------------
 

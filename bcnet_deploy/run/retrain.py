@@ -10,7 +10,9 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, ConfigError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, first_rank, silent
+from bcnet_deploy.run.originals import permuted, require_trained
 from bcnet_deploy.run.settings import RetrainSettings, named_task
+from bcnet_deploy.run.supernets import load_supernet, supernet_info
 from bcnet_deploy.run.widths import named, read_widths
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def retrain(
     distill = start == "original" if settings.distill is None else settings.distill
     in_full = settings.config(run.data_reference(), trained=start == "original", task=named_task(config))
     if start == "original":
-        run.require_trained()
+        require_trained(run)
     elif settings.steps > 1:
         raise ConfigError(
             f"steps is {settings.steps}, but training starts from {start}; leave it out, or start from the "
@@ -106,7 +108,7 @@ def retrain(
         widths = run.widths(which, space)
     shared = start == "supernet" or (distill and not config.model.trained)
     if shared:
-        run.supernet_info()
+        supernet_info(run)
     settings = settings.replace(start=start, distill=distill)
     folder = run.retrained(which)
     notes: list[str] = []
@@ -153,7 +155,7 @@ def _retrain(
     initial: nn.Module | None = None
     teacher = model if settings.distill and run.load().model.trained else None
     if settings.start == "original":
-        initial, _ = run.permuted(settings.importance)
+        initial, _ = permuted(run, settings.importance)
         config = stage_config(config, settings.steps)
         initial = shrink(
             model, space, initial, widths, splits, config, run.retrained(settings.network),
@@ -162,9 +164,9 @@ def _retrain(
             progress=progress,
         )  # fmt: skip
     elif settings.start == "supernet":
-        initial = run.supernet()
+        initial = load_supernet(run)
     if settings.distill and teacher is None:
-        teacher = calibrated_teacher(run.supernet(), splits, config.batch_size, torch.device("cpu"))
+        teacher = calibrated_teacher(load_supernet(run), splits, config.batch_size, torch.device("cpu"))
     before = (settings.steps - 1) / settings.steps
 
     def last(share: float, note: str) -> None:

@@ -19,7 +19,9 @@ from bcnet_deploy.errors import ConfigError, RunDirError, TableError
 from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
+from bcnet_deploy.run.originals import pruned_evaluator, require_trained, tuned_evaluator
 from bcnet_deploy.run.settings import SearchSettings
+from bcnet_deploy.run.supernets import require_supernet_of, supernet_evaluator, supernet_info
 from bcnet_deploy.validation import plain
 
 if TYPE_CHECKING:
@@ -209,9 +211,9 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
         run.table(device)  # refused before a model is traced
     own_weights = scores_of(run, settings) != "supernet"
     if own_weights:
-        run.require_trained()
+        require_trained(run)
     elif evaluating and run.supernet_file.exists():
-        run.supernet_info()
+        supernet_info(run)
     space = run.space()
     tables = {device: run.bound_table(device, space) for device in latencies}
     told = _told(run, config, latencies, space)
@@ -231,7 +233,7 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     prepared = Prepared(space, tables, told, constraints)
     if not evaluating or own_weights:
         return prepared
-    run.require_supernet_of(space)
+    require_supernet_of(run, space)
     return replace(prepared, records=_records(run, settings, space))
 
 
@@ -313,16 +315,16 @@ def _search(
     limit_of_images = settings.val_images or (_UNTRAINED_IMAGES if kind == "pruned" else None)
     evaluator: SupernetEvaluator | TunedEvaluator
     if kind == "supernet":
-        evaluator = run.evaluator(limit_of_images)
+        evaluator = supernet_evaluator(run, limit_of_images)
         scored = files.content_hash(run.weights)
     else:
-        pruned = run.pruned_evaluator(limit_of_images, settings.importance)
+        pruned = pruned_evaluator(run, limit_of_images, settings.importance)
         scored = " ".join(map(str, {"model": run.identity()["model"], **_scored_by(run, settings)}.values()))
         if isinstance(pruned.task, Classification):
             _warn_of_chance(pruned, prepared.space, config.model.num_classes, run)
         evaluator = pruned
         if kind == "tuned":
-            evaluator = run.tuned_evaluator(settings.tune_steps, limit_of_images, settings.importance)
+            evaluator = tuned_evaluator(run, settings.tune_steps, limit_of_images, settings.importance)
     identity = hashlib.sha256(
         f"{scored} {evaluator.val_count} {prepared.space.choices_fingerprint}".encode()
     ).hexdigest()[:12]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bcnet_deploy.errors import MissingStepError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.run.originals import permuted
+from bcnet_deploy.run.supernets import load_supernet
 from bcnet_deploy.run.widths import named
 
 if TYPE_CHECKING:
@@ -74,11 +76,11 @@ def subnet_of(run: RunDir, which: str, *, former: bool = False) -> Subnet:
     if which != "full":
         run.require_searched(which)  # before a model is built
     try:
-        supernet = run.supernet()
+        supernet = load_supernet(run)
     except MissingStepError:
         shared = run.load().model.trained
         if shared:
-            model, space = run.permuted()
+            model, space = permuted(run)
             origin = "channels kept of the trained original, batch norms recalibrated, not fine-tuned"
         else:
             model, space = run.build(run.load().seed)

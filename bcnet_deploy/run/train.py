@@ -10,6 +10,7 @@ from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, first_rank, silent
+from bcnet_deploy.run.originals import permuted
 from bcnet_deploy.run.settings import TrainSettings, named_task
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _train(
     teacher = None
     if run.load().model.trained:
         teacher = model
-        model, space = run.permuted(settings.importance, both_ends=settings.both_ends)
+        model, space = permuted(run, settings.importance, both_ends=settings.both_ends)
     if first_rank():
         run.keep_space(space)
     supernet = Supernet(model, space, generator=torch.Generator().manual_seed(seed))

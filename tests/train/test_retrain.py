@@ -18,6 +18,7 @@ from bcnet_deploy.files import read_rows
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, load_subnet
 from bcnet_deploy.run.directory import Given, RunConfig, RunDir
+from bcnet_deploy.run.supernets import load_supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import load_result, retrain, train_supernet
 from bcnet_deploy.train.retrain import reinitialise
@@ -31,17 +32,17 @@ def test_the_supernet_comes_back_as_it_was_trained(tmp_path: Path) -> None:
     run, opened = RunDir(tmp_path), Opened()
     run.save(RunConfig(model=REF))
     with pytest.raises(MissingStepError, match="no supernet has been trained"):
-        run.supernet()
+        load_supernet(run)
     supernet = make_supernet()
     result = train_supernet(supernet, splits(opened), settings(epochs=2, ema_decay=0.9), run.train)
     assert opened.times == 0 and set(result.val_top1) == {"full", "half", "narrowest"} and result.steps == 8
-    loaded = run.supernet()
+    loaded = load_supernet(run)
     # The averaged weights are saved; those of the last step are in the supernet and the checkpoint.
     live = dict(supernet.named_parameters())
     assert all(p.shape == live[name].shape for name, p in loaded.named_parameters())
     assert any(not torch.equal(p, live[name]) for name, p in loaded.named_parameters())
     with pytest.raises(CheckpointError, match="the run's model is now .* at 1x8x8"):
-        RunDir(tmp_path, Given(model=tiny(norm=False))).supernet()
+        load_supernet(RunDir(tmp_path, Given(model=tiny(norm=False))))
 
 
 def test_looking_at_held_out_images_does_not_disturb_a_supernet(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_starting_anew_takes_no_former_result(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         train_supernet(make_supernet(), splits(), config, run.train, fresh=True)
     with pytest.raises(MissingStepError, match="bcnet-deploy train"):
-        run.supernet()
+        load_supernet(run)
     for fresh in (True, False):
         with pytest.raises(KeyboardInterrupt):
             retrain(tiny(), supernet.space, [4, 9], splits(), config, folder, model_ref=REF, fresh=fresh)
