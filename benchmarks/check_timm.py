@@ -187,7 +187,8 @@ def page(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     lines = [*INTRODUCTION.strip().splitlines(), ""]
     lines.append(
         f"timm {ours['timm']}, PyTorch {ours['torch']}, Torch-Pruning {theirs['torch_pruning']}, "
-        f"at most {theirs['limit_s']} processor seconds and {theirs['limit_gib']} GiB a network for it."
+        f"at most {theirs['limit_s']} processor seconds and {theirs['limit_gib']} GiB a network for it"
+        f"{_stopped_after(theirs)}."
     )
     former = sum("code" not in own for _, own, _ in rows)
     if former:
@@ -224,6 +225,18 @@ def page(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     refused = [(name, row["reason"]) for name, row, _ in rows if row["status"] == "refused"]
     lines += ["", "## Refused, and why", "", *(f"- {name}: {_plain(reason)}" for name, reason in refused)]
     return "\n".join(lines) + "\n"
+
+
+def _stopped_after(theirs: dict[str, Any]) -> str:
+    """After how long those over the limit were stopped, where that was sooner."""
+    over = Counter(
+        row["reason"].split()[2] for row in theirs["models"].values()
+        if row["status"] == "over" and row["reason"].endswith("s of processor time")
+    )  # fmt: skip
+    sooner = sorted((int(seconds), count) for seconds, count in over.items())
+    if not sooner or sooner[0][0] >= theirs["limit_s"]:
+        return ""
+    return " (stopped: " + ", ".join(f"{count} after {seconds} s" for seconds, count in sooner) + ")"
 
 
 _MEANINGS = {

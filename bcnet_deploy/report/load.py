@@ -79,7 +79,7 @@ def gather(run: RunDir) -> Content:
         content.curves = _curves(
             run, [name for name in NETWORKS if results[name] is not None], content.accuracy
         )
-        content.provenance = _provenance(config, table, explained, bench) + [
+        content.provenance = _provenance(config, table, explained, bench) + _images(run) + [
             ("note", f"training of {name}: {note}")
             for name, result in results.items() if result is not None for note in result.get("notes", ())
         ]  # fmt: skip
@@ -473,6 +473,17 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _images(run: RunDir) -> list[tuple[str, str]]:
+    """How the networks' images were made of pictures."""
+    for name in NETWORKS:
+        if made := run.preprocessing(name):
+            figures = ", ".join(
+                f"{key} {' '.join(f'{value:.3f}' for value in made[key][:16])}" for key in ("mean", "std")
+            )
+            return [("images", "; ".join(map(str, made["steps"])) + f"; {figures}")]
+    return []
 
 
 def _provenance(

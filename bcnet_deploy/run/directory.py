@@ -450,6 +450,12 @@ class RunDir:
         extra = data.get("extra") if data is not None else None
         return self.trained(which) if isinstance(extra, Mapping) and extra.get("widths_from") else None
 
+    def preprocessing(self, which: str) -> Mapping[str, Any]:
+        """How a retrained network's images were made; empty where nothing says so."""
+        data = self._subnet_description(which)
+        extra = data.get("extra") if data is not None else None
+        return (extra.get("preprocessing") or {}) if isinstance(extra, Mapping) else {}
+
     def _subnet_description(self, which: str) -> Mapping[str, Any] | None:
         path = self.retrained(which) / "subnet.yaml"
         if not path.exists():

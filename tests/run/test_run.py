@@ -89,7 +89,8 @@ def test_every_step_leaves_its_result(place: Path, done: dict[str, Any]) -> None
     assert all("proposed_feasible" in generation for generation in log)
     assert done["estimated"] is True and "estimated" in (run / "report.html").read_text()
     page = (run / "report.html").read_text()
-    for label in ("model", "data", "report made with", "OS"):
+    assert "subtract mean and divide by std, by channel; mean 0." in page
+    for label in ("model", "data", "report made with", "OS", "images"):
         assert f"<dt>{label}</dt>" in page, label
 
 
