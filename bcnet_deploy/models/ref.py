@@ -75,10 +75,8 @@ class ModelRef(Checked):
         return ":" in self.name and not self.is_object
 
 
-def build(
-    ref: ModelRef, seed: int | None = None, *, module: nn.Module | None = None
-) -> tuple[nn.Module, WidthSpace]:
-    """The model with its weights, and its width space.
+def build_module(ref: ModelRef, seed: int | None = None, *, module: nn.Module | None = None) -> nn.Module:
+    """The model with its weights.
 
     Args:
         ref: the model.
@@ -94,23 +92,33 @@ def build(
     import torch
 
     from bcnet_deploy.models.registry import build_model
-    from bcnet_deploy.space import WidthSpace
     from bcnet_deploy.space.patching import copied
 
     if module is not None:
-        model = copied(module)
-    elif ref.is_object or ref.weights == GIVEN:
+        return copied(module)
+    if ref.is_object or ref.weights == GIVEN:
         raise RunDirError(
             f"the run's model, {ref.name}, or its weights were given as an object; go on from Python with "
             "bcnet_deploy.Run(path, model=...), or begin a run with 'package.module:function'"
         )
-    else:
-        with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
-            if seed is not None:
-                torch.manual_seed(seed)
-            model = build_model(
-                ref.name, num_classes=ref.num_classes, weights=ref.weights, new_head=ref.new_head
-            )
+    with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
+        if seed is not None:
+            torch.manual_seed(seed)
+        return build_model(ref.name, num_classes=ref.num_classes, weights=ref.weights, new_head=ref.new_head)
+
+
+def space_of(ref: ModelRef, model: nn.Module) -> WidthSpace:
+    """The width space of the reference's model. Raises :class:`ModelError` where it can have none."""
+    from bcnet_deploy.space import WidthSpace
+
     space = WidthSpace.from_model(model, ref.input_size, ref.levels, ref.min_level)
     # Messages and tables call it what its user does; "Sequential" could be anything.
-    return model, space if ref.is_object else replace(space, model_name=ref.name)
+    return space if ref.is_object else replace(space, model_name=ref.name)
+
+
+def build(
+    ref: ModelRef, seed: int | None = None, *, module: nn.Module | None = None
+) -> tuple[nn.Module, WidthSpace]:
+    """The model, and its width space; see :func:`build_module` and :func:`space_of`."""
+    model = build_module(ref, seed, module=module)
+    return model, space_of(ref, model)

@@ -26,7 +26,7 @@ from bcnet_deploy.errors import (
     RunDirError,
     TableError,
 )
-from bcnet_deploy.models.ref import ModelRef, build
+from bcnet_deploy.models.ref import ModelRef, build_module, space_of
 from bcnet_deploy.run.widths import by_name_of, difference, ordered
 from bcnet_deploy.validation import Checked, plain
 
@@ -87,6 +87,7 @@ class RunDir:
         self.path = Path(path)
         self.given = given or Given()
         self._space: tuple[ModelRef, WidthSpace] | None = None
+        self._captured: tuple[ModelRef, WidthSpace] | None = None
         self.writing = False
         """Whether this process holds the directory's lock through this object."""
 
@@ -211,8 +212,12 @@ class RunDir:
     # -- model, data, device -------------------------------------------------------------------
 
     def build(self, seed: int | None = None) -> tuple[nn.Module, WidthSpace]:
-        """The run's model and its space; see :func:`bcnet_deploy.models.ref.build`."""
-        return build(self.load().model, seed, module=self.given.model)
+        """The run's model and its space, captured once; see :func:`bcnet_deploy.models.ref.build_module`."""
+        ref = self.load().model
+        model = build_module(ref, seed, module=self.given.model)
+        if self._captured is None or self._captured[0] != ref:
+            self._captured = (ref, space_of(ref, model))
+        return model, self._captured[1]
 
     def identity(self) -> dict[str, Any]:
         """What every step depends on: the model with the content of its weights, and the data."""
