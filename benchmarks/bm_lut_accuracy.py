@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from bcnet_deploy.profiler.profiling import make_runner_of, profile_device
 from bcnet_deploy.runtime.machine import describe_machine
 
 SEED = 20260
-CHUNKS = 5  # of a network's runs in a round, with the reference network's between them
+CHUNKS = 12  # of a network's runs in a round, with the reference network's between them
 _JUDGED = 0.05  # noise floors above say more of the machine than of a table
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     evaluate.add_argument("tables", type=Path, nargs="+")
     evaluate.add_argument("--networks", type=int, default=160)
     evaluate.add_argument("--rounds", type=int, default=8)
-    evaluate.add_argument("--runs", type=int, default=10, help="timed runs of each of 5 chunks of a round")
+    evaluate.add_argument("--runs", type=int, default=4, help="timed runs of each of 12 chunks of a round")
     evaluate.add_argument("--naive", type=int, default=12, help="networks whose layers are timed alone")
     evaluate.add_argument("--seed", type=int, default=SEED, help="of the held-out networks")
     evaluate.set_defaults(run=run_evaluate)
@@ -123,9 +124,12 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     image = rng.standard_normal((1, *space.input_size)).astype(np.float32)
     start = time.perf_counter()
     reference = tables[0].provenance["reference_widths"]
+    began, used = time.perf_counter(), time.process_time()
     own, theirs = measure_rounds(
         device, maker, widths, reference, image, arguments.rounds, arguments.runs, rng
     )
+    had_core = (time.process_time() - used) / (time.perf_counter() - began)
+    np.savez(arguments.out.with_suffix(".npz"), own=own, theirs=theirs)
     rounds, beside = own.min(axis=2), paired(own, theirs)
     result: dict[str, Any] = {
         "model": arguments.model,
@@ -136,6 +140,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         "runs": arguments.runs,
         "seed": arguments.seed,
         "measure_s": round(time.perf_counter() - start, 1),
+        # Below 1 at one thread: others ran on the core.
+        "had_core": round(had_core, 4),
         "machine": describe_machine(runtime),
         "latency_ms": {
             "min": rounds.min(),
@@ -253,6 +259,16 @@ def paired(own: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> npt
     return np.asarray(np.median(own / theirs, axis=2) * np.median(theirs))
 
 
+def kendall_bound(halves: float) -> float:
+    """The rank correlation that a table without any error would have, by that of two halves of the rounds.
+
+    An estimate: it takes latencies and noise for normal. Two halves correlate by their reliability, all
+    rounds are as reliable as Spearman and Brown say, and what has no noise correlates by the root of that.
+    """
+    half = max(0.0, math.sin(math.pi / 2 * halves))
+    return 2 / math.pi * math.asin(math.sqrt(2 * half / (1 + half)))
+
+
 def predict_rate(table: bd.LatencyTable, space: bd.WidthSpace, count: int = 1_000_000) -> float:
     """Width vectors a second, the best of five calls with a million each."""
     widths = space.random(count, np.random.default_rng(1))
@@ -359,6 +375,7 @@ def rows(result: dict[str, Any]) -> list[str]:
                 *(f"{share:.2%}" for share in shares),
                 f"{figures['kendall']:.3f}",
                 f"{figures['kendall_floor']:.3f}",
+                f"{kendall_bound(figures['kendall_floor']):.3f}",
             ]
             found.append(f"| {' | '.join(map(str, cells))} |")
     return found
@@ -368,7 +385,7 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
     """The results as Markdown."""
     header = (
         "network", "device", "threads", "budget, s", "built in, s", "networks x rounds", "", "mean error",
-        "noise floor", "bias", "within 5%", "within 10%", "Kendall", "Kendall floor",
+        "noise floor", "bias", "within 5%", "within 10%", "Kendall", "Kendall floor", "bound",
     )  # fmt: skip
     lines = [
         "# How accurate latency tables are",
@@ -378,12 +395,14 @@ def document(results: list[dict[str, Any]], conditions: str = "", notes: str = "
         "Held-out networks have widths drawn at random with a seed of their own. Each is measured in",
         "interleaved rounds, in a new session each time; its latency is the median over the rounds of the",
         "fastest run. The noise floor is the mean difference of two halves of the rounds, the Kendall floor",
-        "their rank correlation. The machine's speed drifts by several percent between minutes: *even speed*",
+        "their rank correlation. *Bound* is the Kendall that a table without any error would reach on such",
+        "measurements: an estimate from the Kendall floor, as if latencies and noise were normal.",
+        "The machine's speed drifts by several percent between minutes: *even speed*",
         "divides that out, by a reference network that was timed all through both the making of the table",
         "and the evaluation; *as measured* does not. *Fastest round* takes the fastest round of each network",
         "in place of the median: the undisturbed time, where other jobs slow a machine down all the while.",
         "*Paired* is even speed of single measurements: the reference network stays loaded, runs between the",
-        "network's own runs (five times in a round), and the median of the five quotients is taken. One",
+        "network's own runs (5 or 12 times in a round), and the median of the quotients is taken. One",
         "factor for all networks is divided out: it says how right a table is about one against another.",
         "Made by `benchmarks/bm_lut_accuracy.py`, whose head says how.",
         "",

@@ -5,10 +5,11 @@
     python bm_runtimes.py measure --out results/runtimes/mobilenet_v2.json choices.json
 
 ``choose`` looks for the largest capacity (the sum of the logarithms of the widths' shares; no accuracy)
-under a share of the full network's latency on one device: once by that device's table, and once by another's
-table, at the largest budget there whose choice keeps this one by this device's table. FOLDER holds
-``<model>_<device>.json`` of ``bm_lut_accuracy.py build``. ``measure`` times all choices on their device, and
-the full network on all devices, in interleaved rounds, a new session each time.
+under shares of the full network's latency: by one device's table, and by another's. FOLDER holds
+``<model>_<device>.json`` of ``bm_lut_accuracy.py build``. ``measure`` times all choices on the first device,
+and the full network on all devices, in interleaved rounds, a new session each time. It compares at equal
+measured time: of each table's choices the one of the largest capacity that measured within a budget, and how
+much longer the second table's choices take than the first's of the same capacity.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from bcnet_deploy.profiler.narrow import NetworkMaker
 from bcnet_deploy.profiler.profiling import make_runner_of
 from bcnet_deploy.runtime.machine import describe_machine
 
-SHARES = (0.5, 0.35)
+SHARES = np.linspace(0.25, 0.6, 15)  # of the full network's latency, by the table that chooses
+BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5)  # of the full network's measured latency
 DEVICES = ("cpu-1thread", "cpu-int8", "cpu-openvino", "cpu-openvino-bf16", "cpu-openvino-int8")
 Int64 = npt.NDArray[np.int64]
 
@@ -60,27 +62,24 @@ def largest(
 
 def run_choose(options: argparse.Namespace) -> None:
     space = bd.WidthSpace.from_model(bd.build_model(options.model).eval(), default_input_size(options.model))
-    of, on = (
-        bd.LatencyTable.load(options.tables / f"{options.model}_{device}.json").for_space(space)
-        for device in (options.of, options.on)
-    )
     rng, full = np.random.default_rng(0), space.full[None]
-    choices = json.loads(options.out.read_text()) if options.out.exists() else []
-    for share in SHARES:
-        limit = share * float(on.predict(full)[0])
-        found = {"own": largest(space, on.predict, limit, rng)}
-        for budget in np.linspace(0.45 * share, min(1.0, 1.3 * share), 14):
-            other = largest(space, of.predict, budget * float(of.predict(full)[0]), rng, 30)
-            if on.predict(other[None])[0] <= limit:
-                found["other"] = other
-        for by, widths in found.items():
+    on = bd.LatencyTable.load(options.tables / f"{options.model}_{options.on}.json").for_space(space)
+    choices = []
+    for by in (options.on, options.of):
+        table = bd.LatencyTable.load(options.tables / f"{options.model}_{by}.json").for_space(space)
+        chosen: set[bytes] = set()
+        for share in SHARES:
+            widths = largest(space, table.predict, share * float(table.predict(full)[0]), rng)
+            if widths.tobytes() in chosen:
+                continue
+            chosen.add(widths.tobytes())
             choices.append({
-                "device": options.on, "share": share, "by": options.on if by == "own" else options.of,
+                "device": options.on, "share": round(float(share), 4), "by": by,
                 "widths": widths.tolist(), "macs": int(space.macs(widths)[0]),
                 "capacity": float(np.log(widths / space.full).sum()),
                 "predicted_ms": float(on.predict(widths[None])[0]),
             })  # fmt: skip
-            print(choices[-1], flush=True)
+            print({key: value for key, value in choices[-1].items() if key != "widths"}, flush=True)
     files.write_json(options.out, choices)
 
 
@@ -107,7 +106,47 @@ def run_measure(options: argparse.Namespace) -> None:
             entries[index]["rounds_ms"].append(round(float(times.min()), 5))
     for entry in entries:
         print(entry["device"], entry["share"], entry["by"], min(entry["rounds_ms"]), flush=True)
-    files.write_json(options.out, {"model": options.model, "machine": describe_machine(), "entries": entries})
+    compared = compare(entries)
+    print(json.dumps(compared, indent=1))
+    files.write_json(
+        options.out,
+        {"model": options.model, "machine": describe_machine(), "compared": compared, "entries": entries},
+    )
+
+
+def compare(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The choices of two tables at equal measured time, and at equal capacity."""
+    chosen = [entry for entry in entries if entry["by"] != "full"]
+    device = chosen[0]["device"]
+    full = next(e for e in entries if e["by"] == "full" and e["device"] == device)
+    full_ms = float(np.median(full["rounds_ms"]))
+    curves: dict[str, list[tuple[float, float, int]]] = {}
+    for entry in chosen:
+        point = (float(np.median(entry["rounds_ms"])), entry["capacity"], entry["macs"])
+        curves.setdefault(entry["by"], []).append(point)
+    own, other = curves.pop(device), next(iter(curves.values()))
+    budgets = []
+    for share in BUDGETS:
+        best = [
+            max((point for point in curve if point[0] <= share * full_ms), key=lambda point: point[1])
+            for curve in (own, other)
+        ]
+        first, second = (dict(zip(("measured_ms", "capacity", "macs"), point, strict=True)) for point in best)
+        budgets.append({"budget_ms": share * full_ms, "share": share, "own": first, "other": second})
+
+    def line(curve: list[tuple[float, float, int]]) -> tuple[npt.NDArray[np.float64], ...]:
+        ordered = sorted((capacity, ms) for ms, capacity, _ in curve)
+        capacities, times = np.array(ordered).T
+        return capacities, np.log(times)
+
+    (own_capacity, own_time), (other_capacity, other_time) = line(own), line(other)
+    within = (other_capacity >= own_capacity[0]) & (other_capacity <= own_capacity[-1])
+    longer = np.exp(other_time - np.interp(other_capacity, own_capacity, own_time))[within] - 1
+    return {
+        "full_ms": full_ms, "budgets": budgets,
+        "other_takes_longer": {"mean": float(longer.mean()), "least": float(longer.min()),
+                               "most": float(longer.max()), "choices": len(longer)},
+    }  # fmt: skip
 
 
 def main() -> None:
