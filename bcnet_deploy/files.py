@@ -39,8 +39,8 @@ MAX_WHOLE = 2**256
 """Whole numbers stay below it: states of random generators have 128 bits, and a float holds them all."""
 MAX_YAML_NODES = 250_000
 """After aliases are written out."""
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What taking a value apart raises where it is not as it was written: readers name the file then."""
+AGAIN = "make it again or restore a copy"
+"""What helps against most damaged files."""
 
 # -- writing --------------------------------------------------------------------------------------
 
@@ -143,6 +143,28 @@ def reason(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+@contextmanager
+def malformed(source: str | Path, error: type[BCNetError], remedy: str) -> Iterator[None]:
+    """Taking apart what was read: whatever that raises becomes one ``error`` that names the file.
+
+    Our own errors say what is wrong themselves; those that are values' get the file's name too.
+
+    Args:
+        source: the file, or what is called so in messages.
+        error: raised.
+        remedy: what to do next.
+    """
+    try:
+        yield
+    except BCNetError as cause:
+        if isinstance(cause, error) or not isinstance(cause, ValueError):
+            raise
+        raise error(f"{source}: {cause}; {remedy}") from cause
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as cause:
+        why = f"the key {cause} is missing" if isinstance(cause, KeyError) else reason(cause)
+        raise error(f"{source} is damaged, or of another version ({why}); {remedy}") from cause
+
+
 def require_file(path: str | Path, error: type[BCNetError], what: str, remedy: str = "") -> None:
     """Raise ``error`` unless there is a regular file: a pipe would block, a device would never end."""
     try:
@@ -206,10 +228,10 @@ def parse_json(text: str, error: type[BCNetError], source: str) -> Any:
     except json.JSONDecodeError as cause:
         raise error(
             f"{source} is not valid JSON at line {cause.lineno}, column {cause.colno}: {cause.msg}; "
-            "it may be truncated: make it again or restore a copy"
+            f"it may be truncated: {AGAIN}"
         ) from cause
     except (ValueError, RecursionError) as cause:
-        raise error(f"{source} cannot be used: {reason(cause)}; make it again or restore a copy") from cause
+        raise error(f"{source} cannot be used: {reason(cause)}; {AGAIN}") from cause
 
 
 def read_yaml(path: str | Path, error: type[BCNetError], what: str) -> Any:
@@ -242,7 +264,7 @@ def read_tensors(
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as cause:
-        raise error(f"{what} {path} is damaged: {reason(cause)}; make it again or restore a copy") from cause
+        raise error(f"{what} {path} is damaged: {reason(cause)}; {AGAIN}") from cause
 
 
 def read_json_lines(

@@ -13,8 +13,9 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import BCNetError, ConfigError, nearest
 
 
@@ -82,6 +83,29 @@ def check(cls: type, data: Any, source: str, error: type[BCNetError] = ConfigErr
     except pydantic.ValidationError as cause:
         raise error(f"{source}: {_finding(cause.errors()[0], data)}") from None
     return {name: getattr(model, name) for name in known if name in data}
+
+
+T = TypeVar("T")
+LARGEST = 1e18
+"""Of the figures that results hold."""
+
+
+def written_as(cls: type[T], data: Any, source: str | Path, error: type[BCNetError], remedy: str) -> T:
+    """A plain dataclass from what was written of it: every field of its type, other keys passed over.
+
+    Raises:
+        BCNetError: (``error``) a field is missing or of another type, or a number beyond any figure.
+    """
+    import pydantic
+
+    with files.malformed(source, error, remedy):
+        files.check_magnitudes(data, LARGEST)
+        try:
+            value: T = pydantic.TypeAdapter(cls).validate_python(data)
+            return value
+        except pydantic.ValidationError as cause:
+            first = cause.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))!r}: {first['msg']}") from None
 
 
 def _names(cls: type) -> list[str]:

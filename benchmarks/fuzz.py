@@ -36,7 +36,15 @@ from typing import Any
 import yaml
 from click.testing import CliRunner
 
+from benchmarks.small_run import MODULE
+
 LIMIT_S = 10
+MODEL = "tinynet:net"
+OWN = (MODEL, "--input-size", "1x16x16")
+FEW_STEPS = ("--config", "digits", "--set", "epochs=1", "--set", "batch_size=32", "-q")
+TRAIN, RETRAIN, EXPORT = ("train", *FEW_STEPS), ("retrain", *FEW_STEPS), ("export", "-q")
+# What is measured is little, so that what takes long is a hang.
+BENCH = ("bench", "--no-layers", "--rounds=1", "--runs=1", "--warmup=0", "--batches=")
 SEARCH = ("search", "--macs", "0.5x", "--evaluations", "12", "--population", "6", "-q", "--json")
 VALUES: list[Any] = [
     None, True, False, "", "abc", "\x00", "[/red]", "a\nb", "../../out", "/tmp/out", "x" * 5000,
@@ -70,9 +78,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     "export": (("export",), ("--engine", "--which", "--precision", "--opset", "--device")),
-    # What is measured is little, so that what takes long is a hang.
     "bench": (
-        ("bench", "--no-layers", "--rounds=1", "--runs=1", "--warmup=0", "--batches="),
+        BENCH,
         ("--device", "--rounds", "--runs", "--warmup", "--threads", "--batches"),
     ),
     "devices": (("devices",), ("",)),
@@ -142,13 +149,18 @@ def spoil_file(path: Path, rng: random.Random) -> None:
     try:
         if path.suffix == ".json" and rng.random() < 0.75:
             path.write_text(json.dumps(spoil_value(json.loads(content), rng)))
-        elif path.suffix == ".yaml" and rng.random() < 0.75:
+        elif path.suffix in (".yaml", ".ofa") and rng.random() < 0.75:
             path.write_text(yaml.safe_dump(spoil_value(yaml.safe_load(content), rng), allow_unicode=True))
         elif path.suffix == ".jsonl" and rng.random() < 0.75:
             lines = [json.loads(line) for line in content.splitlines()]
             place = rng.randrange(len(lines))
             lines[place] = spoil_value(lines[place], rng)
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        elif path.suffix == ".csv" and rng.random() < 0.75:
+            lines = [re.split(r"([,x: ])", line) for line in content.decode().splitlines()]
+            words = rng.choice(lines)
+            words[rng.randrange(len(words))] = str(rng.choice(VALUES))
+            path.write_text("\n".join("".join(line) for line in lines) + "\n")
         else:
             path.write_bytes(spoil_bytes(content, rng))
     except (ValueError, IndexError):
@@ -172,7 +184,9 @@ def on_file(suffixes: tuple[str, ...], parts: tuple[str, ...], commands: tuple[t
         ]
         path = rng.choice(found)
         spoil_file(path, rng)
-        command = [str(path) if word == "FILE" else word for word in rng.choice(commands)]
+        command = [
+            str(path) if word == "FILE" else word.replace("RUN", str(run)) for word in rng.choice(commands)
+        ]
         return f"{path.relative_to(run)}: {' '.join(command)}", lambda: call(run, command)
 
     return make
@@ -247,7 +261,7 @@ def states(run: Path, rng: random.Random) -> Case:
         (run / "train" / name).unlink()
     stamp = run / "steps" / "train.json"
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "finished": False}))
-    return "checkpoint's state: train", lambda: call(run, ["train", "-q"])
+    return "checkpoint's state: train", lambda: call(run, list(TRAIN))
 
 
 def torch_files(run: Path, rng: random.Random) -> Case:
@@ -277,9 +291,7 @@ def torch_files(run: Path, rng: random.Random) -> Case:
     torch.save(tensors, path, _use_new_zipfile_serialization=rng.random() < 0.7)
     if rng.random() < 0.4:
         path.write_bytes(spoil_bytes(path.read_bytes(), rng))
-    return f"weights, {how}: inspect", lambda: call(
-        run, ["inspect", "demo", "--weights", str(path), "--json"]
-    )
+    return f"weights, {how}: inspect", lambda: call(run, ["inspect", *OWN, "--weights", str(path), "--json"])
 
 
 def options(run: Path, rng: random.Random) -> Case:
@@ -394,19 +406,17 @@ SHOW, REPORT, DRY = ("table", "show", "FILE", "--json"), ("report", "-q"), ("sea
 LOOK = (REPORT, (*DRY, "--macs", "0.5x"), SEARCH)
 ESTIMATE = ("profile", "--estimate", "--device", "FILE", "--fresh", "-q")
 FEW = (
-    "search",
-    "--macs",
-    "0.5x",
-    "--evaluations",
-    "2",
-    "--population",
-    "2",
-    "--val-images",
-    "50",
-    "--fresh",
+    "search", "--macs", "0.5x", "--evaluations", "2", "--population", "2", "--val-images", "50", "--fresh",
     "-q",
+)  # fmt: skip
+OUT = ("--out", "RUN/out.json", "--json")
+IMPORTS = (("table", "from-csv", "FILE", *OUT), ("table", "from-ofa", "FILE", "--device", "mine", *OUT))
+WEIGHTS = (FEW, TRAIN, ("inspect", *OWN, "--weights", "FILE"))
+FINISHED = (REPORT, RETRAIN, EXPORT, (*EXPORT, "--force"), (*BENCH, "-q"), (*BENCH, "-q", "--fresh"))
+OWN_WIDTHS = (
+    ("retrain", "--widths", "FILE", "--fresh", *FEW_STEPS),
+    ("retrain", "--widths", "FILE", *FEW_STEPS),
 )
-WEIGHTS = (FEW, ("train", "-q"), ("inspect", "demo", "--weights", "FILE"))
 FAMILIES: dict[str, Callable[[Path, random.Random], Case]] = {
     "tables": on_file((".json",), ("latency",), (SHOW, REPORT, (*DRY, "--latency", "0.5x"))),
     "devices": on_file((".yaml",), ("devices",), (("devices", "FILE"), ESTIMATE)),
@@ -416,7 +426,12 @@ FAMILIES: dict[str, Callable[[Path, random.Random], Case]] = {
     "states": states,
     "weights": torch_files,
     "checkpoints": on_file((".safetensors",), ("train",), WEIGHTS),
-    "searched": on_file((".json", ".yaml"), ("search", "train"), (*LOOK, ("export", "-q", "--force"))),
+    "searched": on_file(
+        (".json", ".yaml"), ("search", "train"), (*LOOK, TRAIN, FEW, RETRAIN, (*EXPORT, "--force"))
+    ),
+    "widths": on_file((".yaml",), ("search",), OWN_WIDTHS),
+    "finished": on_file((".json", ".yaml", ".jsonl", ".onnx"), ("retrain", "export", "bench"), FINISHED),
+    "imports": on_file((".csv", ".ofa"), ("imports",), IMPORTS),
     "options": options,
     "quantities": quantities,
     "folders": images,
@@ -493,32 +508,42 @@ def at_most(seconds: int) -> Iterator[None]:
 
 def prepare(folder: Path) -> Path:
     """A small run directory with everything that the cases spoil; one that is there is taken."""
+    from bcnet_deploy import files
+
     run = folder / "base"
     if (run / "devices" / "mine.yaml").exists():
         return run
     for command in (
         (
-            "profile",
-            "--model",
-            "demo",
-            "--data",
-            "digits",
-            "--device",
-            "t4",
-            "--estimate",
-            "--levels",
-            "4",
-            "-q",
+            "profile", "--model", MODEL, "--data", "tinynet:few", "--input-size", "1x16x16", "--device", "t4",
+            "--estimate", "--levels", "4", "-q",
         ),
-        ("train", "--set", "epochs=1", "-q"),
-        SEARCH,
-    ):
+        TRAIN, SEARCH, RETRAIN, EXPORT, (*BENCH, "-q"),
+    ):  # fmt: skip
         call_checked(run, list(command))
+    for name, text in (("table.csv", CSV), ("table.ofa", OFA)):
+        files.write_text(run / "imports" / name, text)
     (run / "devices").mkdir(exist_ok=True)
     from bcnet_deploy.devices import known_devices
 
     shutil.copy(known_devices()["t4"], run / "devices" / "mine.yaml")
     return run
+
+
+CSV = """\
+# bcnet-deploy latency table: {"device": "mine", "source": "measured", "precision": "fp32", "batch": 1, \
+"granularity": [8, 4], "provenance": {"threads": 1}}
+key,channels,count,median_us,spread_us
+conv,8x16,5,10.50,0.20
+conv,16x32,5,30.00,0.40
+linear,64,3,2.00,0.00
+"""
+OFA = """\
+Conv-input:32x32x3-output:16x16x32: {count: 5, mean: 2.5}
+expanded-input:16x16x32-output:16x16x16-expand:1-kernel:3: {count: 4, mean: 3.25}
+expanded-input:16x16x16-output:8x8x24-expand:3-kernel:5: {count: 1, mean: 1.5}
+Logits-input:7x7x128-output:10: 0.5
+"""
 
 
 def call_checked(run: Path, command: list[str]) -> None:
@@ -556,10 +581,12 @@ def fuzz(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         os.environ["BCNET_CACHE"] = str(folder / "cache")
+        os.chdir(folder)
+        (folder / "tinynet.py").write_text(MODULE)
+        sys.path.insert(0, str(folder))
         (folder / "tmp").mkdir()
         tempfile.tempdir = str(folder / "tmp")
         base = prepare((kept or folder).resolve())
-        os.chdir(folder)
         watch = Watch()
         watch.allowed = (*(str(folder / own) for own in ("case", "cache", "tmp")), "/dev/", "/proc/")
         until, number, at_first = time.monotonic() + seconds, int(former["cases"]), time.process_time()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = 52
+CASES = 64
 """Four of each family."""
 
 
@@ -23,4 +23,4 @@ def test_hostile_input_is_used_or_refused_on_one_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
     assert result["cases"] == CASES and result["failures"] == []
-    assert len(result["counts"]) == 13 and all(count == {"ok": 4} for count in result["counts"].values())
+    assert len(result["counts"]) == 16 and all(count == {"ok": 4} for count in result["counts"].values())

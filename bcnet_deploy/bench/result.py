@@ -10,6 +10,7 @@ from typing import Any
 from bcnet_deploy import files
 from bcnet_deploy.bench.stats import LatencyStats
 from bcnet_deploy.errors import RunDirError
+from bcnet_deploy.validation import written_as
 
 FORMAT = 1
 
@@ -130,16 +131,8 @@ class BenchResult:
     @classmethod
     def load(cls, path: str | Path) -> BenchResult:
         """What :meth:`save` wrote. Raises :class:`RunDirError`."""
-        import pydantic
-
         data = files.read_json(path, RunDirError, "benchmark")
-        try:
-            return pydantic.TypeAdapter(cls).validate_python(data)
-        except pydantic.ValidationError as error:
-            raise RunDirError(
-                f"{path} is not as this version writes it ({error.errors()[0]['loc']}); run "
-                "'bcnet-deploy bench --fresh'"
-            ) from None
+        return written_as(cls, data, path, RunDirError, "run 'bcnet-deploy bench --fresh'")
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically. Raises :class:`RunDirError`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bcnet_deploy import files
 from bcnet_deploy.cli.choices import ENGINE, NETWORK, PRECISION, devices
 from bcnet_deploy.cli.common import (
     chosen,
@@ -17,7 +18,7 @@ from bcnet_deploy.cli.common import (
     run_dir_option,
     shown_step,
 )
-from bcnet_deploy.errors import wrong_option
+from bcnet_deploy.errors import ExportError, wrong_option
 from bcnet_deploy.run.directory import RunDir
 
 
@@ -70,6 +71,7 @@ def command(
     with keeping(run_dir, "export", given), shown_step("export", quiet=quiet or as_json) as progress:
         result = export(run_dir, settings, progress, fresh=force, out=out)
 
+    @files.malformed(f"the export list beside {result.path}", ExportError, "give --force to export it again")
     def show() -> None:
         target = console()
         for path in result.files:
@@ -77,7 +79,7 @@ def command(
         target.print(f"weights {result.origin}", soft_wrap=True, markup=False)
         parity = result.entry["onnx"].get("parity")
         if parity is not None:
-            target.print(f"parity  {parity['summary']}", soft_wrap=True)
+            target.print(f"parity  {parity['summary']}", soft_wrap=True, markup=False)
         quantised = result.entry["onnx"].get("quantised")
         if quantised is not None:
             target.print(f"INT8    held-out {quantised['summary']}", soft_wrap=True, markup=False)

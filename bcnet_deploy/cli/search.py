@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bcnet_deploy import files
 from bcnet_deploy.cli.choices import importances, strategies
 from bcnet_deploy.cli.common import (
     chosen,
@@ -17,7 +18,6 @@ from bcnet_deploy.cli.common import (
     shown_step,
 )
 from bcnet_deploy.errors import RunDirError, UsageError, wrong_option
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_bytes, format_count, format_milliseconds
 
@@ -160,12 +160,8 @@ def command(
 
 def _shown(run: RunDir, result: SearchStepResult) -> None:
     """:func:`show_result`; a file that was spoilt since it was written is named."""
-    try:
+    with files.malformed(run.widths_file, RunDirError, "search again with --fresh"):
         show_result(run, result)
-    except MALFORMED as error:
-        raise RunDirError(
-            f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
-        ) from error
 
 
 def show_dry_run(data: dict[str, Any]) -> None:

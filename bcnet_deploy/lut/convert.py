@@ -15,8 +15,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bcnet_deploy import files
 from bcnet_deploy.errors import TableError
 from bcnet_deploy.lut.entries import Entries
@@ -66,13 +64,11 @@ def from_csv(path: str | Path) -> LatencyTable:
     lines = files.read_text(path, TableError, "latency table").splitlines()
     if not lines or not lines[0].startswith(_MARK):
         raise TableError(f"{path}, line 1: a CSV table begins with '{_MARK}' and its device as JSON")
-    try:
+    with files.malformed(f"{path}, line 1: the head", TableError, files.AGAIN):
         head = files.parse_json(lines[0][len(_MARK) :], TableError, f"the first line of {path}")
         granularity = Granularity(*(int(value) for value in head["granularity"]))
         device, source = str(head["device"]), str(head["source"])
         precision, batch, provenance = str(head["precision"]), int(head["batch"]), dict(head["provenance"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}, line 1: the head is damaged ({error!r})") from error
     if source != "measured":
         raise TableError(f"{path}, line 1: a CSV table holds measurements; its source is {source!r}")
     reader = csv.reader(lines[1:])
@@ -131,7 +127,7 @@ def _ofa_key(name: str, path: str | Path) -> tuple[str, tuple[int, int]]:
     sizes = []
     for side in ("input", "output"):
         text = fields.pop(side, "")
-        if not re.fullmatch(r"\d+(x\d+)*", text):
+        if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text):
             raise TableError(f"{path}, entry {name!r}: no {side} of the form HxWxC")
         sizes.append([int(size) for size in text.split("x")])
     resolution = [("x".join(str(size) for size in shape[:-1]) or "1") for shape in sizes]
@@ -155,17 +151,14 @@ def _table(
             raise TableError(f"{path}, key {key!r}: its rows have different numbers of channels")
         if len({channels for channels, *_ in values}) != len(values):
             raise TableError(f"{path}, key {key!r}: the same channels stand in two rows")
-        ordered = sorted(values)
-        entries[key] = Entries(
-            np.array([row[0] for row in ordered], dtype=np.int64),
-            np.array([row[1] for row in ordered], dtype=np.int64),
-            np.array([row[2] for row in ordered]),
-            np.array([row[3] for row in ordered]),
-        )
+        dims, count, median, spread = (list(column) for column in zip(*sorted(values), strict=True))
+        data = {"dims": dims, "count": count, "median_us": median, "spread_us": spread}
+        entries[key] = Entries.from_dict(data, f"{path}, key {key!r}")
     models = {
         key: fit(value.dims, value.median_us, value.count, granularity) for key, value in entries.items()
     }
-    return LatencyTable(
+    table = LatencyTable(
         device=device, source="measured", precision=precision, batch=batch, granularity=granularity,
         provenance=provenance, entries=entries, models=dict(models), networks=(),
     )  # fmt: skip
+    return LatencyTable.from_dict(table.to_dict(), str(path))  # what is written must be readable

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import TableError, WidthError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.lut.entries import finite, non_negative, require_keys
 from bcnet_deploy.lut.layers import Layer, layers_of
 
@@ -131,17 +131,13 @@ class Network:
              "relative_error", "accuracy"),
             where,
         )  # fmt: skip
-        try:
+        with files.malformed(f"{where}: a layer, variable or the input size", TableError, files.AGAIN):
             layers = tuple(Layer.from_dict(layer) for layer in data["layers"])
             variables = tuple(
                 Variable(str(name), int(channels), int(step), tuple(int(choice) for choice in choices))
                 for name, channels, step, choices in data["variables"]
             )
             channels, height, width = (int(size) for size in data["input_size"])
-        except MALFORMED as error:
-            raise TableError(
-                f"{where}: a layer, variable or the input size is damaged ({error!r})"
-            ) from error
         for variable in variables:
             sizes = (variable.channels, variable.step, *variable.choices)
             if not variable.choices or not 1 <= min(sizes) <= max(sizes) <= variable.channels <= 2**24:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from bcnet_deploy import files
 from bcnet_deploy.devices import check_name
 from bcnet_deploy.errors import MissingEntryError, TableError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.lut.compiled import CompiledSum, Term
 from bcnet_deploy.lut.entries import Entries, require_keys
 from bcnet_deploy.lut.fit import Fit, Granularity
@@ -406,14 +405,12 @@ def _model(data: Any, granularity: Granularity, where: str) -> Fit | Roofline:
     require_keys(data, ("form",), where)
     if data["form"] not in ("fit", "roofline"):
         raise TableError(f"{where}: form must be 'fit' or 'roofline'; given {data['form']!r}")
-    try:
+    with files.malformed(where, TableError, files.AGAIN):
         if data["form"] == "roofline":
             return Roofline.from_dict(data)
         model = Fit.from_dict(data, granularity)
         model.check(where)
-    except MALFORMED as error:
-        raise TableError(f"{where} is damaged ({error!r})") from error
-    return model
+        return model
 
 
 def _positive(value: Any, where: str) -> int:

@@ -11,7 +11,6 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.patching import tensor_places
@@ -87,11 +86,9 @@ def load_subnet(directory: str | Path, model: nn.Module | None = None) -> tuple[
     info = files.read_yaml(folder / DESCRIPTION, CheckpointError, "sub-network description")
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise CheckpointError(f"{folder / DESCRIPTION} is not a sub-network description of format {FORMAT}")
-    try:
+    with files.malformed(folder / DESCRIPTION, CheckpointError, "train the network again, or restore a copy"):
         ref = ModelRef.from_dict(info["model"])
         by_name = dict(info["widths"])
-    except MALFORMED as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} lacks or spoils {error}") from error
     if model is None:
         from bcnet_deploy.models import build_model
 

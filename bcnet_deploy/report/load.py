@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy import __version__, files
-from bcnet_deploy.errors import RunDirError, TableError, WidthError
-from bcnet_deploy.files import MALFORMED
+from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.report.content import (
     Candidate,
@@ -58,7 +57,7 @@ def gather(run: RunDir) -> Content:
         data=config.data or "–",
         device=config.device, estimated=table is not None and table.estimated,
     )  # fmt: skip
-    try:
+    with files.malformed(f"a file of {run.path}", RunDirError, "run the step again that made it"):
         explained = _yaml(run.widths_file)
         bench = _json(run.bench, "benchmark")
         results = {name: _json(run.retrained(name) / "result.json", "training result") for name in NETWORKS}
@@ -85,13 +84,6 @@ def gather(run: RunDir) -> Content:
         ]  # fmt: skip
         content.noise_floor = None if table is None else table.provenance.get("noise_floor")
         return content.checked()
-    except MALFORMED as error:
-        if isinstance(error, (TableError, WidthError)):
-            raise
-        raise RunDirError(
-            f"a file of {run.path} is not as this version writes it ({type(error).__name__}: {error}); "
-            "run the step again that made it"
-        ) from error
 
 
 def _json(path: Path, what: str) -> Any:

@@ -268,8 +268,9 @@ class RunDir:
             return None
         try:
             data = files.read_json(path, RunDirError, "width space")
-            return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
-        except (*files.MALFORMED, BCNetError):
+            with files.malformed(path, RunDirError, files.AGAIN):
+                return WidthSpace.from_dict(data["space"]) if data["model"] == ref.to_dict() else None
+        except BCNetError:
             return None
 
     def data(self, *, checked: bool = True) -> DataSplits:

@@ -223,7 +223,8 @@ def only_writer(run: RunDir, patience_s: float = 2.0) -> Iterator[None]:
 
 def _who(holder: Path) -> str:
     try:
-        data = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {int(data['pid'])} on {data['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        data = files.read_json(holder, RunDirError, "name of the writer")
+        with files.malformed(holder, RunDirError, files.AGAIN):
+            return f"process {int(data['pid'])} on {reprlib.repr(data['host'])[1:-1]}"
+    except RunDirError:
         return "another process"

@@ -21,6 +21,7 @@ from bcnet_deploy.run.settings import ExportSettings
 from bcnet_deploy.run.subnets import Subnet, recalibrated, subnet_of
 from bcnet_deploy.runtime.base import Runtime
 from bcnet_deploy.runtime.registry import RUNTIMES, find_runtime, runtime_of_engine
+from bcnet_deploy.validation import LARGEST
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
@@ -208,7 +209,9 @@ def export(
     entry = listed(folder / "export.json").get(path.name)
     if entry is None:
         raise ExportError(f"{folder / 'export.json'} does not list {path.name}; export it again with --force")
-    return ExportStepResult(settings.network, path, written, str(entry["origin"]), entry, done.ran)
+    with files.malformed(folder / "export.json", ExportError, "give --force to export it again"):
+        files.check_magnitudes(entry, LARGEST)
+        return ExportStepResult(settings.network, path, written, str(entry["origin"]), entry, done.ran)
 
 
 def _export(

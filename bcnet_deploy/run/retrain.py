@@ -184,7 +184,8 @@ def _retrain(
 def _say_whose(path: Path, widths_from: str | None) -> None:
     """Whose the widths are, where a training that had finished as the other's is taken over."""
     info = files.read_yaml(path, CheckpointError, "sub-network description")
-    extra = {key: value for key, value in info["extra"].items() if key != "widths_from"}
+    with files.malformed(path, CheckpointError, "run 'bcnet-deploy retrain --fresh'"):
+        extra = {key: value for key, value in info["extra"].items() if key != "widths_from"}
     if widths_from is not None:
         extra["widths_from"] = widths_from
     if extra != info["extra"]:

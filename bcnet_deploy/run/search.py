@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import ConfigError, RunDirError, TableError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.originals import pruned_evaluator, require_trained, tuned_evaluator
 from bcnet_deploy.run.settings import SearchSettings
 from bcnet_deploy.run.supernets import require_supernet_of, supernet_evaluator, supernet_info
-from bcnet_deploy.validation import plain
+from bcnet_deploy.validation import LARGEST, plain
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
@@ -35,8 +34,6 @@ _log = logging.getLogger("bcnet_deploy")
 
 _UNTRAINED_IMAGES = 2000
 """Held-out images of a score before training, which foretells what training brings less exactly than that."""
-_LARGEST = 1e18
-"""No cost or score is beyond it: a result that holds such a number was not written here."""
 _TOGETHER = 16
 """Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
 
@@ -140,8 +137,8 @@ def _seed(config: RunConfig, settings: SearchSettings) -> int:
 def _result(run: RunDir, ran: bool) -> SearchStepResult:
     explained = files.read_yaml(run.widths_file, RunDirError, "search result")
     found = files.read_json(run.search / "search.json", RunDirError, "search result")
-    try:
-        files.check_magnitudes([explained, found], _LARGEST)
+    with files.malformed(run.widths_file, RunDirError, "search again with --fresh"):
+        files.check_magnitudes([explained, found], LARGEST)
         return SearchStepResult(
             widths=dict(explained["widths"]), accuracy=float(found["accuracy"]),
             costs=dict(explained["costs"]),
@@ -149,10 +146,6 @@ def _result(run: RunDir, ran: bool) -> SearchStepResult:
             evaluations=int(explained["search"]["evaluations"]), stopped=str(explained["search"]["stopped"]),
             files=(run.widths_file, run.search / "search.json"), ran=ran,
         )  # fmt: skip
-    except MALFORMED as error:
-        raise RunDirError(
-            f"{run.widths_file} is not as this version writes it ({error!r}); search again with --fresh"
-        ) from error
 
 
 # -- preparation -------------------------------------------------------------------------------

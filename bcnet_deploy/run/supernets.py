@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
@@ -50,8 +51,10 @@ def require_supernet_of(run: RunDir, space: WidthSpace) -> dict[str, Any]:
     """:func:`supernet_info`; :class:`CheckpointError` where it is of another model than ``space``."""
     info = supernet_info(run)
     if info["space"] != space.fingerprint:
-        size = "x".join(map(str, info.get("input_size", ())))
-        trained = f"{info['model']} at {size}" if "model" in info else "another model"
+        trained = "another model"
+        with suppress(TypeError):  # of a spoilt file the names are no matter
+            size = "x".join(map(str, info.get("input_size", ())))
+            trained = f"{info['model']} at {size}" if "model" in info else trained
         here = f"{space.model_name} at {'x'.join(map(str, space.input_size))}"
         if trained == here:
             here += " with other layers or channels"
@@ -96,9 +99,11 @@ def supernet_evaluator(run: RunDir, images: int | None = None) -> SupernetEvalua
     info = supernet_info(run)
     from bcnet_deploy.train.config import TrainConfig
     from bcnet_deploy.train.distributed import pick_device
-    from bcnet_deploy.train.supernet import make_evaluator
+    from bcnet_deploy.train.supernet import SupernetResult, make_evaluator
 
     device = pick_device()
     supernet = load_supernet(run).to(device)
-    config = TrainConfig.from_dict(info["config"])
-    return make_evaluator(supernet, run.data(), config, device=device, sides=info.get("sides"), limit=images)
+    with files.malformed(run.supernet_file, CheckpointError, "train again"):
+        config = TrainConfig.from_dict(info["config"])
+    sides = SupernetResult.load(run.supernet_file).sides
+    return make_evaluator(supernet, run.data(), config, device=device, sides=sides, limit=images)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcnet_deploy import files
-from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, first_rank, silent
 from bcnet_deploy.run.originals import permuted
@@ -84,8 +82,7 @@ def train(
     done = carry_out(run, step, progress, fresh=fresh, replace=replace)
     from bcnet_deploy.train.supernet import SupernetResult
 
-    info = files.read_json(run.supernet_file, CheckpointError, "supernet description")
-    return TrainResult(run.train, SupernetResult.from_dict(info["result"]), tuple(notes), done.ran)
+    return TrainResult(run.train, SupernetResult.load(run.supernet_file), tuple(notes), done.ran)
 
 
 def _train(

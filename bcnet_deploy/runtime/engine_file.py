@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.errors import EngineError
+from bcnet_deploy.validation import written_as
 
 if TYPE_CHECKING:
     from bcnet_deploy.devices import DeviceProfile
@@ -71,16 +72,9 @@ class EngineInfo:
             raise EngineError(
                 f"{path} has format {given!r}, this version reads {FORMAT}; build the engine again"
             )
-        values = {key: value for key, value in data.items() if key != "format"}
-        known = set(cls.__dataclass_fields__)
-        required = known - {"nodes", "network", "device", "built_on", "parts"}
-        if set(values) - known or required - set(values):
-            wrong = sorted((set(values) - known) | (required - set(values)))
-            raise EngineError(f"{path}: unknown or missing key {wrong[0]!r}; build the engine again")
-        for key in ("batch", "input_size", "nodes"):
-            if key in values:
-                values[key] = tuple(values[key])
-        return cls(**values)
+        if odd := set(data) - {"format", *cls.__dataclass_fields__}:
+            raise EngineError(f"{path}: unknown key {min(odd)!r}; build the engine again")
+        return written_as(cls, data, path, EngineError, "build the engine again")
 
 
 def sidecar_path(engine: str | Path) -> Path:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, WidthError, nearest
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.space.extent import (
     Attribute,
     Extent,
@@ -428,7 +428,7 @@ class WidthSpace:
         Raises:
             CheckpointError: the description is damaged or of another version.
         """
-        try:
+        with files.malformed("the width space", CheckpointError, files.AGAIN):
             if data["format"] not in (1, FORMAT):
                 raise CheckpointError(
                     f"the width space has format {data['format']}, this version reads 1 and {FORMAT}"
@@ -473,8 +473,6 @@ class WidthSpace:
                 frozen=tuple(FrozenPart(name, reason) for name, reason in data["frozen"]),
                 notes=tuple(data["notes"]),
             )
-        except MALFORMED as error:
-            raise CheckpointError(f"damaged width space description: {error!r}; make it again") from error
 
 
 def _digest(data: Any) -> str:

@@ -7,6 +7,8 @@ pickle: reading a checkpoint runs no code.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,9 @@ def unpack_optimizer(
 
     Raises:
         CheckpointError: the parameter groups differ.
-        KeyError: a setting of the optimiser is missing.
+        LookupError, TypeError, ValueError: a setting is missing or another one, or a tensor of another shape.
     """
-    settings = [set(group) for group in optimizer.param_groups]
+    settings = [dict(group) for group in optimizer.param_groups]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *rest["scalars"].items()]:
         index, key = name.split(".", 1)
@@ -78,10 +80,16 @@ def unpack_optimizer(
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's optimiser is of another network: {error}") from error
     for own, group in zip(settings, optimizer.param_groups, strict=True):
-        if missing := sorted(own - set(group)):
-            raise KeyError(missing[0])
+        # The rate goes its way; all else is what the same settings make of it.
+        for key in own.keys() - {"params", "lr"}:
+            if group[key] != own[key]:
+                raise ValueError(f"the optimiser's {key} is {reprlib.repr(group[key])}, now {own[key]!r}")
+        if not 0 <= float(group["lr"]) < math.inf:
+            raise ValueError(f"the optimiser's rate is {group['lr']!r}")
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"the optimiser's {key} is of shape {tuple(value.shape)}")
+            if isinstance(value, torch.Tensor) and value.ndim:
                 # Files hold plain order. A fused update needs the weight's, or it mixes up elements.
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

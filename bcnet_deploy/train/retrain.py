@@ -28,6 +28,7 @@ from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.supernet import check_fit, make_loader, weights_digest
 from bcnet_deploy.train.trainer import OnProgress, Trainer
 from bcnet_deploy.train.trial import runs_in_channels_last, try_scores, try_step
+from bcnet_deploy.validation import written_as
 
 RESULT = "result.json"
 RECALIBRATION_BATCHES = 20
@@ -305,13 +306,8 @@ def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
 def load_result(folder: Path) -> RetrainResult:
     """What ``result.json`` of a finished retraining says. Raises :class:`CheckpointError`."""
     data = files.read_json(folder / RESULT, CheckpointError, "retraining result")
-    try:
-        known = {key: data[key] for key in RetrainResult.__dataclass_fields__}
-        return RetrainResult(**{**known, "widths": tuple(known["widths"]), "notes": tuple(known["notes"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / RESULT} is damaged: {error!r}; run 'bcnet-deploy retrain' again"
-        ) from error
+    again = "run 'bcnet-deploy retrain --fresh'"
+    return written_as(RetrainResult, data, folder / RESULT, CheckpointError, again)
 
 
 def _test(

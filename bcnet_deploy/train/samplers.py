@@ -20,17 +20,19 @@ registered in :data:`SAMPLERS`. ``bcnet_deploy.testing.samplers.SamplerConforman
 
 from __future__ import annotations
 
+import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from bcnet_deploy import files
 from bcnet_deploy.errors import CheckpointError, ConfigError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.registry import Registry
 
 if TYPE_CHECKING:
@@ -203,14 +205,23 @@ class WidthSampler(ABC):
                 f"the checkpoint was trained with {state.get('kind')!r}, this run asks for {self.kind!r}; "
                 "resume with the same rule or start in another folder"
             )
-        try:
+        source = "the sampler's state in the checkpoint"
+        with files.malformed(source, CheckpointError, "start anew with --fresh"):
             self.rng.bit_generator.state = state["generator"]
             self._pending = [
-                tuple(Slice(**{**p, "widths": np.array(p["widths"], dtype=np.int64)}) for p in step)
-                for step in state["pending"]
+                tuple(self._slice(path, len(step)) for path in step) for step in state["pending"]
             ]
-        except MALFORMED as error:
-            raise CheckpointError(f"the sampler's state in the checkpoint is damaged: {error}") from error
+
+    def _slice(self, data: dict[str, Any], count: int) -> Slice:
+        """One of the ``count`` slices of a step that was kept. Raises ValueError where it cannot be run."""
+        path = Slice(**{**data, "widths": np.array(data["widths"], dtype=np.int64)})
+        stored = self.grid.stored
+        if path.widths.shape != stored.shape or not ((path.widths >= 1) & (path.widths <= stored)).all():
+            raise ValueError(f"widths {reprlib.repr(data['widths'])}")
+        known = path.side in SIDES and path.role in get_args(Role)
+        if not known or not 0 <= path.weight < math.inf or path.teacher_index not in range(count):
+            raise ValueError(f"the slice {reprlib.repr(data)}")
+        return path
 
 
 SAMPLERS: Registry[type[WidthSampler]] = Registry("training rule", "bcnet_deploy.samplers")

@@ -15,7 +15,7 @@ from torch import nn
 
 from bcnet_deploy import files
 from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits
-from bcnet_deploy.errors import DataError
+from bcnet_deploy.errors import CheckpointError, DataError
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Task, load_task
@@ -25,8 +25,10 @@ from bcnet_deploy.train.evaluate import SupernetEvaluator, score_batches
 from bcnet_deploy.train.samplers import SAMPLERS, SIDES, SamplerSource, Side, WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import OnProgress, Trainer
 from bcnet_deploy.train.trial import try_step
+from bcnet_deploy.validation import written_as
 
 WEIGHTS = "supernet.safetensors"
+_AGAIN = "train again with 'bcnet-deploy train --fresh'"
 DESCRIPTION = "supernet.json"
 """Written last, so that it is there only when training has finished."""
 FORMAT = 1
@@ -68,12 +70,17 @@ class SupernetResult:
         return {**asdict(self), **named}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SupernetResult:
-        """What :meth:`to_dict` gave, also of a version that knew top-1 alone."""
-        values = {"val_metric": data.get("val_top1"), **data}
-        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
-        return cls(
-            **{**known, "sides": tuple(known.get("sides", SIDES)), "notes": tuple(known.get("notes", ()))}
+    def load(cls, path: Path) -> SupernetResult:
+        """The result in a supernet's description, also of a version that knew top-1 alone.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        data = files.read_json(path, CheckpointError, "supernet description")
+        with files.malformed(path, CheckpointError, _AGAIN):
+            result = dict(data["result"])
+        return written_as(
+            cls, {"val_metric": result.get("val_top1"), **result}, path, CheckpointError, _AGAIN
         )
 
 

@@ -8,6 +8,7 @@ training goes on: a resumed run has the same bits.
 
 from __future__ import annotations
 
+import reprlib
 import signal
 import threading
 import time
@@ -23,10 +24,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bcnet_deploy import files
 from bcnet_deploy.data.loader import BatchLoader
 from bcnet_deploy.data.plain import in_memory_order
 from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
-from bcnet_deploy.files import MALFORMED
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
@@ -334,14 +335,20 @@ class Trainer:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        try:
+        with files.malformed(
+            f"checkpoint {self.checkpoint_path}", CheckpointError,
+            "it may be of another network: start anew with --fresh",
+        ):  # fmt: skip
             self._check_checkpoint(state)
+            for name, generator in parts.get("generator", {}).items():
+                if name == self.device.type or name == "cpu":
+                    torch.Generator(name).set_state(generator)
             self.network.load_state_dict(parts["model"])
             unpack_optimizer(self.optimizer, parts.get("optimizer", {}), state["optimizer"])
             if self.average is not None:
                 for name, tensor in self.average.tensors.items():
                     tensor.copy_(parts["average"][name])
-                self.average.updates = state["average_updates"]
+                self.average.updates = _whole(state["average_updates"], "updates of the average")
             if self.config.amp == "fp16":
                 self.scaler.load_state_dict(state["scaler"])
             if self.sampler is not None:
@@ -350,15 +357,10 @@ class Trainer:
             self.position = _position(state)
             if self.loader.position != self.step:
                 raise ValueError(f"step {self.step} and position {self.loader.position} of the images")
-            self.journal.lengths = {name: _length(state["logs"][name]) for name in self.journal.lengths}
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"checkpoint {self.checkpoint_path} is of another network: {str(error).splitlines()[0]}"
-            ) from error
-        except MALFORMED as error:
-            raise CheckpointError(
-                f"checkpoint {self.checkpoint_path} lacks or spoils {error}; start anew with --fresh"
-            ) from error
+            self.journal.lengths = {
+                name: None if (length := state["logs"][name]) is None else _whole(length, "length of a log")
+                for name in self.journal.lengths
+            }
         self._generators = parts.get("generator", {})
         self._saved_step = self.step
         if self.position.loss is not None:
@@ -393,17 +395,17 @@ class Trainer:
 
 def _position(state: dict[str, Any]) -> Position:
     """What a checkpoint says of how far it is. Raises KeyError, TypeError or ValueError."""
-    step, loss = state["step"], state["loss"]
+    step, loss = _whole(state["step"], "step"), state["loss"]
     cost, seconds = float(state["cost"]), float(state["seconds"])
-    if type(step) is not int or not 0 <= step <= _MOST or not 0 <= cost <= _MOST or not 0 <= seconds <= _MOST:
-        raise ValueError(f"its step {step!r}, cost {cost!r} or seconds {seconds!r}")
+    if not 0 <= cost <= _MOST or not 0 <= seconds <= _MOST:
+        raise ValueError(f"its cost {cost!r} or seconds {seconds!r}")
     return Position(step, cost, seconds, None if loss is None else float(loss))
 
 
-def _length(value: Any) -> int | None:
-    """Bytes of a log. Raises ValueError."""
-    if value is not None and (type(value) is not int or value < 0):
-        raise ValueError(f"the length of a log, {value!r}")
+def _whole(value: Any, what: str) -> int:
+    """A count of a checkpoint. Raises ValueError."""
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError(f"its {what}, {reprlib.repr(value)}")
     return value
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import bcnet_deploy as bd
+from bcnet_deploy.errors import CheckpointError
 from bcnet_deploy.models import build_model, load_weights
-from bcnet_deploy.models.checkpoints import timm_file
+from bcnet_deploy.models.checkpoints import read_state_dict, timm_file
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -266,6 +269,29 @@ def test_damaged_and_unsafe_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(bd.CheckpointError, match="no checkpoint at"):
         build_model(NAME, weights=tmp_path / "absent.pth")
     assert "ran code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_name_of_a_million_letters_costs_no_time(tmp_path: Path, zipped: bool) -> None:
+    """Torch's own message of it would be searched for a quarter of an hour."""
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=zipped)
+    name, long = b"torch._utils", b"torch._utils" + b"[" * 10**6
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            parts = {part: archive.read(part) for part in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for part, content in parts.items():
+                archive.writestr(part, content.replace(name, long, 1))
+    else:
+        path.write_bytes(path.read_bytes().replace(name, long, 1))
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match="holds a word of 10000"):
+        read_state_dict(path)
+    assert time.process_time() - began < 5
+    torch.save({"a": torch.zeros(2), "config": "word " * 10_000}, path)
+    with pytest.raises(CheckpointError, match="entry 'config' is of type str"):
+        read_state_dict(path)  # a long text is read
 
 
 @pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors"])

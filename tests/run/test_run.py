@@ -348,7 +348,7 @@ def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Pa
     shutil.copytree(place / "whole", target)
     (target / "bench" / "bench.json").write_text('{"networks": 3}')
     result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
-    assert result.exit_code == 1 and "is not as this version writes it" in result.output
+    assert result.exit_code == 1 and "is damaged, or of another version" in result.output
     (target / "bench" / "bench.json").write_text('{"networks"')
     result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
     assert result.exit_code == 1 and "bench.json" in result.output

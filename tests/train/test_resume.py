@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,14 +88,47 @@ def test_a_state_out_of_range_is_refused(tmp_path: Path) -> None:
         make_trainer(make_supernet(), settings(epochs=1), tmp_path)
 
 
-def test_an_optimizer_without_a_setting_is_refused(tmp_path: Path) -> None:
+def _change(state: dict[str, Any], tensors: dict[str, torch.Tensor], *path: Any, to: Any) -> None:
+    place: Any = state if path[0] in state else tensors
+    for key in path[:-1]:
+        place = place[key]
+    if to is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = to
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "message"),
+    [
+        (("optimizer", "groups", 0, "lr"), None, "the key 'lr' is missing"),
+        (("optimizer", "groups", 0, "lr"), -1.0, "the optimiser's rate is -1.0"),
+        (("optimizer", "groups", 0, "lr"), "abc", "could not convert"),
+        (("optimizer", "groups", 0, "momentum"), "abc", "the optimiser's momentum is 'abc', now 0.9"),
+        (("optimizer", "groups", 0, "nesterov"), [], r"the optimiser's nesterov is \[\]"),
+        (("optimizer", "groups"), 5, "is damaged"),
+        (("sampler", "pending"), [[{"widths": [10**6], "side": "left"}]], r"widths \[1000000\]"),
+        (("sampler", "pending"), [[{"widths": "x", "side": "left"}]], "is damaged"),
+        (("sampler", "pending"), 7, "is damaged"),
+        (("step",), "3", "its step, '3'"),
+        (("cost",), -1.0, "its cost -1.0"),
+        (("logs", "records"), -4, "its length of a log, -4"),
+        (("generator.cpu",), torch.zeros(3), "is damaged"),
+        (("generator.cpu",), torch.zeros(3, dtype=torch.uint8), "is damaged"),
+        (("optimizer.0.momentum_buffer",), torch.zeros(2, 5), r"momentum_buffer is of shape \(2, 5\)"),
+    ],
+)
+def test_a_checkpoint_with_a_value_changed_is_refused_where_it_is_read(
+    tmp_path: Path, path: tuple[Any, ...], to: Any, message: str
+) -> None:
+    """Not in the middle of the training, by whatever the value meets there."""
     make_trainer(make_supernet(), settings(epochs=1), tmp_path).run()
     tensors, state = load_checkpoint(tmp_path / "checkpoint.safetensors")
-    for group in state["optimizer"]["groups"]:
-        del group["lr"]
+    _change(state, tensors, *path, to=to)
     save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, state)
-    with pytest.raises(CheckpointError, match="lacks or spoils 'lr'"):
+    with pytest.raises(CheckpointError, match=message) as caught:
         make_trainer(make_supernet(), settings(epochs=1), tmp_path)
+    assert "\n" not in str(caught.value) and "--fresh" in str(caught.value)
 
 
 def test_a_plain_network_in_channels_last_goes_on_with_the_same_bits(tmp_path: Path) -> None:
