@@ -12,19 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bcnet_deploy as bd
 from bcnet_deploy import files
-from bcnet_deploy.errors import nearest
+from bcnet_deploy.errors import CheckpointError, ConfigError, RunDirError, nearest
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.run.directory import RunConfig, RunDir
 
@@ -81,6 +83,34 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
         process.stdout.close()
         data = files.read_json(path, bd.TableError, "table")
         assert data == list(range(len(data)))
+
+
+def test_what_does_not_come_apart_names_the_file() -> None:
+    def refused(take: Callable[[], object]) -> str:
+        with pytest.raises(CheckpointError) as caught, files.malformed("x.json", CheckpointError, "do this"):
+            take()
+        return str(caught.value)
+
+    data: Any = {"a": "b", "n": 10**30}
+    assert refused(lambda: data["no"]) == (
+        "x.json is damaged, or of another version (the key 'no' is missing); do this"
+    )
+    for take in (
+        lambda: data[0], lambda: data["a"].c, lambda: int(data["a"]), lambda: data["a"][5],
+        lambda: np.array([data["n"]], dtype=np.int64), lambda: data["n"] / 0,
+        lambda: torch.zeros(2) @ torch.zeros(3),
+    ):  # fmt: skip
+        said = refused(take)
+        assert said.startswith("x.json is damaged") and said.endswith("do this") and "\n" not in said
+
+    def ours(error: Exception) -> None:
+        raise error
+
+    # A setting of the file is named with it; what says all itself stays as it is.
+    assert refused(lambda: ours(ConfigError("rounds is 0"))) == "x.json: rounds is 0; do this"
+    assert refused(lambda: ours(CheckpointError("as it is"))) == "as it is"
+    with pytest.raises(RunDirError, match="^disk full$"), files.malformed("x", CheckpointError, "do this"):
+        raise RunDirError("disk full")
 
 
 @pytest.mark.parametrize("content", ['{"a": 1,', "", "[1, 2", "{'a': 1}"])

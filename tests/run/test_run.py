@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import os
@@ -17,9 +18,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from bcnet_deploy.bench.result import BenchResult
 from bcnet_deploy.cli.main import cli
+from bcnet_deploy.errors import CheckpointError, RunDirError
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.train import SupernetResult, load_result
 from tests.export.test_job import needs_rtx
 from tests.run.tinynet import MODEL
 
@@ -352,6 +356,36 @@ def test_a_damaged_file_is_named(place: Path, done: dict[str, Any], tmp_path: Pa
     (target / "bench" / "bench.json").write_text('{"networks"')
     result = CliRunner().invoke(cli, ["report", "--run-dir", str(target)])
     assert result.exit_code == 1 and "bench.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("file", "within", "read", "error"),
+    [
+        ("retrain/found/result.json", [], lambda path: load_result(path.parent), CheckpointError),
+        ("train/supernet.json", ["result"], SupernetResult.load, CheckpointError),
+        (
+            "bench/bench.json",
+            ["networks", "found", "runtimes", "onnxruntime-cpu"],
+            BenchResult.load,
+            RunDirError,
+        ),
+    ],
+)
+def test_a_result_with_any_value_of_another_kind_is_refused_by_name(
+    place: Path, done: dict[str, Any], tmp_path: Path, file: str, within: list[str], read: Any, error: Any
+) -> None:
+    whole = place / "whole" / file
+    read(whole)
+    path = tmp_path / whole.name
+    for key in functools.reduce(dict.__getitem__, within, json.loads(whole.read_text())):
+        if key in ("val_top1", "test_top1", "digest", "config"):
+            continue  # beside the result, or a second name
+        data = json.loads(whole.read_text())
+        functools.reduce(dict.__getitem__, within, data)[key] = {"a": [1e300]}
+        path.write_text(json.dumps(data))
+        with pytest.raises(error, match=re.escape(str(path))) as caught:
+            read(path)
+        assert "\n" not in str(caught.value), key
 
 
 @pytest.mark.parametrize(
