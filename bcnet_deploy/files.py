@@ -478,17 +478,38 @@ def _plain(root: Any) -> Any:
     return root
 
 
-def check_magnitudes(root: Any, most: float) -> None:
-    """Raise ValueError where a number in nested lists and mappings is beyond ``most``, either way."""
-    waiting = [root]
+LARGEST = 1e18
+"""Of any figure that a file of results holds."""
+_COUNTED = ("macs", "params", "channels", "evaluations", "images", "steps", "runs", "rounds", "seconds")
+
+
+def check_figures(root: Any, accuracies: tuple[float, float] | None = None) -> None:
+    """Raise ValueError where a figure in nested lists and mappings is none that there can be.
+
+    Its key says what it is: milliseconds (``..._ms``) and what is counted are not negative.
+
+    Args:
+        root: what was read.
+        accuracies: the least and the largest that there can be.
+    """
+    low, high = (-LARGEST, LARGEST) if accuracies is None else accuracies
+    waiting = [("", root)]
     while waiting:
-        value = waiting.pop()
+        key, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += value.values()
+            waiting += [(str(inner), part) for inner, part in value.items()]
         elif isinstance(value, list):
-            waiting += value
-        elif isinstance(value, int | float) and abs(value) > most:
-            raise ValueError(f"the number {value:.3g} is out of range")
+            waiting += [(key, part) for part in value]
+        elif isinstance(value, int | float):
+            least, most = -LARGEST, LARGEST
+            if key.endswith("_ms"):
+                least, most = 0, 1e9
+            elif key in _COUNTED or key.endswith("_bytes"):
+                least = 0
+            elif key.endswith("accuracy"):
+                least, most = low, high
+            if not least <= value <= most:
+                raise ValueError(f"{key[:40]} is {value:.3g}; allowed: {least:.3g} to {most:.3g}")
 
 
 @functools.cache

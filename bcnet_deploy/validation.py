@@ -86,8 +86,6 @@ def check(cls: type, data: Any, source: str, error: type[BCNetError] = ConfigErr
 
 
 T = TypeVar("T")
-LARGEST = 1e18
-"""Of the figures that results hold."""
 
 
 def written_as(cls: type[T], data: Any, source: str | Path, error: type[BCNetError], remedy: str) -> T:
@@ -99,7 +97,7 @@ def written_as(cls: type[T], data: Any, source: str | Path, error: type[BCNetErr
     import pydantic
 
     with files.malformed(source, error, remedy):
-        files.check_magnitudes(data, LARGEST)
+        files.check_figures(data)
         try:
             value: T = pydantic.TypeAdapter(cls).validate_python(data)
             return value

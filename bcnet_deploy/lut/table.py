@@ -336,6 +336,8 @@ class LatencyTable:
                         f"{where}: layer {layer.name} has {count} channel counts, and its entry or model "
                         f"{layer.key!r} another number of them"
                     )
+        with files.malformed(f"{where}: provenance", TableError, files.AGAIN):
+            files.check_figures(data["provenance"])
         return cls(
             device=check_name(f"{where}: device", data["device"], TableError),
             source=data["source"],

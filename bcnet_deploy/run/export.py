@@ -21,7 +21,6 @@ from bcnet_deploy.run.settings import ExportSettings
 from bcnet_deploy.run.subnets import Subnet, recalibrated, subnet_of
 from bcnet_deploy.runtime.base import Runtime
 from bcnet_deploy.runtime.registry import RUNTIMES, find_runtime, runtime_of_engine
-from bcnet_deploy.validation import LARGEST
 
 if TYPE_CHECKING:
     from bcnet_deploy.data import DataSplits, ImageSet
@@ -210,7 +209,7 @@ def export(
     if entry is None:
         raise ExportError(f"{folder / 'export.json'} does not list {path.name}; export it again with --force")
     with files.malformed(folder / "export.json", ExportError, "give --force to export it again"):
-        files.check_magnitudes(entry, LARGEST)
+        files.check_figures(entry)
         return ExportStepResult(settings.network, path, written, str(entry["origin"]), entry, done.ran)
 
 

@@ -21,7 +21,7 @@ from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.originals import pruned_evaluator, require_trained, tuned_evaluator
 from bcnet_deploy.run.settings import SearchSettings
 from bcnet_deploy.run.supernets import require_supernet_of, supernet_evaluator, supernet_info
-from bcnet_deploy.validation import LARGEST, plain
+from bcnet_deploy.validation import plain
 
 if TYPE_CHECKING:
     from bcnet_deploy.lut import LatencyTable
@@ -138,7 +138,10 @@ def _result(run: RunDir, ran: bool) -> SearchStepResult:
     explained = files.read_yaml(run.widths_file, RunDirError, "search result")
     found = files.read_json(run.search / "search.json", RunDirError, "search result")
     with files.malformed(run.widths_file, RunDirError, "search again with --fresh"):
-        files.check_magnitudes([explained, found], LARGEST)
+        # Accuracies of a posterior may lie a little beyond what scores can.
+        low, high = found.get("accuracies") or (-files.LARGEST, files.LARGEST)
+        more = 0.1 * (high - low)
+        files.check_figures([explained, found], (low - more, high + more))
         return SearchStepResult(
             widths=dict(explained["widths"]), accuracy=float(found["accuracy"]),
             costs=dict(explained["costs"]),
@@ -347,6 +350,7 @@ def _search(
     except NetworkFailedError as error:
         remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
         raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
+    between = getattr(evaluator, "bounds", None)
     uniform, _ = uniform_to_compare(result.constraints)
     scores = {}
     for name, widths in {"found": result.widths, "uniform": uniform, "full": prepared.space.full}.items():
@@ -372,7 +376,9 @@ def _search(
     explained = explain(
         result, model=config.model.to_dict(), scores=scores, provenance=provenance, tables=prepared.told
     )
-    files.write_json(run.search / "search.json", {**result.to_dict(), "scores": scores})
+    files.write_json(
+        run.search / "search.json", {**result.to_dict(), "scores": scores, "accuracies": between}
+    )
     # Last: it is what later steps look for.
     files.write_yaml(run.widths_file, explained)
 
