@@ -113,6 +113,23 @@ def test_what_does_not_come_apart_names_the_file() -> None:
         raise RunDirError("disk full")
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"latency": [{"interval_ms": [0.1, -1]}]}, "interval_ms is -1; allowed: 0 to 1e.09"),
+        ({"predicted_ms": 1e10}, "predicted_ms is 1e.10"),
+        ({"costs": {"macs": -3}}, "macs is -3"),
+        ({"weight_bytes": -1.0}, "weight_bytes is -1"),
+        ({"source": 10**30}, "source is 1e.30"),
+        ([{"scores": {"accuracy": 255}}], "accuracy is 255; allowed: -10 to 110"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_by_their_key(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        files.check_figures(data, (-10, 110))
+    files.check_figures({"gain": -3.0, "accuracy": 101.5, "predicted_ms": None, "flag": True}, (-10, 110))
+
+
 @pytest.mark.parametrize("content", ['{"a": 1,', "", "[1, 2", "{'a': 1}"])
 def test_damaged_json_names_file_line_and_column(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.json"

@@ -95,15 +95,9 @@ def _read_records(path: str | Path, lattice: Lattice) -> Records:
     """The records of a ``records.jsonl``. Raises :class:`DataError` naming file, line and what helps."""
     rows: list[tuple[list[int], float, float | None]] = []
     for number, row in files.read_json_lines(path, DataError, "loss records", _REMEDY):
-        try:
+        with files.malformed(f"{path}, line {number}", DataError, _REMEDY):
+            files.check_figures(row)
             rows.append(_record(row, lattice))
-        except (ValueError, KeyError, TypeError) as error:
-            reason = (
-                f"it lacks the key {error}"
-                if isinstance(error, KeyError)
-                else f"it is no loss record ({error})"
-            )
-            raise DataError(f"{path}, line {number}: {reason}; {_REMEDY}") from error
     if not rows:
         raise DataError(f"{path} holds no loss record; {_REMEDY}")
     widths, losses, references = zip(*rows, strict=True)
@@ -120,9 +114,9 @@ def _references(values: Iterable[float | None]) -> Float | None:
 
 
 def _record(row: dict[str, Any], lattice: Lattice) -> tuple[list[int], float, float | None]:
-    """One line's content; raises a ValueError, KeyError or TypeError that says what is wrong."""
+    """One line's content; raises what :func:`bcnet_deploy.files.malformed` takes."""
     widths, loss = row["widths"], row["loss"]
-    if not isinstance(widths, list) or not all(type(w) is int and w > 0 for w in widths):
+    if not isinstance(widths, list) or not all(type(w) is int and 0 < w < 2**31 for w in widths):
         raise ValueError(f"widths are {reprlib.repr(widths)}, not a list of channel counts")
     if len(widths) != lattice.length:
         raise ValueError(

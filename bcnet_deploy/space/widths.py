@@ -64,7 +64,7 @@ class WidthVariable:
 
     def checked_choices(self, choices: Sequence[int]) -> tuple[int, ...]:
         """``choices`` with the full width added. Raises :class:`WidthError` unless they are allowed."""
-        array = np.asarray(choices)
+        array = _array(choices)
         given = f"given for variable {self.index} ({self.name}): {list(choices)!r}"
         if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
             raise WidthError(f"choices are one or more whole numbers of channels; {given}")
@@ -74,6 +74,14 @@ class WidthVariable:
             grid = f" in steps of {self.step}" if self.step > 1 else ""
             raise WidthError(f"choices are within {self.lowest}..{self.channels}{grid}; {given}")
         return tuple(sorted({*array.tolist(), self.channels}))
+
+
+def _array(values: npt.ArrayLike) -> npt.NDArray[Any]:
+    """``values``; lists of unlike lengths in it are objects, which no check takes for numbers."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.asarray(values, dtype=object)
 
 
 def level_choices(units: int, step: int, levels: int, min_level: int, lowest: int = 0) -> tuple[int, ...]:
@@ -243,16 +251,16 @@ class WidthSpace:
             WidthError: wrong length, not integers, out of range or not a multiple of the step;
                 names the variable, what was given and what is allowed.
         """
-        array = np.asarray(widths)
+        array = _array(widths)
         if array.ndim == 1:
             array = array[None]
         count = len(self.variables)
         if array.ndim != 2 or array.shape[1] != count:
             raise WidthError(
-                f"a width vector of {self.model_name} has {count} widths; given: shape {np.shape(widths)}"
+                f"a width vector of {self.model_name} has {count} widths; given: shape {array.shape}"
             )
         whole = array.dtype.kind in "iu" or (
-            array.dtype.kind == "f" and np.array_equal(array, np.round(array))
+            array.dtype.kind == "f" and bool((np.isfinite(array) & (array == np.round(array))).all())
         )
         if not whole:
             raise WidthError(f"widths are whole numbers of channels; given: {array.dtype} {array[:1]}")

@@ -234,9 +234,10 @@ def test_damaged_loss_records_are_named_before_anything_is_evaluated(run: Path, 
     path = run / "train" / "records.jsonl"
     whole = path.read_text().splitlines()
     for line, words in (
-        ("{", ["line 2", "not JSON"]), ('{"loss": 1.0}', ["line 2", "lacks the key 'widths'"]),
+        ("{", ["line 2", "not JSON"]), ('{"loss": 1.0}', ["line 2", "the key 'widths' is missing"]),
         ('{"widths": [1, 2], "loss": 1.0}', ["line 2", "2 widths"]), ("3", ["line 2"]),
         ('{"widths": "wide", "loss": 1.0}', ["line 2", "'wide'"]),
+        (whole[1].replace(": [", f": [{10**30}, ", 1), ["line 2", "1000000000"]),
     ):  # fmt: skip
         path.write_text("\n".join([whole[0], line, *whole[2:]]) + "\n")
         refused(search(run, "--macs", "0.5x"), "records.jsonl", *words, "--no-prior", "train --fresh")
