@@ -498,7 +498,7 @@ def check_figures(root: Any, accuracies: tuple[float, float] | None = None) -> N
         key, value = waiting.pop()
         if isinstance(value, dict):
             waiting += [(str(inner), part) for inner, part in value.items()]
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             waiting += [(key, part) for part in value]
         elif isinstance(value, int | float):
             least, most = -LARGEST, LARGEST

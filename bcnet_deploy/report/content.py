@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-LARGEST = 1e18
-"""What no cost, time or accuracy reaches."""
+from bcnet_deploy import files
 
 
 @dataclass(frozen=True)
@@ -178,17 +177,11 @@ class Content:
     provenance: list[tuple[str, str]] = field(default_factory=list)
 
     def checked(self) -> Content:
-        """The same, every value of its annotated type. Raises ValueError for one that is not or too large."""
+        """The same, every value of its annotated type. Raises ValueError for one that is not or cannot be."""
         import pydantic
 
         content = pydantic.TypeAdapter(Content).validate_python(asdict(self))
-        waiting: list[Any] = [asdict(content)]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, dict | list | tuple):
-                waiting += value.values() if isinstance(value, dict) else value
-            elif isinstance(value, int | float) and not abs(value) <= LARGEST:
-                raise ValueError(f"the figure {value:g} is out of range")
+        files.check_figures(asdict(content))
         return content
 
     @property
