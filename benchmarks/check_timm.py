@@ -174,8 +174,9 @@ size of its own configuration, code unchanged.
   are those that torch's counter finds. *refused* is a typed error before any work. *Frozen*: share of the
   MACs in layers that no width changes. *Half*: MACs left where every width is halved.
 - **Torch-Pruning** (`python -m benchmarks.check_torch_pruning`): pruned as its README and its timm example
-  say, half of all channels by group magnitude, classifier kept. *right* means that the network runs
-  afterwards, with finite outputs of the former shape and fewer parameters; there is no slice to compare with.
+  say (and attention's `attn_dim`, newer than that example, is put right too), half of all channels by group
+  magnitude, classifier kept. *right* means that the network runs afterwards, with finite outputs of the
+  former shape and fewer parameters; there is no slice to compare with.
   *Untouched*: share of the MACs in modules whose own did not change. *Half*: MACs left.
 """
 

@@ -129,20 +129,27 @@ def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
 
 
 def put_heads_right(model: nn.Module, heads: dict[nn.Module, int]) -> None:
-    """Attributes of attention after pruning, as its timm example sets them."""
+    """Attributes of attention after pruning, as its timm example sets them, and one that timm has since."""
     for module in model.modules():
         qkv = getattr(module, "qkv", None)
         if qkv in heads:
             module.num_heads = heads[qkv]
             wide = qkv.out_features if isinstance(qkv, nn.Linear) else qkv.out_channels
             module.head_dim = wide // (3 * module.num_heads)
+            if isinstance(getattr(module, "attn_dim", None), int):
+                module.attn_dim = wide // 3
 
 
 def own_macs(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Multiply-accumulates of each module without those of its parts, by torch's counter."""
     counter = FlopCounterMode(display=False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # the counter looks for gradients of views of them
+        parameter.requires_grad_(False)
     with counter, torch.no_grad():
         model(x)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     counts = counter.get_flop_counts()
     whole = {path: sum(of.values()) // 2 for path, of in counts.items() if path != "Global"}
     own = dict(whole)
