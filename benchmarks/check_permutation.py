@@ -4,10 +4,10 @@
 
 Each model has random weights under which every channel matters. ``by_importance`` orders the channels by
 group L2, ``random`` draws an order for each variable that may be permuted. Both give the largest difference
-of outputs, relative to the outputs' spread over images; the bar is 1e-10, or ten times ``rounding`` where that
-is more: what a change in the last digit of the images does. Where random weights amplify it a million times,
-batch norms are given the statistics of random images first (``recalibrated``). ``kept`` names the variables that
-no permutation leaves alone. Results are kept per model, so that an interrupted run goes on.
+of outputs, relative to the outputs' spread over images. The bar is 1e-10, or ten times ``rounding`` where
+that is more: what a change in the last digit of the images does. Where random weights amplify it a million
+times, batch norms are given the statistics of random images first (``recalibrated``). ``kept`` names the
+variables that no permutation leaves alone. Results are kept per model, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
