@@ -34,7 +34,7 @@ from bcnet_deploy.profiler.profiling import make_runner_of
 from bcnet_deploy.runtime.machine import describe_machine
 
 SHARES = np.linspace(0.25, 0.6, 15)  # of the full network's latency, by the table that chooses
-BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5)  # of the full network's measured latency
+BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)  # of the full network's measured latency
 DEVICES = ("cpu-1thread", "cpu-int8", "cpu-openvino", "cpu-openvino-bf16", "cpu-openvino-int8")
 Int64 = npt.NDArray[np.int64]
 
@@ -42,14 +42,17 @@ Int64 = npt.NDArray[np.int64]
 def largest(
     space: bd.WidthSpace, latency: Callable[[Int64], npt.NDArray[np.float64]], limit: float,
     rng: np.random.Generator, generations: int = 60,
-) -> Int64:  # fmt: skip
-    """(L,) the widths of the largest capacity within ``limit``, by crossover and mutation."""
+) -> Int64 | None:  # fmt: skip
+    """(L,) the widths of the largest capacity within ``limit``, by crossover and mutation; None where none
+    of those to begin with is."""
 
     def capacity(widths: Int64) -> npt.NDArray[np.float64]:
         return np.log(widths / space.full).sum(axis=1)
 
     kept = np.concatenate([space.random(4000, rng), [space.uniform(r) for r in np.linspace(0.1, 1, 60)]])
     kept = kept[latency(kept) <= limit]
+    if not len(kept):
+        return None
     for _ in range(generations):
         kept = kept[np.argsort(-capacity(kept))[:250]]
         first, second = kept[rng.integers(0, len(kept), (2, 600))]
@@ -70,7 +73,7 @@ def run_choose(options: argparse.Namespace) -> None:
         chosen: set[bytes] = set()
         for share in SHARES:
             widths = largest(space, table.predict, share * float(table.predict(full)[0]), rng)
-            if widths.tobytes() in chosen:
+            if widths is None or widths.tobytes() in chosen:
                 continue
             chosen.add(widths.tobytes())
             choices.append({
@@ -127,10 +130,10 @@ def compare(entries: list[dict[str, Any]]) -> dict[str, Any]:
     own, other = curves.pop(device), next(iter(curves.values()))
     budgets = []
     for share in BUDGETS:
-        best = [
-            max((point for point in curve if point[0] <= share * full_ms), key=lambda point: point[1])
-            for curve in (own, other)
-        ]
+        within = [[point for point in curve if point[0] <= share * full_ms] for curve in (own, other)]
+        if not all(within):
+            continue
+        best = [max(points, key=lambda point: point[1]) for points in within]
         first, second = (dict(zip(("measured_ms", "capacity", "macs"), point, strict=True)) for point in best)
         budgets.append({"budget_ms": share * full_ms, "share": share, "own": first, "other": second})
 
@@ -140,8 +143,8 @@ def compare(entries: list[dict[str, Any]]) -> dict[str, Any]:
         return capacities, np.log(times)
 
     (own_capacity, own_time), (other_capacity, other_time) = line(own), line(other)
-    within = (other_capacity >= own_capacity[0]) & (other_capacity <= own_capacity[-1])
-    longer = np.exp(other_time - np.interp(other_capacity, own_capacity, own_time))[within] - 1
+    shared = (other_capacity >= own_capacity[0]) & (other_capacity <= own_capacity[-1])
+    longer = np.exp(other_time - np.interp(other_capacity, own_capacity, own_time))[shared] - 1
     return {
         "full_ms": full_ms, "budgets": budgets,
         "other_takes_longer": {"mean": float(longer.mean()), "least": float(longer.min()),
