@@ -114,6 +114,7 @@ def run_measure(options: argparse.Namespace) -> None:
     files.write_json(
         options.out,
         {"model": options.model, "machine": describe_machine(), "compared": compared, "entries": entries},
+        indent=None,
     )
 
 
