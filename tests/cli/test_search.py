@@ -237,7 +237,7 @@ def test_damaged_loss_records_are_named_before_anything_is_evaluated(run: Path, 
         ("{", ["line 2", "not JSON"]), ('{"loss": 1.0}', ["line 2", "the key 'widths' is missing"]),
         ('{"widths": [1, 2], "loss": 1.0}', ["line 2", "2 widths"]), ("3", ["line 2"]),
         ('{"widths": "wide", "loss": 1.0}', ["line 2", "'wide'"]),
-        (whole[1].replace(": [", f": [{10**30}, ", 1), ["line 2", "1000000000"]),
+        (whole[1].replace(": [", f": [{10**30}, ", 1), ["line 2", "widths is 1e+30"]),
     ):  # fmt: skip
         path.write_text("\n".join([whole[0], line, *whole[2:]]) + "\n")
         refused(search(run, "--macs", "0.5x"), "records.jsonl", *words, "--no-prior", "train --fresh")
@@ -431,7 +431,7 @@ def test_a_result_spoilt_since_it_was_written_is_named(run: Path) -> None:
     refused(search(run, *arguments), "widths.yaml", "search again with --fresh")
     spoilt["latency"] = [10**30]
     path.write_text(yaml.safe_dump(spoilt))
-    refused(search(run, *arguments), "1e+30 is out of range", "search again with --fresh")
+    refused(search(run, *arguments), "latency is 1e+30", "search again with --fresh")
 
 
 def test_budgets_of_several_devices_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
