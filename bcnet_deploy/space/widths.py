@@ -251,13 +251,12 @@ class WidthSpace:
             WidthError: wrong length, not integers, out of range or not a multiple of the step;
                 names the variable, what was given and what is allowed.
         """
-        array = _array(widths)
-        if array.ndim == 1:
-            array = array[None]
+        given = _array(widths)
+        array = given[None] if given.ndim == 1 else given
         count = len(self.variables)
         if array.ndim != 2 or array.shape[1] != count:
             raise WidthError(
-                f"a width vector of {self.model_name} has {count} widths; given: shape {array.shape}"
+                f"a width vector of {self.model_name} has {count} widths; given: shape {given.shape}"
             )
         whole = array.dtype.kind in "iu" or (
             array.dtype.kind == "f" and bool((np.isfinite(array) & (array == np.round(array))).all())

@@ -32,7 +32,7 @@ TestNumpyRuntime = module.TestNumpyRuntime
 
 def test_a_runtime_from_outside_profiles() -> None:
     torch.manual_seed(0)
-    table = profile(TinyNet().eval(), tiny_space(size=8), NUMPY, budget_s=8)
+    table = profile(TinyNet().eval(), tiny_space(size=32), NUMPY, budget_s=8)
     assert (table.device, table.provenance["runtime"]) == ("numpy-cpu", "numpy")
     assert table.provenance["runtime_version"] == np.__version__
     assert table.differences() == []

@@ -156,7 +156,7 @@ def test_the_supernets_slice_is_taken_and_recalibrated(
                 parameter.add_(torch.arange(len(parameter)).reshape(-1, *[1] * (parameter.dim() - 1)) * 0.01)
         return supernet
 
-    monkeypatch.setattr(RunDir, "supernet", load)
+    monkeypatch.setattr("bcnet_deploy.run.subnets.load_supernet", load)
     run = searched(tmp_path)
     source = subnet_of(run, "found")
     assert source.shared
