@@ -163,7 +163,10 @@ def search(
         if any(evaluator.images):
             race(evaluator, posterior, budgets, images, pareto)
         settle(evaluator, posterior, budgets)
-    return _result(lattice, budgets, evaluator, log, name, seed, stopped, prior_costs, posterior, images)
+    between = getattr(accuracy, "bounds", None)
+    return _result(
+        lattice, budgets, evaluator, log, name, seed, stopped, prior_costs, posterior, images, between
+    )
 
 
 def check_settings(
@@ -256,6 +259,7 @@ def _generation(
 def _result(
     lattice: Lattice, budgets: Constraints, evaluator: Evaluator, log: list[Generation], strategy: str,
     seed: int, stopped: str, prior_costs: dict[str, float] | None, posterior: Posterior | None, images: int,
+    between: tuple[float, float] | None,
 ) -> SearchResult:  # fmt: skip
     indices, accuracy = evaluator.indices, evaluator.accuracy
     widths = lattice.widths(indices)
@@ -272,12 +276,15 @@ def _result(
     value = accuracy[rows] if posterior is None else np.round(posterior.predict(indices[rows])[0], 9)
     row = best_row(value, _relative_costs(budgets, widths[rows]), indices[rows])
     bounds = budgets.bounds(widths[rows[row]][None])[0]
+    front = front_of(widths[rows], value, costs, budgets.objective_keys)
+    if between is not None:  # a regression's means may lie beyond what there can be
+        front.accuracy = np.clip(front.accuracy, *between)
     return SearchResult(
         widths=widths[rows[row]],
         accuracy=float(accuracy[rows[row]]),
         costs={key: float(values[row]) for key, values in costs.items()},
         bounds={b.key: float(v) for b, v in zip(budgets.budgets, bounds, strict=True)},
-        front=front_of(widths[rows], value, costs, budgets.objective_keys),
+        front=front,
         evaluated=widths,
         evaluated_accuracy=accuracy,
         generations=tuple(log),

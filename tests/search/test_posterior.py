@@ -196,6 +196,24 @@ def test_the_stated_probability_to_beat_uniform_is_kept():
     assert abs(np.mean(stated) - np.mean(true)) < 0.1, (np.mean(stated), np.mean(true))
 
 
+def test_no_front_promises_more_than_there_can_be():
+    """Few scores of much noise, none above 76: the means of a regression on them go beyond."""
+
+    class Bounded(Noisy):
+        bounds = (0.0, 76.0)
+
+        def __call__(self, widths):
+            return np.minimum(super().__call__(widths), 76.0)
+
+    means, fronts = [], []
+    for seed in range(8):
+        accuracy = Bounded(seed, noise=1.0)
+        result = bd.search(SPACE, accuracy, {"macs": "0.9x"}, 30, seed, population_size=10)
+        means.append(result.belief.mean)
+        fronts.append(result.front.accuracy.max())
+    assert max(means) > 76.0 >= max(fronts), "what the regression says of one network stays as it is"
+
+
 def test_exact_values_are_not_smoothed():
     plain = bd.search(SPACE, Hashed(), {"macs": "0.5x"}, 60)
     assert plain.belief is None and plain.to_dict()["posterior"] is None and plain.images is None
