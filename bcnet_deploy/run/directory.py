@@ -452,15 +452,17 @@ class RunDir:
 
     def given_widths(self, which: str) -> dict[str, int] | None:
         """As :meth:`trained`, where the user gave the widths to the retraining instead of the search."""
-        data = self._subnet_description(which)
-        extra = data.get("extra") if data is not None else None
-        return self.trained(which) if isinstance(extra, Mapping) and extra.get("widths_from") else None
+        return self.trained(which) if self._subnet_extra(which).get("widths_from") else None
 
     def preprocessing(self, which: str) -> Mapping[str, Any]:
         """How a retrained network's images were made; empty where nothing says so."""
+        return self._subnet_extra(which).get("preprocessing") or {}
+
+    def _subnet_extra(self, which: str) -> Mapping[str, Any]:
+        """What a retrained network's description says beside its widths; empty where there is none."""
         data = self._subnet_description(which)
         extra = data.get("extra") if data is not None else None
-        return (extra.get("preprocessing") or {}) if isinstance(extra, Mapping) else {}
+        return extra if isinstance(extra, Mapping) else {}
 
     def _subnet_description(self, which: str) -> Mapping[str, Any] | None:
         path = self.retrained(which) / "subnet.yaml"
