@@ -4,6 +4,7 @@
     python bm_lut_accuracy.py build --model mobilenet_v2 --device cpu-1thread --budget 120 --out t120.json
     python bm_lut_accuracy.py evaluate --model mobilenet_v2 --device cpu-1thread --out result.json t120.json
     python bm_lut_accuracy.py add --result result.json t30.json t60.json
+    python bm_lut_accuracy.py join --out result.json t120.json --pieces rounds1.json rounds2.json
     python bm_lut_accuracy.py report ../docs/lut_accuracy.md results/lut/*.json
 
 ``build`` makes a table from nothing and reports the wall time of everything: model, width space, export,
@@ -11,7 +12,8 @@ measurements, fits. ``evaluate`` draws networks with a seed of its own, measures
 (new session each time, fastest of the runs, median of the rounds), and compares; two halves of the rounds
 give the noise floor, and a reference network, timed between the runs, how fast the machine is now and was
 when the table was made.
-``add`` judges more tables by the same measurements.
+``add`` judges more tables by the same measurements. ``join`` judges tables by the rounds of several
+evaluations of the same networks together: a long one in pieces.
 For some of the networks every layer is timed as a model of its own, too: the naive
 sum. Timing wants the machine alone: nothing else running, and where allowed a real-time priority
 (``chrt -f 10``).
@@ -69,6 +71,11 @@ def main() -> None:
     add.add_argument("tables", type=Path, nargs="+")
     add.add_argument("--result", type=Path, required=True, help="of evaluate; the tables are added to it")
     add.set_defaults(run=run_add)
+    join = commands.add_parser("join")
+    join.add_argument("tables", type=Path, nargs="+")
+    join.add_argument("--out", type=Path, required=True)
+    join.add_argument("--pieces", type=Path, nargs="+", required=True, help="of evaluate, same networks")
+    join.set_defaults(run=run_join)
     report = commands.add_parser("report")
     report.add_argument("document", type=Path)
     report.add_argument("--conditions", default="", help="what else the machine did, written into the head")
@@ -143,11 +150,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         # Below 1 at one thread: others ran on the core.
         "had_core": round(had_core, 4),
         "machine": describe_machine(runtime),
-        "latency_ms": {
-            "min": rounds.min(),
-            "mean": float(np.median(rounds, axis=1).mean()),
-            "max": rounds.min(axis=1).max(),
-        },
+        "latency_ms": latencies(rounds),
         "tables": [],
     }
     result["reference_ms"] = round(float(np.median(theirs)), 5)
@@ -177,6 +180,52 @@ def run_add(arguments: argparse.Namespace) -> None:
         result["tables"].append(judge(path, table, widths, rounds, result["reference_ms"], beside))
     result["tables"].sort(key=lambda judged: judged["budget_s"])
     write(arguments.result, result)
+
+
+def run_join(arguments: argparse.Namespace) -> None:
+    pieces = [files.read_json(path, bd.TableError, "benchmark result") for path in arguments.pieces]
+    result = joined(pieces)
+    _, space = _network(result["model"])
+    widths, rounds, beside = (np.array(result[key]) for key in ("widths", "rounds_ms", "paired_ms"))
+    result["tables"] = [
+        judge(
+            path, bd.LatencyTable.load(path).for_space(space), widths, rounds, result["reference_ms"], beside
+        )
+        for path in arguments.tables
+    ]
+    write(arguments.out, result)
+
+
+def joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several of the same networks: all their rounds, no tables."""
+    first = pieces[0]
+    if any(piece["widths"] != first["widths"] for piece in pieces):
+        raise SystemExit("the pieces are of different networks; give evaluations with the same --seed")
+    rounds = np.concatenate([piece["rounds_ms"] for piece in pieces], axis=1)
+    reference_ms = round(float(np.median([piece["reference_ms"] for piece in pieces])), 5)
+    # Each piece's are in milliseconds of its own reference.
+    beside = [np.array(piece["paired_ms"]) * reference_ms / piece["reference_ms"] for piece in pieces]
+    return {
+        **first,
+        "rounds": rounds.shape[1],
+        "pieces": len(pieces),
+        "measure_s": round(sum(piece["measure_s"] for piece in pieces), 1),
+        "had_core": min(piece["had_core"] for piece in pieces),
+        "latency_ms": latencies(rounds),
+        "reference_ms": reference_ms,
+        "rounds_ms": rounds.tolist(),
+        "paired_ms": np.round(np.concatenate(beside, axis=1), 5).tolist(),
+        "tables": [],
+    }
+
+
+def latencies(rounds: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Between what (N, R) measurements lie."""
+    return {
+        "min": float(rounds.min()),
+        "mean": float(np.median(rounds, axis=1).mean()),
+        "max": float(rounds.min(axis=1).max()),
+    }
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -39,6 +39,24 @@ def test_what_slows_down_both_networks_goes(accuracy) -> None:  # type: ignore[n
     np.testing.assert_allclose(found[1] / found[0], 3.0)
 
 
+def test_pieces_of_an_evaluation_join(accuracy) -> None:  # type: ignore[no-untyped-def]
+    """The machine was twice as slow in the second piece, for the reference network as well."""
+
+    def piece(speed: float, widths: list[list[int]]) -> dict[str, object]:
+        times = [[speed * 3.0, speed * 3.0], [speed * 6.0, speed * 6.0]]
+        return {"widths": widths, "rounds_ms": times, "paired_ms": times, "reference_ms": speed * 2.0,
+                "measure_s": 1.0, "had_core": 1.0 / speed}  # fmt: skip
+
+    found = accuracy.joined([piece(1.0, [[4], [8]]), piece(2.0, [[4], [8]])])
+    assert found["rounds"] == 4
+    assert found["rounds_ms"] == [[3.0, 3.0, 6.0, 6.0], [6.0, 6.0, 12.0, 12.0]]
+    assert found["reference_ms"] == 3.0
+    assert found["paired_ms"] == [[4.5] * 4, [9.0] * 4]
+    assert (found["measure_s"], found["had_core"]) == (2.0, 0.5)
+    with pytest.raises(SystemExit, match="same --seed"):
+        accuracy.joined([piece(1.0, [[4], [8]]), piece(1.0, [[4], [9]])])
+
+
 def test_choices_are_compared_at_equal_measured_time(benchmark_module) -> None:  # type: ignore[no-untyped-def]
     """The other table's choices take a tenth longer than the first one's of the same capacity."""
 
