@@ -94,15 +94,15 @@ BASE = TrainConfig(
 )  # fmt: skip
 GPU_BASE = TrainConfig(
     epochs=30, batch_size=256, learning_rate=0.15, weight_decay=5e-4, warmup_epochs=1.5, augment="crop-flip",
-    workers=0, checkpoint_every=10**9, log_every=100,
+    workers=0, checkpoint_every=10**9, log_every=100, cuda_graphs=True,
 )  # fmt: skip
 """Small networks on a GPU cost a launch a layer, whatever the batch: it is larger there."""
 
 GPU_TUNE = TrainConfig.load("finetune").replace(
-    batch_size=128, learning_rate=0.04, workers=0, checkpoint_every=10**9, log_every=200
+    batch_size=128, learning_rate=0.04, workers=0, checkpoint_every=10**9, log_every=200, cuda_graphs=True
 )
 GPU_SUPERNET = TrainConfig.load("short_supernet").replace(
-    batch_size=128, learning_rate=0.02, workers=0, checkpoint_every=10**9, log_every=50
+    batch_size=128, learning_rate=0.02, workers=0, checkpoint_every=10**9, log_every=50, cuda_graphs=True
 )
 
 TUNE_IMAGES, HELD_OUT = 6400, 2000
@@ -666,7 +666,14 @@ def fine_tune(
 
 
 def winner(job: Bench, budget: float, method: str) -> str | None:
-    """The network of a method: the first that measures within the budget."""
+    """The network of a method: the one of former seeds, else the first that measures within the budget."""
+    names = {
+        json.loads(path.read_text()) for path in job.folder.glob(f"tuned/{budget}-{method}-[0-9]/name.json")
+    }
+    if len(names) > 1:
+        raise ValueError(f"{job.network} {budget} {method}: seeds are of several networks, {sorted(names)}")
+    if names:
+        return names.pop()
     return next(iter(read(job, "chosen").get(str(budget), {}).get(method, [])), None)
 
 

@@ -28,6 +28,11 @@ from bcnet_deploy.models import default_input_size
 from bcnet_deploy.profiler.profiling import profile
 from bcnet_deploy.runtime.machine import describe_machine
 from bcnet_deploy.runtime.trt_build import gpu
+from bcnet_deploy.tasks import load_task
+from bcnet_deploy.train.config import TrainConfig
+from bcnet_deploy.train.graphs import GraphedPaths
+from bcnet_deploy.train.paths import PathRunner
+from bcnet_deploy.train.samplers import Slice
 
 
 def main() -> None:
@@ -102,10 +107,32 @@ def training(dry: bool) -> dict[str, Any]:
     supernet.set_active(half, side="left")
     half_s = median_s(one(supernet), device, repeats)
     random_s = median_s(sliced, device, repeats)
+    graphs = [
+        graphed_s(bd.Supernet(bd.build_model(name), space), x, labels, repeats, dry, on) for on in (0, 1)
+    ]
     return {
         "model": name, "batch": batch, "plain_images_per_s": batch / plain_s,
         "random_slice_images_per_s": batch / random_s, "half_slice_over_extracted": half_s / extracted_s,
+        "random_step_images_per_s": batch / graphs[0], "random_graphed_step_images_per_s": batch / graphs[1],
     }  # fmt: skip
+
+
+def graphed_s(
+    supernet: bd.Supernet, x: torch.Tensor, labels: torch.Tensor, repeats: int, dry: bool, graphs: int
+) -> float:
+    """Seconds of forward and backward of a random slice as training runs it, by a CUDA graph or not."""
+    config = TrainConfig(amp="off" if dry else "bf16", cuda_graphs=bool(graphs))
+    supernet.train().to(x.device)
+    scaler = torch.amp.GradScaler(x.device.type, enabled=False)
+    runner = GraphedPaths if graphs and not dry else PathRunner
+    paths = runner(supernet, supernet, config, x.device, scaler, load_task("classification"))
+    rng = np.random.default_rng(1)
+
+    def run() -> None:
+        supernet.zero_grad(set_to_none=False)
+        paths((Slice(supernet.space.random(1, rng)[0], "left"),), x, labels)
+
+    return median_s(run, x.device, repeats)
 
 
 def evaluation(dry: bool) -> dict[str, Any]:

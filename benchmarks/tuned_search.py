@@ -3,12 +3,16 @@
     python -m benchmarks.tuned_search explore   --network mobilenet --folder FOLDER --worker 3 --device cuda
     python -m benchmarks.tuned_search finalists --network mobilenet --folder FOLDER
     python -m benchmarks.tuned_search rates     --network mobilenet --folder FOLDER --device cuda
+    python -m benchmarks.tuned_search explore   --network mobilenet --folder FOLDER --scored full --steps 1056
+    python -m benchmarks.tuned_search nearest   --network mobilenet --folder FOLDER --scored full
 
 ``explore`` fine-tunes networks that are near a budget for some steps, and keeps their held-out accuracy. The
 first are drawn around uniform widths; then each process draws what to try next from the posterior of all
 scores so far (Thompson sampling). ``finalists`` searches the mean of that posterior: the networks that
 :mod:`bm_trained` measures and fine-tunes as ``found``. With ``--source pruned`` or ``supernet`` the posterior
 is of scores without fine-tuning, of networks drawn over all sizes: ``found-drawn``, ``found-supernet``.
+``nearest`` does as ``finalists`` without the evolutionary search: it climbs from the best networks near the
+budget. ``--scored`` names the folder of scores, so that fine-tunings of other lengths are kept apart.
 ``rates`` compares learning rates of the final fine-tuning on uniform widths. Test images take no part in any
 of them. ``search --scores tuned`` does as ``explore`` and ``finalists``, in one process.
 """
@@ -52,10 +56,10 @@ SEARCH_RATE, FINAL_RATES = 0.02, (0.01, 0.02, 0.04, 0.08)
 class Arm:
     """One network at one budget: what may be tried, and what is known."""
 
-    def __init__(self, job: Bench, budget: float) -> None:
+    def __init__(self, job: Bench, budget: float, scored: str = "explored") -> None:
         self.job, self.budget = job, budget
         self.table = job.table()
-        self.folder = job.folder / "explored" / str(budget)
+        self.folder = job.folder / scored / str(budget)
         self.lattice = Lattice(job.space.with_choices(learned_choices(job.space, [self.table])).variables)
         measured = read(job, "measured")
         paths = sorted((job.folder / "networks").glob(f"{budget}-*.json"))
@@ -65,10 +69,10 @@ class Arm:
         )
         self.limit_ms = budget * measured["full"] / float(ratio)
         self.pool = near_budgets(
-            self.lattice, lambda rows: self._used(rows) <= 1.0, self._used, np.random.default_rng(0)
+            self.lattice, lambda rows: self.used(rows) <= 1.0, self.used, np.random.default_rng(0)
         )
 
-    def _used(self, rows: Int64) -> Float:
+    def used(self, rows: Int64) -> Float:
         """(N, L) choice indices -> (N,) predicted share of the budget."""
         return np.asarray(self.table.predict(self.lattice.widths(rows)) / self.limit_ms)
 
@@ -103,9 +107,12 @@ class Arm:
         return self.lattice.widths(thompson(posterior, fresh, rng)[None])[0]
 
 
-def explore(jobs: list[Bench], budgets: list[float], steps: int, worker: int, until: float) -> None:
-    """Score networks until the time is over, the budgets in turn."""
-    arms = [Arm(job, budget) for job in jobs for budget in budgets]
+def explore(
+    jobs: list[Bench], budgets: list[float], steps: int, worker: int, until: float,
+    scored: str = "explored", rate: float = SEARCH_RATE, most: int = 10**9,
+) -> None:  # fmt: skip
+    """Score networks until the time is over or there are ``most`` of each budget, the budgets in turn."""
+    arms = [Arm(job, budget, scored) for job in jobs for budget in budgets]
     permuted = {
         job.network: permuted_on(job.trained(), job.space, job.splits(), "l2", device=torch.device("cpu"))
         for job in jobs
@@ -116,6 +123,8 @@ def explore(jobs: list[Bench], budgets: list[float], steps: int, worker: int, un
     while time.monotonic() + longest < until:
         arm = arms[turn % len(arms)]
         turn += 1
+        if all(len(list(one.folder.glob("*.json"))) >= most for one in arms):
+            return
         started = time.monotonic()
         row = arm.next(rng)
         key = "-".join(map(str, row.tolist()))
@@ -125,7 +134,7 @@ def explore(jobs: list[Bench], budgets: list[float], steps: int, worker: int, un
         result = fine_tune(
             arm.job, splits[arm.job.network], arm.budget, "", steps, arm.folder / f"{key}-{worker}",
             seed=worker, start=slice_of(permuted[arm.job.network], arm.job.space, row), row=row,
-            rate=SEARCH_RATE,
+            rate=rate,
         )  # fmt: skip
         seconds = time.monotonic() - started
         longest = max(longest, seconds)
@@ -213,6 +222,46 @@ def finalists(job: Bench, budget: float, source: str) -> None:
         job.keep(budget, f"{method}~{index:02d}", network, time.process_time() - started)
 
 
+CLIMBERS, CLIMBS = 32, 400
+"""Networks from which ``nearest`` climbs, and steps of each."""
+
+
+def nearest(job: Bench, budget: float, scored: str, method: str, count: int = 4) -> None:
+    """Keep the best ``count`` networks near the budget by the posterior's lower bound, as ``finalists`` does.
+
+    From the best of the pool and of those scored, two widths at a time change by a choice or two, as long as
+    the bound rises within the budget.
+    """
+    if job.candidates(budget, method):
+        return
+    arm, started = Arm(job, budget, scored), time.process_time()
+    posterior, known = arm.posterior()
+    rng, top = np.random.default_rng(3), arm.lattice.top
+    begin = np.unique(np.concatenate([arm.pool, known[arm.used(known) <= 1.0]]), axis=0)
+    best = begin[np.argsort(-lower_bound(posterior, begin))[:CLIMBERS]]
+    value = lower_bound(posterior, best)
+    for _ in range(CLIMBS):
+        change = np.zeros_like(best)
+        for _ in range(2):
+            change[np.arange(len(best)), rng.integers(best.shape[1], size=len(best))] = rng.choice(
+                [-2, -1, 1, 2], size=len(best)
+            )
+        tried = np.clip(best + change, 0, top)
+        reached = lower_bound(posterior, tried)
+        better = (arm.used(tried) <= 1.0) & (reached > value)
+        best, value = np.where(better[:, None], tried, best), np.where(better, reached, value)
+    best, first = np.unique(best, axis=0, return_index=True)
+    value = value[first]
+    permuted = permuted_on(job.trained(), job.space, job.splits(), "l2", device=torch.device("cpu"))
+    mean, deviation = posterior.predict(best)
+    print(f"{job.network} {budget} {scored}: {len(known)} scored, {posterior.notes()}", flush=True)
+    for index, at in enumerate(np.argsort(-value)[:count]):
+        widths = arm.lattice.widths(best[at][None])[0]
+        print(f"  {widths} {mean[at]:.2f} ± {deviation[at]:.2f}", flush=True)
+        network = slice_of(permuted, job.space, widths)
+        job.keep(budget, f"{method}~{index:02d}", network, time.process_time() - started)
+
+
 def rates(jobs: list[Bench], budgets: list[float], steps: int, share: tuple[int, int], until: float) -> None:
     """Held-out accuracy of uniform widths after fine-tuning at several rates."""
     todo = [(job, budget, rate) for budget in budgets for job in jobs for rate in FINAL_RATES]
@@ -229,12 +278,14 @@ def rates(jobs: list[Bench], budgets: list[float], steps: int, share: tuple[int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("step", choices=("explore", "finalists", "rates"))
+    parser.add_argument("step", choices=("explore", "finalists", "nearest", "rates"))
     parser.add_argument("--network", choices=NETWORKS, nargs="+", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.2])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--source", choices=("tuned", "pruned", "supernet"), default="tuned")
+    parser.add_argument("--scored", default="explored", help="folder of the scores of explore and nearest")
+    parser.add_argument("--method", default="found", help="of nearest: what its networks are called")
     parser.add_argument("--steps", type=int, default=176, help="of explore and rates")
     parser.add_argument(
         "--worker", type=int, default=0, help="number of this process among those that explore"
@@ -247,7 +298,11 @@ def main() -> None:
     jobs = [Bench(name, options.folder, "", torch.device(options.device)) for name in options.network]
     share = (options.share[0], options.share[1])
     if options.step == "explore":
-        explore(jobs, options.budgets, options.steps, options.worker, until)
+        explore(jobs, options.budgets, options.steps, options.worker, until, options.scored)
+    elif options.step == "nearest":
+        for job in jobs:
+            for budget in options.budgets:
+                nearest(job, budget, options.scored, options.method)
     elif options.step == "rates":
         rates(jobs, options.budgets, options.steps, share, until)
     else:

@@ -45,6 +45,8 @@ class TrainConfig(Checked):
         ema_decay: of the averaged weights that are evaluated and saved; 0 is no averaging.
         augment: see :class:`bcnet_deploy.data.Augmentation`.
         amp: ``bf16`` (CPU, GPU) or ``fp16`` (GPU, with loss scaling).
+        cuda_graphs: on a GPU, each kind of step is one CUDA graph (:mod:`bcnet_deploy.train.graphs`): small
+            networks cost a launch a layer otherwise. Elsewhere it changes nothing.
         compile: torch.compile; for plain networks alone, since each width would be compiled anew.
         checkpoint_every, log_every: steps.
         evaluate_every: epochs between evaluations on held-out data; 0 is only at the end.
@@ -80,6 +82,7 @@ class TrainConfig(Checked):
     augment: Augment = "crop-flip"
     temperature: Positive = 1.0
     amp: Literal["off", "bf16", "fp16"] = "off"
+    cuda_graphs: bool = False
     compile: bool = False
     channels_last: bool = True
     workers: Annotated[int, Ge(0)] = 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,15 +54,13 @@ class PathRunner:
         losses = []
         temperature = self.config.temperature
         for index, path in enumerate(paths):
-            if path is not None and self.supernet is not None:
-                self.supernet.set_active(path.widths, path.side)
             parts = []
             for part, (x, y) in enumerate(zip(image_parts, label_parts, strict=True)):
                 last = index == len(paths) - 1 and part == len(image_parts) - 1
                 share = len(x) / len(images)
-                with self._gradients(last):
+                with self._running(index, path, last) as network:
                     with self._autocast():
-                        outputs = self.runs(x)
+                        outputs = network(x)
                     outputs = as_float(outputs)
                     smoothed = self.task.loss(outputs, y, self.config.label_smoothing)
                     loss = smoothed
@@ -92,12 +91,24 @@ class PathRunner:
         dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype)
 
-    def _gradients(self, last: bool) -> AbstractContextManager[Any]:
-        """How a backward pass leaves its gradients.
+    @contextmanager
+    def _running(self, index: int, path: Slice | None, last: bool) -> Iterator[nn.Module]:
+        """What runs a path forward and backward, ready for both.
 
-        Ranks exchange them once, in the step's last backward, when all paths have added theirs; that takes
-        hooks on the full weights. A process alone lets a supernet add them in place.
+        Ranks exchange gradients once, in the step's last backward, when all paths have added theirs; that
+        takes hooks on the full weights. A process alone lets a supernet add them in place.
+
+        Args:
+            index: of the path in its step.
+            path: None for a plain network.
+            last: whether the step's last backward is to come.
         """
+        if path is not None and self.supernet is not None:
+            self.supernet.set_active(path.widths, path.side)
+        gradients: AbstractContextManager[Any] = nullcontext()
         if isinstance(self.runs, DistributedDataParallel):
-            return nullcontext() if last else self.runs.no_sync()
-        return self.supernet.gradients_in_place() if self.supernet is not None else nullcontext()
+            gradients = nullcontext() if last else self.runs.no_sync()
+        elif self.supernet is not None:
+            gradients = self.supernet.gradients_in_place()
+        with gradients:
+            yield self.runs

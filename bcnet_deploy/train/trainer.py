@@ -33,14 +33,15 @@ from bcnet_deploy.tasks import Task, load_task
 from bcnet_deploy.train.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
+from bcnet_deploy.train.graphs import GraphedPaths
 from bcnet_deploy.train.journal import Journal, Now, OnProgress, Pending, check_tensorboard
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.samplers import Step, WidthSampler
 from bcnet_deploy.train.trial import set_layout
 
-OPERATIONAL = ("checkpoint_every", "log_every", "workers", "tensorboard", "evaluate_every")
-"""Settings that may change between a checkpoint and its resumption: the weights do not depend on them."""
+OPERATIONAL = ("checkpoint_every", "log_every", "workers", "tensorboard", "evaluate_every", "cuda_graphs")
+"""Settings that may change between a checkpoint and its resumption: but for rounding, no weight depends on them."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.network, config)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.run_paths = PathRunner(
+        # A graph holds one process's kernels, of a network that is not compiled.
+        self._graphs = (
+            config.cuda_graphs and self.device.type == "cuda" and self.ranks.world == 1 and not config.compile
+        )
+        runner = GraphedPaths if self._graphs else PathRunner
+        self.run_paths = runner(
             self._wrapped(), self.supernet, config, self.device, self.scaler, task or load_task(config.task),
             teacher,
         )  # fmt: skip
@@ -241,8 +247,8 @@ class Trainer:
         factor = rate_factor(self.config, min(self.share_done, 1.0), self.config.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
-        # Kept and cleared: fresh memory for full-size gradients costs more than it saves.
-        self.optimizer.zero_grad(set_to_none=self.supernet is None)
+        # Kept and cleared: fresh memory for full-size gradients costs more than it saves, and graphs need it.
+        self.optimizer.zero_grad(set_to_none=self.supernet is None and not self._graphs)
         losses = self.run_paths(drawn, images, labels)
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
