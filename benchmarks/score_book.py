@@ -259,7 +259,8 @@ def make(options: argparse.Namespace) -> None:
     name = f"{options.name or options.rule}_seed{options.seed}_cost{options.cost:.0f}_size{options.size}"
     supernet, config, outcome = trained(
         options.rule, options.seed, options.cost,
-        {**RECIPE, "checkpoint_every": 4000, "cuda_graphs": True, **changes}, splits, options.work / name, device,
+        {**RECIPE, "checkpoint_every": 4000, "cuda_graphs": True, **changes}, splits,
+        options.work / name, device,
     )  # fmt: skip
     calibration, _ = joined(splits.train, splits, options.recalibration, device)
     images, labels = joined(splits.val, splits, options.held_out, device)

