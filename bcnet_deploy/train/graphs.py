@@ -31,7 +31,7 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     images: torch.Tensor
-    labels: Any
+    labels: torch.Tensor
     units: torch.Tensor
     right: torch.Tensor
     losses: torch.Tensor
@@ -44,32 +44,30 @@ class GraphedPaths(PathRunner):
     cannot be captured, or be masked, runs as it would without graphs; a warning says so, once.
     """
 
-    _masks: WidthMasks | None = None
-    _flat: list[torch.Tensor] | None = None
-    _refused = False
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._graphs: dict[Any, _Graph] = {}
+        self._masks: WidthMasks | None = None
+        self._flat: list[torch.Tensor] = []
+        self._refused = False
 
-    def __call__(self, drawn: Step | None, images: torch.Tensor, labels: Any) -> torch.Tensor:
-        if self._refused or not isinstance(labels, torch.Tensor):
+    def __call__(self, drawn: Step | None, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self._refused:
             return super().__call__(drawn, images, labels)
-        graphs: dict[Any, _Graph] = self.__dict__.setdefault("_graphs", {})
         kind = (
             tuple(images.shape), tuple(labels.shape),
             tuple((path.role, path.weight, path.teacher_index) for path in drawn or ()),
         )  # fmt: skip
-        if kind not in graphs:
+        if kind not in self._graphs:
             try:
-                graphs[kind] = self._capture(drawn, images, labels)
-            except _NotMaskable as error:
-                self._give_up(str(error))
+                self._graphs[kind] = self._capture(drawn, images, labels)
+            except torch.OutOfMemoryError:
+                raise
+            except (_NotMaskable, RuntimeError) as error:
+                self._refused = True
+                warnings.warn(f"training without CUDA graphs: {error}", stacklevel=2)
                 return super().__call__(drawn, images, labels)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self._give_up(f"the step cannot be captured: {error}")
-                for parameter in self._parameters():
-                    parameter.grad = None
-                return super().__call__(drawn, images, labels)
-        own = graphs[kind]
+        own = self._graphs[kind]
         own.images.copy_(images)
         own.labels.copy_(labels)
         if drawn is not None and self._masks is not None:
@@ -82,10 +80,6 @@ class GraphedPaths(PathRunner):
 
     def _parameters(self) -> list[nn.Parameter]:
         return list((self.supernet or self.runs).parameters())
-
-    def _give_up(self, reason: str) -> None:
-        self._refused = True
-        warnings.warn(f"training without CUDA graphs: {reason}", stacklevel=3)
 
     def _capture(self, drawn: Step | None, images: torch.Tensor, labels: torch.Tensor) -> _Graph:
         if self.supernet is not None and self._masks is None:
@@ -111,10 +105,7 @@ class GraphedPaths(PathRunner):
         generator = torch.cuda.get_rng_state(self.device)
 
         def run() -> torch.Tensor:
-            if self._masks is not None:
-                rows = zip(own.units, own.right, strict=True)
-                self._flat = [self._masks.flat(units, right) for units, right in rows]
-            return super(GraphedPaths, self).__call__(drawn, own.images, own.labels)
+            return self._masked(drawn, own.units, own.right, own.images, own.labels)
 
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -137,9 +128,22 @@ class GraphedPaths(PathRunner):
             torch.cuda.set_rng_state(generator, self.device)
         return own
 
+    def _masked(
+        self,
+        drawn: Step | None,
+        units: torch.Tensor,
+        right: torch.Tensor,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """A step of (paths, L) units and (paths,) sides on the device; ``drawn`` tells roles and weights."""
+        if self._masks is not None:
+            self._flat = [self._masks.flat(*path) for path in zip(units, right, strict=True)]
+        return super().__call__(drawn, images, labels)
+
     @contextmanager
     def _running(self, index: int, path: Slice | None, last: bool) -> Iterator[nn.Module]:
-        if path is None or self._masks is None or self._flat is None or self._refused:
+        if path is None or self._masks is None or self._refused:
             with super()._running(index, path, last) as network:
                 yield network
             return
