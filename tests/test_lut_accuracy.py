@@ -57,6 +57,13 @@ def test_pieces_of_an_evaluation_join(accuracy) -> None:  # type: ignore[no-unty
         accuracy.joined([piece(1.0, [[4], [8]]), piece(1.0, [[4], [9]])])
 
 
+def test_rounds_with_something_beside_them_are_left_out(accuracy) -> None:  # type: ignore[no-untyped-def]
+    kept, share = accuracy.undisturbed(np.array([[2.0, 1.0, 1.2, 1.31], [4.0, 4.0, 5.0, 5.0]]))
+    nan = float("nan")
+    np.testing.assert_array_equal(kept, [[1.0, 1.2, nan, nan], [4.0, 4.0, 5.0, 5.0]])
+    assert share == 6 / 8
+
+
 def test_choices_are_compared_at_equal_measured_time(benchmark_module) -> None:  # type: ignore[no-untyped-def]
     """The other table's choices take a tenth longer than the first one's of the same capacity."""
 
