@@ -98,6 +98,7 @@ class Remembered:
     def __init__(self, evaluator: SupernetEvaluator, path: Path, identity: str) -> None:
         self._evaluator = evaluator
         self.images, self.image_passes = evaluator.images, 0
+        self.prefixes = evaluator.prefixes
         self._log = files.JsonLines(path, "supernet scores", header={"supernet": identity})
         self._known: dict[tuple[bytes, int], tuple[float, float]] = {
             (np.array(row["widths"], dtype=np.int64).tobytes(), row["images"]): (row["score"], row["noise"])

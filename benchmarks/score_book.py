@@ -50,6 +50,8 @@ from bcnet_deploy.train.evaluate import binomial_deviation
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 ARCHIVE = "cifar10-imagefolder.tar.xz"
+PREFIXES = ((0,), (0, 1), (0, 1, 2), (0, 1, 2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6))
+"""What :class:`SupernetEvaluator` says of this network: a search draws networks that share these."""
 GROUP = 100
 """Images whose right answers are counted together, every other one by itself."""
 
@@ -120,6 +122,7 @@ class BookAccuracy:
     """
 
     shares_weights = True
+    prefixes = PREFIXES
 
     def __init__(self, book: ScoreBook, space: WidthSpace, recalibration: int = 512) -> None:
         self.book, self.images, self.image_passes = book, book.images, 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bcnet_deploy import WidthSpace
+from bcnet_deploy import WidthSpace, build_model
 from bcnet_deploy.models.channel_bench import _assemble, _conv_bn, _InvertedResidual
 from bcnet_deploy.nn import Supernet
 from bcnet_deploy.search.evaluation import RacingAccuracy
@@ -56,3 +56,11 @@ def test_every_network_as_the_evaluator_scores_it(score_book, sides, tmp_path: P
     assert np.abs(book.seen[rows].sum(axis=(2, 3)) - seen.sides(widths)).max() <= 1.0
     assert book.halves(rows).mean(axis=1) == pytest.approx(accuracy(widths))
     assert accuracy.noise(widths) == pytest.approx(evaluator.noise(widths), rel=0.02)
+
+
+def test_the_stages_that_searches_of_books_share_are_the_evaluators_own(score_book) -> None:  # type: ignore[no-untyped-def]
+    model = build_model("channel_bench_macro_mobilenet", num_classes=10)
+    supernet = Supernet(model, WidthSpace.from_model(model, (3, 8, 8), levels=4))
+    images = torch.randn(2, 3, 8, 8)
+    evaluator = SupernetEvaluator(supernet, [images], [(images, torch.zeros(2, dtype=torch.int64))])
+    assert evaluator.prefixes == score_book.PREFIXES

@@ -14,32 +14,34 @@ from dataclasses import replace
 import numpy as np
 
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
+from bcnet_deploy.search.branches import CONCENTRATION, PER_TERM, Prefixes, branched
 from bcnet_deploy.search.evaluation import Evaluator
 from bcnet_deploy.search.lattice import Int64, Lattice
 from bcnet_deploy.search.result import nondominated
 
-PER_TERM = 3
-"""Networks drawn for each term of the regression."""
-_CONCENTRATION = 4.0
-"""Of the widths of one network around its size: 0 is narrowest or full alone, infinity is uniform scaling."""
 _ALONG_A_FRONT, _AT_ONE_BUDGET = 5, 20
 """One evaluation in so many is kept for networks that the search chooses."""
 _OVER_MODEL = 2000
 """Networks that the search over the posterior looks at in a space too large to enumerate."""
 
 
-def drawn(lattice: Lattice, count: int, rng: np.random.Generator) -> Int64:
+def drawn(lattice: Lattice, count: int, rng: np.random.Generator, prefixes: Prefixes = ()) -> Int64:
     """(n, L) distinct choice indices of all sizes; n is ``count``, or the whole space where it is smaller.
 
-    Sizes are stratified. Around its size a network's layers scatter as beta variables.
+    Sizes are stratified. Around its size a network's layers scatter as beta variables. With ``prefixes``
+    networks share beginnings (:mod:`bcnet_deploy.search.branches`) and those that do follow one another.
     """
     if lattice.size <= count:
         return lattice.all()
-    found = np.zeros((0, lattice.length), dtype=np.int64)
+    found = (
+        branched(lattice, count, rng, prefixes)
+        if len(prefixes)
+        else np.zeros((0, lattice.length), dtype=np.int64)
+    )
     while len(found) < count:
         size = (rng.permutation(count) + rng.random(count))[:, None] / count
         shape = (count, lattice.length)
-        share = rng.beta(_CONCENTRATION * size + 1e-3, _CONCENTRATION * (1 - size) + 1e-3, shape)
+        share = rng.beta(CONCENTRATION * size + 1e-3, CONCENTRATION * (1 - size) + 1e-3, shape)
         rows = np.minimum((share * (lattice.top + 1)).astype(np.int64), lattice.top)
         both = np.concatenate([found, rows])
         _, first = np.unique(both, axis=0, return_index=True)
@@ -56,7 +58,7 @@ def search_by_design(context: Context, strategy: Callable[[Context], str]) -> st
     assert posterior is not None, "scores have noise"
     kept = max(evaluator.remaining // (_ALONG_A_FRONT if context.pareto else _AT_ONE_BUDGET), 1)
     count = max(min(evaluator.remaining - kept, PER_TERM * posterior.most_terms), 1)
-    design = drawn(lattice, count, context.rng)
+    design = drawn(lattice, count, context.rng, evaluator.prefixes)
     for start in range(0, len(design), context.population_size):
         evaluator(design[start : start + context.population_size])
         context.record(None)

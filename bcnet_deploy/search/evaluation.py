@@ -29,7 +29,9 @@ One with a method ``noise``, widths (N, L) -> (N,) standard deviations of what i
 posterior means of all its scores: see :mod:`bcnet_deploy.search.posterior`. An attribute ``shares_weights``
 that is true says that they are of one supernet, whose effects hold for networks in general in part. One
 ``trains_each`` says that each is of a network trained for it, one ``before_training`` that they are of
-networks to be trained: both are asked near the budgets.
+networks to be trained: both are asked near the budgets. An attribute ``prefixes``, tuples of variables each
+among those of the next, says that networks of one call that agree in one of them cost less: networks are then
+drawn so that many do.
 """
 OnError = Literal["stop", "skip"]
 _DECIMALS = 9
@@ -229,6 +231,11 @@ class Evaluator:
     def images_used(self, full: int) -> int:
         """Images behind all answers, where a full evaluation takes ``full``."""
         return sum(count or full for count in self.images)
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """Variables in which networks of one call must agree to share a stage; shallow stages first."""
+        return tuple(getattr(self._accuracy, "prefixes", ()))
 
     @property
     def count(self) -> int:

@@ -20,6 +20,7 @@ from bcnet_deploy.nn.recalibration import keeps_other_statistics
 from bcnet_deploy.tasks import Classification, Task, as_float, checked_score
 from bcnet_deploy.train.chain import Chain, Stage, Widths, batch_norms, stages_of
 from bcnet_deploy.train.distributed import Ranks
+from bcnet_deploy.train.memory import memory_kept
 from bcnet_deploy.train.samplers import SIDES
 from bcnet_deploy.train.trial import runs_in_channels_last
 
@@ -201,6 +202,12 @@ class SupernetEvaluator:
         """Distinct vectors that were run on data."""
         return len(self._known)
 
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """Variables that each stage depends on which vectors of one call can share; shallow ones first."""
+        with _Untouched(self.supernet):
+            return tuple(stage.variables for stage in self._shared_stages())
+
     def __call__(self, widths: npt.ArrayLike) -> Floats:
         """(N, L) widths -> (N,) of the metric. Raises :class:`bcnet_deploy.errors.WidthError`."""
         return np.asarray(self.sides(widths).mean(axis=1))
@@ -232,10 +239,8 @@ class SupernetEvaluator:
         new = [row for row in dict.fromkeys(rows) if batches not in self._known.get(row, {})]
         if new:
             found = torch.zeros(len(new), 2, len(self.side_names), dtype=torch.float64)
-            with _Untouched(self.supernet):
-                if self._stages is None:
-                    self._stages = self._find_stages()
-                chain = Chain(self.supernet, self._stages)
+            with _Untouched(self.supernet), memory_kept(self.val_batches[0][0].device):
+                chain = Chain(self.supernet, self._shared_stages())
                 new = chain.order(new)
                 mine = np.array_split(np.arange(len(new)), self.ranks.world)[self.ranks.rank].tolist()
                 self._run([new[at] for at in mine], batches, chain)
@@ -261,11 +266,14 @@ class SupernetEvaluator:
                     return index + 1, count
         return len(self.val_batches), self.val_count
 
-    def _find_stages(self) -> tuple[Stage, ...]:
-        if keeps_other_statistics(self.supernet.model):
-            return ()
-        with self._context():
-            return stages_of(self.supernet, _images_of(self.train_batches[0]))
+    def _shared_stages(self) -> tuple[Stage, ...]:
+        """Found once, by runs that change the supernet's statistics."""
+        if self._stages is None:
+            alone = keeps_other_statistics(self.supernet.model)
+            with self._context():
+                images = _images_of(self.train_batches[0])
+                self._stages = () if alone else stages_of(self.supernet, images)
+        return self._stages
 
     def _run(self, rows: list[Widths], batches: int, chain: Chain) -> None:
         """Bring vectors, in the chain's order, to so many held-out batches."""
