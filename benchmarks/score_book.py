@@ -46,6 +46,7 @@ from bcnet_deploy.data import load_data
 from bcnet_deploy.search import SearchResult
 from bcnet_deploy.space.widths import WidthSpace
 from bcnet_deploy.train.evaluate import binomial_deviation
+from bcnet_deploy.train.memory import memory_kept
 
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
@@ -186,10 +187,11 @@ def score_everything(scorer: PrefixScorer, held_out: int, about: dict[str, Any])
     device = scorer.labels.device
     right = torch.zeros(count, sides, groups, 2, dtype=torch.uint8, device=device)
     losses = torch.zeros(count, sides, device=device)
-    for row, side, correct, loss in right_answers(scorer):
-        # (groups, 50, 2): every other image of a hundred
-        right[row, side] = correct[: groups * GROUP].view(groups, GROUP // 2, 2).sum(1).to(torch.uint8)
-        losses[row, side] = loss[:held_out].mean()
+    with memory_kept(device):
+        for row, side, correct, loss in right_answers(scorer):
+            # (groups, 50, 2): every other image of a hundred
+            right[row, side] = correct[: groups * GROUP].view(groups, GROUP // 2, 2).sum(1).to(torch.uint8)
+            losses[row, side] = loss[:held_out].mean()
     own = held_out // GROUP
     return ScoreBook(
         right[:, :, :own].cpu().numpy(), right[:, :, own:].cpu().numpy(), losses.cpu().numpy(), about

@@ -35,6 +35,7 @@ from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.distributed import Ranks
 from bcnet_deploy.train.graphs import GraphedPaths
 from bcnet_deploy.train.journal import Journal, Now, OnProgress, Pending, check_tensorboard
+from bcnet_deploy.train.memory import memory_kept
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
 from bcnet_deploy.train.paths import PathRunner
 from bcnet_deploy.train.samplers import Step, WidthSampler
@@ -207,7 +208,7 @@ class Trainer:
                 self.checkpoint_path.unlink(missing_ok=True)
             self.journal.open(self._now(), supernet=self.supernet is not None, tensorboard=config.tensorboard)
             started = time.perf_counter() - position.seconds
-            with torch.random.fork_rng(devices=devices), StopRequest() as stop:
+            with torch.random.fork_rng(devices=devices), StopRequest() as stop, memory_kept(self.device):
                 self._start_generators()
                 while self.share_done < 1:
                     self._advance()
