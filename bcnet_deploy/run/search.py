@@ -34,7 +34,7 @@ _log = logging.getLogger("bcnet_deploy")
 
 _UNTRAINED_IMAGES = 2000
 """Held-out images of a score before training, which foretells what training brings less exactly than that."""
-_TOGETHER = 16
+_TOGETHER = 32
 """Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
 
 

@@ -18,11 +18,11 @@ from scipy.special import betaincinv
 
 from bcnet_deploy.search.lattice import Int64, Lattice
 
-PER_TERM = 3
-"""Networks, and beginnings of networks, drawn for each term of the regression."""
+PER_TERM = 4
+"""Different beginnings of a stage for each term of a regression on its widths."""
 CONCENTRATION = 4.0
 """Of the widths of one network around its size: 0 is narrowest or full alone, infinity is uniform scaling."""
-_MIXED = 1.0
+_MIXED = 2.0
 """How far beginnings of one size get ends of another: 0 not at all, infinity without regard to size."""
 _STRATA = 4
 """So many neighbours in the tree take different parts of the distribution of a width."""

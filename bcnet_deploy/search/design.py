@@ -14,11 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
-from bcnet_deploy.search.branches import CONCENTRATION, PER_TERM, Prefixes, branched
+from bcnet_deploy.search.branches import CONCENTRATION, Prefixes, branched
 from bcnet_deploy.search.evaluation import Evaluator
 from bcnet_deploy.search.lattice import Int64, Lattice
 from bcnet_deploy.search.result import nondominated
 
+PER_TERM = 3
+"""Networks drawn for each term of the regression."""
 _ALONG_A_FRONT, _AT_ONE_BUDGET = 5, 20
 """One evaluation in so many is kept for networks that the search chooses."""
 _OVER_MODEL = 2000

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
-from bcnet_deploy.search.branches import PER_TERM
+from bcnet_deploy.search.design import PER_TERM
 from bcnet_deploy.search.evaluation import Evaluator
 from bcnet_deploy.search.lattice import Float, Int64, Lattice, uniform_ladder
 from bcnet_deploy.search.posterior import Posterior

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import bcnet_deploy as bd
-from bcnet_deploy.search.branches import PER_TERM
-from bcnet_deploy.search.design import drawn
+from bcnet_deploy.search.design import PER_TERM, drawn
 from bcnet_deploy.search.posterior import Posterior
 from tests.search.test_posterior import LATTICE, SPACE, Noisy, truth
 
