@@ -108,7 +108,8 @@ def training(dry: bool) -> dict[str, Any]:
     half_s = median_s(one(supernet), device, repeats)
     random_s = median_s(sliced, device, repeats)
     graphs = [
-        graphed_s(bd.Supernet(bd.build_model(name), space), x, labels, repeats, dry, on) for on in (0, 1)
+        graphed_s(bd.Supernet(bd.build_model(name), space), x, labels, repeats, dry, on)
+        for on in (False, True)
     ]
     return {
         "model": name, "batch": batch, "plain_images_per_s": batch / plain_s,
@@ -118,10 +119,10 @@ def training(dry: bool) -> dict[str, Any]:
 
 
 def graphed_s(
-    supernet: bd.Supernet, x: torch.Tensor, labels: torch.Tensor, repeats: int, dry: bool, graphs: int
+    supernet: bd.Supernet, x: torch.Tensor, labels: torch.Tensor, repeats: int, dry: bool, graphs: bool
 ) -> float:
     """Seconds of forward and backward of a random slice as training runs it, by a CUDA graph or not."""
-    config = TrainConfig(amp="off" if dry else "bf16", cuda_graphs=bool(graphs))
+    config = TrainConfig(amp="off" if dry else "bf16")
     supernet.train().to(x.device)
     scaler = torch.amp.GradScaler(x.device.type, enabled=False)
     runner = GraphedPaths if graphs and not dry else PathRunner

@@ -3,7 +3,8 @@
     python -m benchmarks.tuned_search explore   --network mobilenet --folder FOLDER --worker 3 --device cuda
     python -m benchmarks.tuned_search finalists --network mobilenet --folder FOLDER
     python -m benchmarks.tuned_search rates     --network mobilenet --folder FOLDER --device cuda
-    python -m benchmarks.tuned_search explore   --network mobilenet --folder FOLDER --scored full --steps 1056
+    python -m benchmarks.tuned_search explore   --network mobilenet --folder FOLDER --scored full \\
+        --steps 1056 --rate 0.01
     python -m benchmarks.tuned_search nearest   --network mobilenet --folder FOLDER --scored full
 
 ``explore`` fine-tunes networks that are near a budget for some steps, and keeps their held-out accuracy. The
@@ -109,9 +110,9 @@ class Arm:
 
 def explore(
     jobs: list[Bench], budgets: list[float], steps: int, worker: int, until: float,
-    scored: str = "explored", rate: float = SEARCH_RATE, most: int = 10**9,
+    scored: str = "explored", rate: float = SEARCH_RATE,
 ) -> None:  # fmt: skip
-    """Score networks until the time is over or there are ``most`` of each budget, the budgets in turn."""
+    """Score networks until the time is over, the budgets in turn."""
     arms = [Arm(job, budget, scored) for job in jobs for budget in budgets]
     permuted = {
         job.network: permuted_on(job.trained(), job.space, job.splits(), "l2", device=torch.device("cpu"))
@@ -123,8 +124,6 @@ def explore(
     while time.monotonic() + longest < until:
         arm = arms[turn % len(arms)]
         turn += 1
-        if all(len(list(one.folder.glob("*.json"))) >= most for one in arms):
-            return
         started = time.monotonic()
         row = arm.next(rng)
         key = "-".join(map(str, row.tolist()))
@@ -214,12 +213,18 @@ def finalists(job: Bench, budget: float, source: str) -> None:
         for slack in SLACKS for seed in range(2)
     )  # fmt: skip
     widths = np.array(list(rows))
-    mean, deviation = posterior.predict(arm.lattice.nearest(widths))
+    keep_all(arm, posterior, widths[np.argsort(-value(widths))], method, started)
+
+
+def keep_all(arm: Arm, posterior: Posterior, widths: Int64, method: str, started: float) -> None:
+    """Keep the networks of (n, L) widths by their order; ``started`` is in seconds of this process."""
+    job = arm.job
     permuted = permuted_on(job.trained(), job.space, job.splits(), "l2", device=torch.device("cpu"))
-    for index, at in enumerate(np.argsort(-value(widths))):
-        print(f"  {widths[at]} {mean[at]:.2f} ± {deviation[at]:.2f}")
-        network = slice_of(permuted, job.space, widths[at])
-        job.keep(budget, f"{method}~{index:02d}", network, time.process_time() - started)
+    mean, deviation = posterior.predict(arm.lattice.nearest(widths))
+    for index, row in enumerate(widths):
+        print(f"  {row} {mean[index]:.2f} ± {deviation[index]:.2f}", flush=True)
+        network = slice_of(permuted, job.space, row)
+        job.keep(arm.budget, f"{method}~{index:02d}", network, time.process_time() - started)
 
 
 CLIMBERS, CLIMBS = 32, 400
@@ -251,15 +256,9 @@ def nearest(job: Bench, budget: float, scored: str, method: str, count: int = 4)
         better = (arm.used(tried) <= 1.0) & (reached > value)
         best, value = np.where(better[:, None], tried, best), np.where(better, reached, value)
     best, first = np.unique(best, axis=0, return_index=True)
-    value = value[first]
-    permuted = permuted_on(job.trained(), job.space, job.splits(), "l2", device=torch.device("cpu"))
-    mean, deviation = posterior.predict(best)
     print(f"{job.network} {budget} {scored}: {len(known)} scored, {posterior.notes()}", flush=True)
-    for index, at in enumerate(np.argsort(-value)[:count]):
-        widths = arm.lattice.widths(best[at][None])[0]
-        print(f"  {widths} {mean[at]:.2f} ± {deviation[at]:.2f}", flush=True)
-        network = slice_of(permuted, job.space, widths)
-        job.keep(budget, f"{method}~{index:02d}", network, time.process_time() - started)
+    order = np.argsort(-value[first])[:count]
+    keep_all(arm, posterior, arm.lattice.widths(best[order]), method, started)
 
 
 def rates(jobs: list[Bench], budgets: list[float], steps: int, share: tuple[int, int], until: float) -> None:
@@ -286,6 +285,7 @@ def main() -> None:
     parser.add_argument("--source", choices=("tuned", "pruned", "supernet"), default="tuned")
     parser.add_argument("--scored", default="explored", help="folder of the scores of explore and nearest")
     parser.add_argument("--method", default="found", help="of nearest: what its networks are called")
+    parser.add_argument("--rate", type=float, default=SEARCH_RATE, help="learning rate of explore")
     parser.add_argument("--steps", type=int, default=176, help="of explore and rates")
     parser.add_argument(
         "--worker", type=int, default=0, help="number of this process among those that explore"
@@ -298,7 +298,7 @@ def main() -> None:
     jobs = [Bench(name, options.folder, "", torch.device(options.device)) for name in options.network]
     share = (options.share[0], options.share[1])
     if options.step == "explore":
-        explore(jobs, options.budgets, options.steps, options.worker, until, options.scored)
+        explore(jobs, options.budgets, options.steps, options.worker, until, options.scored, options.rate)
     elif options.step == "nearest":
         for job in jobs:
             for budget in options.budgets:
