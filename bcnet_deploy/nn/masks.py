@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from bcnet_deploy.nn.supernet import Supernet
 from bcnet_deploy.space.extent import Segments
@@ -57,14 +58,14 @@ class WidthMasks:
     """
 
     def __init__(self, supernet: Supernet) -> None:
-        self.supernet = supernet
+        self.supernet, self.space = supernet, supernet.space
         self.device = next(supernet.model.parameters()).device
         known: dict[Segments, tuple[int, int]] = {}
         positions: list[npt.NDArray[np.int64]] = []
         self._weights: list[_Masked] = []
         self._buffers: list[_Masked] = []
         places, length = tensor_places(supernet.model), 0
-        for name, dims in supernet.space.slices.items():
+        for name, dims in self.space.slices.items():
             axes = []
             for axis, segments in enumerate(dims):
                 if all(segment.variable < 0 for segment in segments):
@@ -79,10 +80,6 @@ class WidthMasks:
                 kind.append(_Masked(places[name], tuple(axes)))
         table = np.concatenate(positions, axis=1) if positions else np.zeros((4, 0), dtype=np.int64)
         self._variable, self._at, self._total, self._repeat = torch.from_numpy(table).to(self.device)
-
-    def units(self, widths: npt.ArrayLike) -> list[int]:
-        """(L,) channels -> (L,) units. Raises :class:`WidthError`."""
-        return self.supernet.space.one(widths)
 
     def flat(self, units: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """The masks of all dimensions, one after another, computed on the device.
@@ -122,10 +119,10 @@ class WidthMasks:
         supernet.eval()
         try:
             for kept in ("left", "right"):
-                widths = supernet.space.random(1, rng)[0]
+                widths = self.space.random(1, rng)[0]
                 supernet.set_active(widths, kept)
                 sliced = _first(supernet(images)).double()
-                units = torch.tensor(self.units(widths), device=self.device)
+                units = torch.tensor(self.space.one(widths), device=self.device)
                 with self.masked(
                     self.flat(units, torch.tensor(kept == "right", device=self.device))
                 ) as model:
@@ -154,6 +151,4 @@ def _positions(segments: Segments, stored: list[int]) -> npt.NDArray[np.int64]:
 
 def _first(outputs: object) -> torch.Tensor:
     """One tensor of what a network returns."""
-    while not isinstance(outputs, torch.Tensor):
-        outputs = next(iter(outputs.values() if isinstance(outputs, dict) else outputs))  # type: ignore[call-overload]
-    return outputs
+    return next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betaincinv
 
-from bcnet_deploy.search.lattice import Int64, Lattice
+from bcnet_deploy.search.lattice import Int64, Lattice, distinct
 
 PER_TERM = 4
 """Different beginnings of a stage for each term of a regression on its widths."""
@@ -38,9 +38,7 @@ def branched(lattice: Lattice, count: int, rng: np.random.Generator, prefixes: P
     numbers = beginnings(lattice, count, stages)
     leaves = count
     for _ in range(_ATTEMPTS):
-        rows = _tree(lattice, leaves, rng, stages, numbers)
-        _, first = np.unique(rows, axis=0, return_index=True)
-        rows = rows[np.sort(first)]
+        rows = distinct(_tree(lattice, leaves, rng, stages, numbers))
         if len(rows) >= count:
             break
         leaves += max(count - len(rows), count // 20, 1)

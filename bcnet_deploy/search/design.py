@@ -16,7 +16,7 @@ import numpy as np
 from bcnet_deploy.search.baselines import ENUMERABLE, Context
 from bcnet_deploy.search.branches import CONCENTRATION, Prefixes, branched
 from bcnet_deploy.search.evaluation import Evaluator
-from bcnet_deploy.search.lattice import Int64, Lattice
+from bcnet_deploy.search.lattice import Int64, Lattice, distinct
 from bcnet_deploy.search.result import nondominated
 
 PER_TERM = 3
@@ -45,9 +45,7 @@ def drawn(lattice: Lattice, count: int, rng: np.random.Generator, prefixes: Pref
         shape = (count, lattice.length)
         share = rng.beta(CONCENTRATION * size + 1e-3, CONCENTRATION * (1 - size) + 1e-3, shape)
         rows = np.minimum((share * (lattice.top + 1)).astype(np.int64), lattice.top)
-        both = np.concatenate([found, rows])
-        _, first = np.unique(both, axis=0, return_index=True)
-        found = both[np.sort(first)]
+        found = distinct(np.concatenate([found, rows]))
     return np.asarray(found[:count], dtype=np.int64)
 
 

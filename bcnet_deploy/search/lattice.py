@@ -110,6 +110,12 @@ def keys(vectors: npt.ArrayLike) -> list[bytes]:
     return [row.tobytes() for row in np.ascontiguousarray(vectors, dtype=np.int64)]
 
 
+def distinct(rows: Int64) -> Int64:
+    """(n, L) each of the rows once, where it comes first."""
+    _, first = np.unique(rows, axis=0, return_index=True)
+    return rows[np.sort(first)]
+
+
 def uniform_ladder(lattice: Lattice) -> Int64:
     """(n, L) the distinct uniformly scaled vectors, narrowest first."""
     full = np.array([c[-1] for c in lattice.choices], dtype=np.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ class GraphedPaths(PathRunner):
     cannot be captured, or be masked, runs as it would without graphs; a warning says so, once.
     """
 
+    _keeps_casts = False  # weights cast before the capture would be missing from it
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._graphs: dict[Any, _Graph] = {}
@@ -64,14 +66,14 @@ class GraphedPaths(PathRunner):
             except torch.OutOfMemoryError:
                 raise
             except (_NotMaskable, RuntimeError) as error:
-                self._refused = True
+                self._refused, self._masks = True, None
                 warnings.warn(f"training without CUDA graphs: {error}", stacklevel=2)
                 return super().__call__(drawn, images, labels)
         own = self._graphs[kind]
         own.images.copy_(images)
         own.labels.copy_(labels)
         if drawn is not None and self._masks is not None:
-            units = torch.tensor([self._masks.units(path.widths) for path in drawn])
+            units = torch.tensor([self._masks.space.one(path.widths) for path in drawn])
             right = torch.tensor([path.side == "right" for path in drawn])
             own.units.copy_(units.pin_memory(), non_blocking=True)
             own.right.copy_(right.pin_memory(), non_blocking=True)
@@ -88,7 +90,7 @@ class GraphedPaths(PathRunner):
                 raise _NotMaskable("its layers read all channels at once, so left-out ones cannot be zeros")
             self._masks = masks
         paths = len(drawn or ())
-        count = 0 if self._masks is None else len(self._masks.supernet.space.variables)
+        count = 0 if self._masks is None else len(self._masks.space.variables)
         own = _Graph(
             torch.cuda.CUDAGraph(), torch.empty_like(images), torch.empty_like(labels),
             torch.ones(paths, count, dtype=torch.int64, device=self.device),
@@ -143,19 +145,12 @@ class GraphedPaths(PathRunner):
 
     @contextmanager
     def _running(self, index: int, path: Slice | None, last: bool) -> Iterator[nn.Module]:
-        if path is None or self._masks is None or self._refused:
+        if self._masks is None:
             with super()._running(index, path, last) as network:
                 yield network
             return
         with self._masks.masked(self._flat[index]) as network:
             yield network
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.config.amp == "off":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
-        # Weights cast before the capture would be missing from it.
-        return torch.autocast(self.device.type, dtype, cache_enabled=False)
 
 
 class _NotMaskable(Exception):

@@ -30,6 +30,9 @@ class PathRunner:
             it alone, in place of the step's widest path.
     """
 
+    _keeps_casts: bool | None = None
+    """Whether autocast keeps the weights that it has cast; None is PyTorch's own choice."""
+
     def __init__(
         self,
         runs: nn.Module,
@@ -89,7 +92,7 @@ class PathRunner:
         if self.config.amp == "off":
             return nullcontext()
         dtype = torch.bfloat16 if self.config.amp == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype)
+        return torch.autocast(self.device.type, dtype, cache_enabled=self._keeps_casts)
 
     @contextmanager
     def _running(self, index: int, path: Slice | None, last: bool) -> Iterator[nn.Module]:

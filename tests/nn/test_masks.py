@@ -39,7 +39,7 @@ def test_masked_networks_have_the_outputs_and_gradients_of_slices(name: str) -> 
                 supernet.zero_grad(set_to_none=True)
                 supernet.set_active(widths, side)
                 if masked:
-                    flat = masks.flat(torch.tensor(masks.units(widths)), torch.tensor(side == "right"))
+                    flat = masks.flat(torch.tensor(masks.space.one(widths)), torch.tensor(side == "right"))
                     with masks.masked(flat) as inner:
                         output = inner(x)
                 else:
@@ -80,7 +80,7 @@ def test_a_supernet_with_a_minimum_width_is_masked_over_what_it_stores() -> None
     supernet = bd.Supernet(model, bd.WidthSpace.from_model(model, SIZE, levels=4, min_level=1))
     masks = WidthMasks(supernet)
     widths = supernet.space.uniform(0.5)
-    flat = masks.flat(torch.tensor(masks.units(widths)), torch.tensor(True))
+    flat = masks.flat(torch.tensor(masks.space.one(widths)), torch.tensor(True))
     x = torch.randn(2, *SIZE)
     with masks.masked(flat) as inner:
         output = inner(x)

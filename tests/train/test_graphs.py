@@ -34,7 +34,7 @@ def test_masked_paths_leave_the_losses_and_gradients_of_slices(rule: str, distil
     before = {key: value.clone() for key, value in supernet.state_dict().items()}
     for _ in range(4):
         step = sampler.next_step()
-        units = torch.tensor([masks.units(path.widths) for path in step])
+        units = torch.tensor([masks.space.one(path.widths) for path in step])
         right = torch.tensor([path.side == "right" for path in step])
         found = []
         for run in (
