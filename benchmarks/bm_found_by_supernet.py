@@ -18,7 +18,8 @@ core and more. A score that was had is kept beside the supernet: run again after
 ``--books`` scores are looked up in books of :mod:`score_book`, all supernets there.
 
 ``beliefs.csv`` beside the rows says how probable each search took it that what it found beats uniform
-scaling, and what a search finds that scores where it goes, each network on all images.
+scaling; with ``--books`` also what a search finds that scores where it goes, each network on all images
+(looked up in seconds; a supernet would score for an hour).
 """
 
 from __future__ import annotations
@@ -166,7 +167,12 @@ class Budgets:
 
 
 def chosen(
-    budgets: Budgets, accuracy: Scored, evaluations: int, seed: int, beliefs: list[dict[str, Any]]
+    budgets: Budgets,
+    accuracy: Scored,
+    evaluations: int,
+    seed: int,
+    beliefs: list[dict[str, Any]],
+    on_the_way: bool,
 ) -> Iterator[Chosen]:
     """Every network of every budget; ``beliefs`` gets a row a budget."""
     other = {"macs": "latency", "latency": "macs"}
@@ -200,7 +206,10 @@ def chosen(
             uniform = ladder[budgets.cost(kind, ladder) <= budget]
             if len(uniform):
                 yield row("uniform", uniform[-1])
-                beliefs.append(belief(budgets, accuracy, kind, budget, evaluations, seed, found, uniform[-1]))
+                said = belief(budgets, accuracy, kind, budget, found, uniform[-1])
+                if on_the_way:
+                    said |= found_on_the_way(budgets, accuracy, kind, budget, evaluations, seed)
+                beliefs.append(said)
             within = budgets.everything[budgets.costs[kind] <= budget]
             yield row("largest", within[budgets.cost("macs", within).argmax()])
             drawn = np.random.default_rng([seed, number]).permutation(len(within))[:RANDOM_NETWORKS]
@@ -213,29 +222,35 @@ def arch_of(indices: Int64) -> str:
 
 
 def belief(
-    budgets: Budgets, accuracy: Scored, kind: str, budget: float, evaluations: int, seed: int,
-    found: SearchResult, uniform: Int64,
-) -> dict[str, Any]:  # fmt: skip
-    """What a search says of its own result, and what one finds that scores where it goes."""
+    budgets: Budgets, accuracy: Scored, kind: str, budget: float, found: SearchResult, uniform: Int64
+) -> dict[str, Any]:
+    """What a search says of its own result."""
     assert found.posterior is not None, "scores have noise"
-    limit = budgets.constraint(kind, budget)
-    slow = bd.search(budgets.space, OnAllImages(accuracy), limit, evaluations, seed, design=False)
-    ours, theirs, other = budgets.lattice.nearest(np.stack([found.widths, uniform, slow.widths]))
-    probability = found.posterior.probability_better(ours, theirs)
+    ours, theirs = budgets.lattice.nearest(np.stack([found.widths, uniform]))
     return {
         "budget_kind": kind, "budget": f"{budget:.6g}", "found": arch_of(ours), "uniform": arch_of(theirs),
-        "probability": f"{probability:.4f}", "image_passes": accuracy.passes_of(found),
-        "found_on_the_way": arch_of(other), "image_passes_on_the_way": accuracy.passes_of(slow),
+        "probability": f"{found.posterior.probability_better(ours, theirs):.4f}",
+        "image_passes": accuracy.passes_of(found),
     }  # fmt: skip
 
 
+def found_on_the_way(
+    budgets: Budgets, accuracy: Scored, kind: str, budget: float, evaluations: int, seed: int
+) -> dict[str, Any]:
+    """What a search finds that scores where it goes, each network on all images."""
+    limit = budgets.constraint(kind, budget)
+    slow = bd.search(budgets.space, OnAllImages(accuracy), limit, evaluations, seed, design=False)
+    arch = arch_of(budgets.lattice.nearest(slow.widths[None])[0])
+    return {"found_on_the_way": arch, "image_passes_on_the_way": accuracy.passes_of(slow)}
+
+
 def rows_of(
-    rule: str, seed: int, budgets: Budgets, accuracy: Scored, evaluations: int
+    rule: str, seed: int, budgets: Budgets, accuracy: Scored, evaluations: int, on_the_way: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The table's rows, but for the measured latency, and the beliefs."""
     rows: list[dict[str, Any]] = []
     beliefs: list[dict[str, Any]] = []
-    for one in chosen(budgets, accuracy, evaluations, seed, beliefs):
+    for one in chosen(budgets, accuracy, evaluations, seed, beliefs, on_the_way):
         indices = budgets.lattice.nearest(one.widths[None])
         mean, deviation = (float(values[0]) for values in one.posterior.predict(indices))
         reach = deviation * _normal_quantile((1 + INTERVAL) / 2)
@@ -286,7 +301,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], fields: Sequence[str] = F
         with path.open(encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if (row["rule"], row["seed"]) not in ours]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows([*kept, *rows])
     files.write_text(path, text.getvalue())
@@ -330,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = LatencyTable.load(options.table)
     budgets = Budgets(space, table, QUANTILES)
     for rule, seed, accuracy in supernets(options, space):
-        rows, beliefs = rows_of(rule, seed, budgets, accuracy, options.evaluations)
+        rows, beliefs = rows_of(rule, seed, budgets, accuracy, options.evaluations, bool(options.books))
         write_rows(options.out, rows)
         write_rows(options.out.with_name("beliefs.csv"), beliefs, BELIEFS)
         print(f"{rule} seed {seed}: {len(rows)} rows in {options.out}", flush=True)

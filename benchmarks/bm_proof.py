@@ -135,6 +135,8 @@ def beliefs(judge: Judge, rows: list[Row]) -> list[str]:
     for rule in sorted({row["rule"] for row in rows}):
         own = [row for row in rows if row["rule"] == rule]
         known = [row for row in own if {row["found"], row["uniform"]} <= set(judge.truth)]
+        if not known:
+            continue
         stated = np.mean([float(row["probability"]) for row in known])
         true = np.mean([judge.truth[row["found"]] > judge.truth[row["uniform"]] for row in known])
         regrets = [
@@ -142,7 +144,7 @@ def beliefs(judge: Judge, rows: list[Row]) -> list[str]:
             for column in ("found", "found_on_the_way")
         ]
         passes = [
-            f"{np.mean([float(row[column]) for row in own]):,.0f}"
+            f"{np.mean(counts):,.0f}" if (counts := [float(row[column]) for row in own if row[column]]) else "–"
             for column in ("image_passes", "image_passes_on_the_way")
         ]
         lines.append(

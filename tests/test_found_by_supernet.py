@@ -28,7 +28,7 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
     evaluator = SupernetEvaluator(supernet, train, val, sides=("left",))
     budgets = benchmark.Budgets(space, table, (0.3,))
     accuracy = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    rows, beliefs = benchmark.rows_of("tiny", 0, budgets, accuracy, 14)
+    rows, beliefs = benchmark.rows_of("tiny", 0, budgets, accuracy, 14, on_the_way=True)
     everything = budgets.everything
     costs = {"macs": space.macs(everything), "latency": table.predict(everything)}
     for kind, values in costs.items():
@@ -56,7 +56,7 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
     assert all(row["image_passes"] < row["image_passes_on_the_way"] for row in beliefs)
     passes = evaluator.image_passes
     again = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    assert benchmark.rows_of("tiny", 0, budgets, again, 14) == (rows, beliefs)
+    assert benchmark.rows_of("tiny", 0, budgets, again, 14, on_the_way=True) == (rows, beliefs)
     assert evaluator.image_passes == passes, "scores are taken from the file"
     out = tmp_path / "found.csv"
     benchmark.write_rows(out, [{**rows[0], "rule": "other"}])
