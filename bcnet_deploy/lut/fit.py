@@ -7,7 +7,8 @@ is a staircase with jumps. The model has two parts:
    one set for each regime (which channel counts are aligned, which are below one block). Some kernels
    compute the channels beyond the last block one by one: then the count of those is a coefficient, too;
 2. a Gaussian process over the log of measured / base, which bends the base to the measurements and
-   says how sure it is between them.
+   says how sure it is between them. Some counts are fast or slow by themselves (a kernel chosen by exact
+   size), unlike their neighbours: each count of each dimension has a factor of its own, too.
 
 Relative errors are what is fitted: a layer of 20 microseconds counts as much, in proportion, as one of 500.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ Floats = npt.NDArray[np.float64]
 _MAX_CELLS = 700
 _SHAPE_CELLS = 200
 _ROBUST_STEPS = 3
+_OWN = (0.0, 0.02, 0.05)
 _TRUSTED = 1.0
 _MIN_REGIME = 10
 _TELLING = 30  # measurements from which the rounding can be told
@@ -54,9 +56,11 @@ class Granularity:
     def alternatives(self) -> tuple[Granularity, ...]:
         """Itself, and what kernels were seen to do instead.
 
-        ONNX Runtime's depthwise INT8 convolutions compute channels beyond a multiple of 8 one by one.
+        ONNX Runtime's depthwise INT8 convolutions compute channels beyond a multiple of 8 one by one, and
+        some are fast at multiples of 16 alone.
         """
-        others = ((self.block, self.align, self.align), (self.block, self.block, 0), (16, 8, 8), (8, 8, 8))
+        seen = ((16, 8, 8), (8, 8, 8), (16, 16, 8))
+        others = ((self.block, self.align, self.align), (self.block, self.block, 0), *seen)
         return tuple(dict.fromkeys((self, *(Granularity(*other) for other in others))))
 
     def coordinates(self, dims: Int64) -> tuple[Floats, Int64]:
@@ -93,6 +97,7 @@ class Fit:
         cells: (n, D) mean channel counts of the measurements that were merged.
         weights: (n,) of the Gaussian process.
         amplitude, length, noise: of the Gaussian process, in log time; noise is of one measurement.
+        own: in log time, how far a single channel count lies from its neighbours; 0: not at all.
     """
 
     granularity: Granularity
@@ -102,6 +107,7 @@ class Fit:
     amplitude: float
     length: float
     noise: float
+    own: float = 0.0
 
     def time_us(self, dims: Int64) -> Floats:
         """(n, D) channel counts -> (n,) microseconds."""
@@ -119,7 +125,7 @@ class Fit:
         return base_time(self.granularity, self.bases, dims)
 
     def _kernel(self, dims: Int64) -> Floats:
-        return kernel(self.granularity, dims, self.cells, self.amplitude, self.length)
+        return kernel(self.granularity, dims, self.cells, self.amplitude, self.length, self.own)
 
     def check(self, where: str) -> None:
         """What a fit computes with must be finite and fit together, or every prediction would be NaN.
@@ -149,6 +155,8 @@ class Fit:
             value = getattr(self, name)
             if not 0 < value < np.inf:
                 raise TableError(f"{where}.{name} must be a positive number; given {value}")
+        if not 0 <= self.own < np.inf:
+            raise TableError(f"{where}.own must be a number of 0 or more; given {self.own}")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -160,6 +168,7 @@ class Fit:
             "amplitude": self.amplitude,
             "length": self.length,
             "noise": round(self.noise, 5),
+            "own": self.own,
         }
 
     @classmethod
@@ -176,6 +185,7 @@ class Fit:
             amplitude=float(data["amplitude"]),
             length=float(data["length"]),
             noise=float(data["noise"]),
+            own=float(data.get("own", 0.0)),  # tables of earlier versions have none
         )
 
 
@@ -191,8 +201,10 @@ def base_time(granularity: Granularity, bases: dict[str, Floats], dims: Int64) -
     return np.maximum(result, 0.1)
 
 
-def kernel(granularity: Granularity, left: Int64, right: Int64, amplitude: float, length: float) -> Floats:
-    """Covariances (n, m) of log residuals: near in size, of one regime."""
+def kernel(
+    granularity: Granularity, left: Int64, right: Int64, amplitude: float, length: float, own: float = 0.0
+) -> Floats:
+    """Covariances (n, m) of log residuals: near in size, of one regime; and equal counts, by ``own``."""
     a, a_flags = granularity.coordinates(left)
     b, b_flags = granularity.coordinates(right)
     dimensions = left.shape[1]
@@ -203,7 +215,15 @@ def kernel(granularity: Granularity, left: Int64, right: Int64, amplitude: float
         scale = length if column < dimensions else 1.5 * length
         distance += ((a[:, column, None] - b[None, :, column]) / scale) ** 2
         differing += a_flags[:, column, None] != b_flags[None, :, column]
-    return np.asarray(amplitude**2 * np.exp(-0.5 * distance - 1.5 * differing))
+    covariance = amplitude**2 * np.exp(-0.5 * distance - 1.5 * differing)
+    if own:
+        covariance += own**2 * _equal_counts(left, right)
+    return np.asarray(covariance)
+
+
+def _equal_counts(left: Int64, right: Int64) -> Int64:
+    """(n, m): in how many dimensions two layers have the same channel count."""
+    return np.asarray((left[:, None] == right[None]).sum(axis=2))
 
 
 def fit(dims: Int64, times_us: Floats, counts: Int64, granularity: Granularity) -> Fit:
@@ -223,17 +243,18 @@ def fit(dims: Int64, times_us: Floats, counts: Int64, granularity: Granularity) 
     clock = (_CLOCK_US / base_time(granularity, bases, cells)) ** 2
     # The few numbers that shape the process are chosen on a part of the cells; all of them enter the weights.
     part = np.random.default_rng(0).permutation(len(cells))[:_SHAPE_CELLS]
-    best: tuple[float, tuple[float, float, float]] | None = None
+    best: tuple[float, tuple[float, float, float, float]] | None = None
+    equal = _equal_counts(cells[part], cells[part])
     for length in (0.35, 0.8, 1.8):
         unit = kernel(granularity, cells[part], cells[part], 1.0, length)
-        for amplitude in (0.03, 0.1, 0.3):
-            for noise in (0.01, 0.03, 0.1):
-                solved = _solve(amplitude**2 * unit, targets[part], noise**2 / weights[part] + clock[part])
-                if best is None or solved[0] > best[0]:
-                    best = (solved[0], (amplitude, length, noise))
+        for amplitude, own, noise in product((0.03, 0.1, 0.3), _OWN, (0.01, 0.03, 0.1)):
+            covariance = amplitude**2 * unit + own**2 * equal
+            solved = _solve(covariance, targets[part], noise**2 / weights[part] + clock[part])
+            if best is None or solved[0] > best[0]:
+                best = (solved[0], (amplitude, length, noise, own))
     assert best is not None
-    amplitude, length, noise = best[1]
-    covariance = kernel(granularity, cells, cells, amplitude, length)
+    amplitude, length, noise, own = best[1]
+    covariance = kernel(granularity, cells, cells, amplitude, length, own)
     variance = noise**2 / weights + clock
     _, solution = _solve(covariance, targets, variance)
     for _ in range(_ROBUST_STEPS):
@@ -241,7 +262,7 @@ def fit(dims: Int64, times_us: Floats, counts: Int64, granularity: Granularity) 
         above = (targets - covariance @ solution) / np.sqrt(noise**2 / weights + clock)
         variance = (noise**2 / weights + clock) * np.maximum(1.0, above / _TRUSTED) ** 2
         _, solution = _solve(covariance, targets, variance)
-    return Fit(granularity, bases, cells, solution, amplitude, length, noise)
+    return Fit(granularity, bases, cells, solution, amplitude, length, noise, own)
 
 
 def _solve(covariance: Floats, targets: Floats, noise: Floats) -> tuple[float, Floats]:

@@ -50,11 +50,31 @@ def test_channels_beyond_the_last_block_are_seen_to_be_slow() -> None:
     np.testing.assert_allclose(again.time_us(unseen), model.time_us(unseen), rtol=1e-4)
 
 
+def test_counts_that_are_slow_by_themselves_are_known_again() -> None:
+    """Kernels chosen by exact size: some counts take a sixth longer than their neighbours."""
+
+    def times(dims: np.ndarray) -> np.ndarray:
+        return staircase_us(dims) * np.where(np.isin(dims[:, 0], (40, 72, 88)), 7 / 6, 1.0)
+
+    counts = np.array([(a, b) for a in range(8, 97, 8) for b in range(16, 161, 8)])
+    order = np.random.default_rng(3).permutation(len(counts))
+    known, unseen = counts[order[:100]], counts[order[100:]]
+    noisy = times(known) * np.exp(0.01 * np.random.default_rng(4).standard_normal(100))
+    model = fit(known, noisy, np.ones(100, dtype=np.int64), GRANULARITY)
+    slow = np.isin(unseen[:, 0], (40, 72, 88))
+    bias = np.log(model.time_us(unseen) / times(unseen))
+    assert model.own > 0
+    assert abs(bias[slow].mean() - bias[~slow].mean()) < 0.02  # neighbours alone: 0.05
+    again = Fit.from_dict(json.loads(json.dumps(model.to_dict())), GRANULARITY)
+    np.testing.assert_allclose(again.time_us(unseen), model.time_us(unseen), rtol=1e-4)
+
+
 def test_a_table_of_an_earlier_version_has_one_granularity_for_all() -> None:
     known = cells(20, (200,), 0)  # too few to tell another than the guess
     model = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY)
     assert model.granularity == GRANULARITY
-    earlier = {key: value for key, value in model.to_dict().items() if key != "granularity"}
+    assert model.own == 0  # nothing of their own in smooth times
+    earlier = {key: value for key, value in model.to_dict().items() if key not in ("granularity", "own")}
     np.testing.assert_allclose(
         Fit.from_dict(earlier, GRANULARITY).time_us(known), model.time_us(known), rtol=1e-4
     )
@@ -66,6 +86,14 @@ def test_a_damaged_granularity_is_named(damaged: list[int]) -> None:
     data = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY).to_dict()
     with pytest.raises(TableError, match="here.granularity must be"):
         Fit.from_dict({**data, "granularity": damaged}, GRANULARITY).check("here")
+
+
+@pytest.mark.parametrize("damaged", [-0.1, float("nan"), float("inf")])
+def test_a_damaged_amplitude_of_counts_is_named(damaged: float) -> None:
+    known = cells(50, (200,), 0)
+    data = fit(known, staircase_us(known), np.ones(len(known), dtype=np.int64), GRANULARITY).to_dict()
+    with pytest.raises(TableError, match="here.own must be"):
+        Fit.from_dict({**data, "own": damaged}, GRANULARITY).check("here")
 
 
 def test_noise_is_averaged_out() -> None:
