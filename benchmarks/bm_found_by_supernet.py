@@ -17,9 +17,9 @@ A supernet that is not trained yet is trained first, as by :mod:`bm_ranking` and
 core and more. A score that was had is kept beside the supernet: run again after a kill, it goes on. With
 ``--books`` scores are looked up in books of :mod:`score_book`, all supernets there.
 
-``beliefs.csv`` beside the rows says how probable each search took it that what it found beats uniform
-scaling; with ``--books`` also what a search finds that scores where it goes, each network on all images
-(looked up in seconds; a supernet would score for an hour).
+``beliefs.csv`` beside the rows says how probable each search took it that what it found beats each of the
+others at its budget. With ``--books`` there is ``on_the_way.csv``, too: what a search finds that scores where
+it goes, each network on all images (looked up in seconds; a supernet would score for an hour).
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ FIELDS = (
     "rule", "seed", "budget_kind", "budget", "searched_by", "arch", "score", "posterior", "low", "high",
     "predicted_ms", "measured_ms", "evaluations", "image_passes",
 )  # fmt: skip
-BELIEFS = (
-    "rule", "seed", "budget_kind", "budget", "found", "uniform", "probability", "image_passes",
-    "found_on_the_way", "image_passes_on_the_way",
+BELIEFS = ("rule", "seed", "budget_kind", "budget", "found", "against", "rival", "probability")
+ON_THE_WAY = (
+    "rule", "seed", "budget_kind", "budget", "found", "image_passes", "found_on_the_way",
+    "image_passes_on_the_way",
 )  # fmt: skip
 
 
@@ -166,15 +167,8 @@ class Budgets:
         return {"macs": limit} if kind == "macs" else {"latency_ms": (self.table, limit)}
 
 
-def chosen(
-    budgets: Budgets,
-    accuracy: Scored,
-    evaluations: int,
-    seed: int,
-    beliefs: list[dict[str, Any]],
-    on_the_way: bool,
-) -> Iterator[Chosen]:
-    """Every network of every budget; ``beliefs`` gets a row a budget."""
+def chosen(budgets: Budgets, accuracy: Scored, evaluations: int, seed: int) -> Iterator[Chosen]:
+    """Every network of every budget; what was found by the budget's own kind comes first."""
     other = {"macs": "latency", "latency": "macs"}
     fronts = {
         kind: bd.search(
@@ -206,10 +200,6 @@ def chosen(
             uniform = ladder[budgets.cost(kind, ladder) <= budget]
             if len(uniform):
                 yield row("uniform", uniform[-1])
-                said = belief(budgets, accuracy, kind, budget, found, uniform[-1])
-                if on_the_way:
-                    said |= found_on_the_way(budgets, accuracy, kind, budget, evaluations, seed)
-                beliefs.append(said)
             within = budgets.everything[budgets.costs[kind] <= budget]
             yield row("largest", within[budgets.cost("macs", within).argmax()])
             drawn = np.random.default_rng([seed, number]).permutation(len(within))[:RANDOM_NETWORKS]
@@ -221,42 +211,53 @@ def arch_of(indices: Int64) -> str:
     return "".join(str(i + 1) for i in indices)
 
 
-def belief(
-    budgets: Budgets, accuracy: Scored, kind: str, budget: float, found: SearchResult, uniform: Int64
-) -> dict[str, Any]:
-    """What a search says of its own result."""
-    assert found.posterior is not None, "scores have noise"
-    ours, theirs = budgets.lattice.nearest(np.stack([found.widths, uniform]))
-    return {
-        "budget_kind": kind, "budget": f"{budget:.6g}", "found": arch_of(ours), "uniform": arch_of(theirs),
-        "probability": f"{found.posterior.probability_better(ours, theirs):.4f}",
-        "image_passes": accuracy.passes_of(found),
-    }  # fmt: skip
+def beliefs_of(budgets: Budgets, networks: Sequence[Chosen]) -> list[dict[str, Any]]:
+    """How probable each search took it that what it found is better than each of the others."""
+    rows = []
+    for one in networks:
+        if one.searched_by == one.kind:
+            found = one
+        ours, theirs = budgets.lattice.nearest(np.stack([found.widths, one.widths]))
+        if (ours != theirs).any():
+            probability = found.posterior.probability_better(ours, theirs)
+            rows.append(
+                {
+                    "budget_kind": one.kind, "budget": f"{one.budget:.6g}", "found": arch_of(ours),
+                    "against": one.searched_by, "rival": arch_of(theirs), "probability": f"{probability:.4f}",
+                }
+            )  # fmt: skip
+    return rows
 
 
-def found_on_the_way(
-    budgets: Budgets, accuracy: Scored, kind: str, budget: float, evaluations: int, seed: int
-) -> dict[str, Any]:
-    """What a search finds that scores where it goes, each network on all images."""
-    limit = budgets.constraint(kind, budget)
-    slow = bd.search(budgets.space, OnAllImages(accuracy), limit, evaluations, seed, design=False)
-    arch = arch_of(budgets.lattice.nearest(slow.widths[None])[0])
-    return {"found_on_the_way": arch, "image_passes_on_the_way": accuracy.passes_of(slow)}
+def on_the_way(
+    budgets: Budgets, accuracy: Scored, networks: Sequence[Chosen], evaluations: int, seed: int
+) -> list[dict[str, Any]]:
+    """What searches find that score where they go, beside what was found."""
+    rows = []
+    for found in (one for one in networks if one.searched_by == one.kind):
+        limit = budgets.constraint(found.kind, found.budget)
+        slow = bd.search(budgets.space, OnAllImages(accuracy), limit, evaluations, seed, design=False)
+        ours, theirs = budgets.lattice.nearest(np.stack([found.widths, slow.widths]))
+        rows.append(
+            {
+                "budget_kind": found.kind, "budget": f"{found.budget:.6g}", "found": arch_of(ours),
+                "image_passes": found.image_passes, "found_on_the_way": arch_of(theirs),
+                "image_passes_on_the_way": accuracy.passes_of(slow),
+            }
+        )  # fmt: skip
+    return rows
 
 
-def rows_of(
-    rule: str, seed: int, budgets: Budgets, accuracy: Scored, evaluations: int, on_the_way: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The table's rows, but for the measured latency, and the beliefs."""
+def rows_of(budgets: Budgets, accuracy: Scored, networks: Sequence[Chosen]) -> list[dict[str, Any]]:
+    """The table's rows, but for the measured latency."""
     rows: list[dict[str, Any]] = []
-    beliefs: list[dict[str, Any]] = []
-    for one in chosen(budgets, accuracy, evaluations, seed, beliefs, on_the_way):
+    for one in networks:
         indices = budgets.lattice.nearest(one.widths[None])
         mean, deviation = (float(values[0]) for values in one.posterior.predict(indices))
         reach = deviation * _normal_quantile((1 + INTERVAL) / 2)
         rows.append(
             {
-                "rule": rule, "seed": seed, "budget_kind": one.kind, "budget": f"{one.budget:.6g}",
+                "budget_kind": one.kind, "budget": f"{one.budget:.6g}",
                 "searched_by": one.searched_by, "arch": arch_of(indices[0]),
                 "score": f"{float(accuracy(one.widths[None])[0]):.4f}", "posterior": f"{mean:.4f}",
                 "low": f"{mean - reach:.4f}", "high": f"{mean + reach:.4f}",
@@ -264,7 +265,7 @@ def rows_of(
                 "measured_ms": "", "evaluations": one.evaluations, "image_passes": one.image_passes,
             }
         )  # fmt: skip
-    return rows, [{"rule": rule, "seed": seed, **row} for row in beliefs]
+    return rows
 
 
 def _normal_quantile(probability: float) -> float:
@@ -293,15 +294,18 @@ def measured(archs: Sequence[str], space: bd.WidthSpace, device: str, rounds: in
     }
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]], fields: Sequence[str] = FIELDS) -> None:
-    """The rows in place of former ones of the same supernets; others stay."""
+def write_rows(
+    path: Path, rows: list[dict[str, Any]], fields: Sequence[str], supernet: dict[str, Any] | None = None
+) -> None:
+    """The rows, of ``supernet`` or as they say, in place of former ones of their supernets; others stay."""
+    rows = [{**(supernet or {}), **row} for row in rows]
     kept: list[dict[str, Any]] = []
     if path.exists():
         ours = {(row["rule"], str(row["seed"])) for row in rows}
         with path.open(encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if (row["rule"], row["seed"]) not in ours]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows([*kept, *rows])
     files.write_text(path, text.getvalue())
@@ -345,15 +349,20 @@ def main(arguments: list[str] | None = None) -> int:
     table = LatencyTable.load(options.table)
     budgets = Budgets(space, table, QUANTILES)
     for rule, seed, accuracy in supernets(options, space):
-        rows, beliefs = rows_of(rule, seed, budgets, accuracy, options.evaluations, bool(options.books))
-        write_rows(options.out, rows)
-        write_rows(options.out.with_name("beliefs.csv"), beliefs, BELIEFS)
-        print(f"{rule} seed {seed}: {len(rows)} rows in {options.out}", flush=True)
+        networks = list(chosen(budgets, accuracy, options.evaluations, seed))
+        supernet = {"rule": rule, "seed": seed}
+        write_rows(options.out, rows_of(budgets, accuracy, networks), FIELDS, supernet)
+        write_rows(options.out.with_name("beliefs.csv"), beliefs_of(budgets, networks), BELIEFS, supernet)
+        if options.books:
+            slow = on_the_way(budgets, accuracy, networks, options.evaluations, seed)
+            write_rows(options.out.with_name("on_the_way.csv"), slow, ON_THE_WAY, supernet)
+        print(f"{rule} seed {seed}: {len(networks)} rows in {options.out}", flush=True)
     if options.measure:
         with options.out.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         times = measured(sorted({row["arch"] for row in rows}), space, table.device, options.rounds)
-        write_rows(options.out, [{**row, "measured_ms": f"{times[row['arch']]:.6g}"} for row in rows])
+        measured_rows = [{**row, "measured_ms": f"{times[row['arch']]:.6g}"} for row in rows]
+        write_rows(options.out, measured_rows, FIELDS)
     return 0
 
 

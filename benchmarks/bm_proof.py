@@ -2,9 +2,9 @@
 
     python benchmarks/bm_proof.py --table cbm/latency/cpu-1thread.json
 
-Reads ``results/search/found_by_supernet.csv`` and ``beliefs.csv`` of :mod:`bm_found_by_supernet`. About half
-of the space's networks have a published accuracy: a row without one is left out, of every comparison alike,
-and the counts say how many were left.
+Reads ``found_by_supernet.csv``, ``beliefs.csv`` and ``on_the_way.csv`` of :mod:`bm_found_by_supernet`.
+About half of the space's networks have a published accuracy: a row without one is left out, of every
+comparison alike, and the counts say how many were left.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bcnet_deploy.lut import LatencyTable
 Float = npt.NDArray[np.float64]
 Row = dict[str, str]
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+STATED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.01)
 COLOURS = {
     "oracle": "#888", "found": "#0a6", "uniform": "#06c", "largest": "#c50", "random": "#c9c9c9"
 }  # fmt: skip
@@ -125,31 +126,53 @@ def draw(judge: Judge, rows: list[Row], kind: str) -> str:
     )  # fmt: skip
 
 
-def beliefs(judge: Judge, rows: list[Row]) -> list[str]:
-    """Markdown: stated and true probability to beat uniform; regret and passes of both ways to score."""
-    lines = [
-        "| rule | beats uniform: stated | true | regret, drawn over all sizes | regret, scored on the way | "
-        "image passes of a search | on the way |",
-        "|---" * 7 + "|",
-    ]
+def calibration(judge: Judge, rows: list[Row]) -> list[str]:
+    """Markdown: how often found beats the others at its budget, by how probable the search took it.
+
+    A network that several budgets found against the same rival counts once, at its mean probability.
+    """
+    pairs: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        if {row["found"], row["rival"]} <= set(judge.truth):
+            pairs[row["rule"], row["seed"], row["found"], row["rival"]].append(float(row["probability"]))
+    rules = sorted({rule for rule, *_ in pairs})
+    lines = [f"| stated | {' | '.join([*rules, 'all'])} |", "|---" * (len(rules) + 2) + "|"]
+    for low, high in (*zip(STATED, STATED[1:], strict=False), (STATED[0], STATED[-1])):
+        cells = []
+        for rule in [*rules, None]:
+            stated, true = [], []
+            for (of, _, found, rival), probabilities in pairs.items():
+                probability = float(np.mean(probabilities))
+                if rule in (of, None) and low <= probability < high:
+                    stated.append(probability)
+                    true.append(judge.truth[found] > judge.truth[rival])
+            share = f"{np.mean(stated):.1%}: **{np.mean(true):.1%}** ({len(true)})" if true else "–"
+            cells.append(share)
+        name = "all" if high - low > 0.4 else f"{low:.0%} to {min(high, 1):.0%}"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def ways_to_score(judge: Judge, rows: list[Row]) -> list[str]:
+    """Markdown: regret and image passes of networks drawn over all sizes, and of those scored on the way."""
+    names = (
+        "regret, drawn over all sizes",
+        "regret, scored on the way",
+        "image passes of a search",
+        "on the way",
+    )
+    lines = ["| rule | " + " | ".join(names) + " |", "|---" * 5 + "|"]
     for rule in sorted({row["rule"] for row in rows}):
         own = [row for row in rows if row["rule"] == rule]
-        known = [row for row in own if {row["found"], row["uniform"]} <= set(judge.truth)]
-        if not known:
-            continue
-        stated = np.mean([float(row["probability"]) for row in known])
-        true = np.mean([judge.truth[row["found"]] > judge.truth[row["uniform"]] for row in known])
         regrets = [
             mean_and_error([judge.regret({**row, "arch": row[column]}) for row in own])
             for column in ("found", "found_on_the_way")
         ]
         passes = [
-            f"{np.mean(counts):,.0f}" if (counts := [float(row[column]) for row in own if row[column]]) else "–"
+            f"{np.mean([float(row[column]) for row in own]):,.0f}"
             for column in ("image_passes", "image_passes_on_the_way")
         ]
-        lines.append(
-            f"| {rule} | {stated:.1%} ({len(known)}) | {true:.1%} | {' | '.join(regrets + passes)} |"
-        )
+        lines.append(f"| {rule} | {' | '.join(regrets + passes)} |")
     return lines
 
 
@@ -159,12 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", help="folder with the published table; default $BCNET_SHARED_DATA")
     parser.add_argument("--table", type=Path, required=True, help="latency table of the network at 3x32x32")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of bm_found_by_supernet's rows")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the plots go")
     options = parser.parse_args(arguments)
     space = bd.WidthSpace.from_model(bd.build_model(MODEL, num_classes=10), (3, 32, 32), levels=LEVELS)
     budgets = Budgets(space, LatencyTable.load(options.table), QUANTILES)
     judge = Judge(shared_data(options.data), budgets)
-    rows, own = read(RESULTS / "found_by_supernet.csv"), read(RESULTS / "beliefs.csv")
+    rows = read(options.results / "found_by_supernet.csv")
     for kind in ("latency", "macs"):
         print(f"\nTrue regret in points at nine budgets of {kind}: mean ± standard error (networks)\n")
         print("\n".join(regret_table(judge, rows, kind)))
@@ -173,7 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nGain of found where both are published, over: " + "; ".join(gains))
         default = [row for row in rows if row["rule"] == "bilateral-complementary-distilled"]
         files.write_text(options.docs / f"proof_{kind}.svg", draw(judge, default, kind))
-    print("\n" + "\n".join(beliefs(judge, own)))
+    print("\n" + "\n".join(calibration(judge, read(options.results / "beliefs.csv"))))
+    print("\n" + "\n".join(ways_to_score(judge, read(options.results / "on_the_way.csv"))))
     return 0
 
 

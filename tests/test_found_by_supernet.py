@@ -28,7 +28,13 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
     evaluator = SupernetEvaluator(supernet, train, val, sides=("left",))
     budgets = benchmark.Budgets(space, table, (0.3,))
     accuracy = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    rows, beliefs = benchmark.rows_of("tiny", 0, budgets, accuracy, 14, on_the_way=True)
+
+    def all_rows(accuracy) -> tuple[list[dict], ...]:  # type: ignore[no-untyped-def]
+        networks = list(benchmark.chosen(budgets, accuracy, 14, 0))
+        slow = benchmark.on_the_way(budgets, accuracy, networks, 14, 0)
+        return benchmark.rows_of(budgets, accuracy, networks), benchmark.beliefs_of(budgets, networks), slow
+
+    rows, beliefs, slow = all_rows(accuracy)
     everything = budgets.everything
     costs = {"macs": space.macs(everything), "latency": table.predict(everything)}
     for kind, values in costs.items():
@@ -51,17 +57,25 @@ def test_rows_of_a_tiny_supernet(benchmark, tmp_path: Path) -> None:  # type: ig
             inside = costs[row["budget_kind"]] <= float(row["budget"]) * 1.00001
             assert cost["macs"] == space.macs(everything[inside]).max()
     found = {(row["budget_kind"], row["arch"]) for row in rows if row["searched_by"] == row["budget_kind"]}
-    assert {(row["budget_kind"], row["found"]) for row in beliefs} <= found
-    assert all(0 <= float(row["probability"]) <= 1 for row in beliefs)
-    assert all(row["image_passes"] < row["image_passes_on_the_way"] for row in beliefs)
+    assert {(row["budget_kind"], row["found"]) for row in [*beliefs, *slow]} <= found
+    assert {(row["budget_kind"], row["rival"]) for row in beliefs} <= {
+        (row["budget_kind"], row["arch"]) for row in rows
+    }
+    means = {(row["budget_kind"], row["arch"]): float(row["posterior"]) for row in rows}
+    for row in beliefs:
+        ours, theirs = (means[row["budget_kind"], row[name]] for name in ("found", "rival"))
+        assert row["found"] != row["rival"] and 0 <= float(row["probability"]) <= 1
+        assert ours >= theirs, "what was found has the best mean within the budget"
+        assert float(row["probability"]) >= 0.5
+    assert all(row["image_passes"] < row["image_passes_on_the_way"] for row in slow)
     passes = evaluator.image_passes
     again = benchmark.Remembered(evaluator, tmp_path / "scores.jsonl", "tiny")
-    assert benchmark.rows_of("tiny", 0, budgets, again, 14, on_the_way=True) == (rows, beliefs)
+    assert all_rows(again) == (rows, beliefs, slow)
     assert evaluator.image_passes == passes, "scores are taken from the file"
     out = tmp_path / "found.csv"
-    benchmark.write_rows(out, [{**rows[0], "rule": "other"}])
+    benchmark.write_rows(out, rows[:1], benchmark.FIELDS, {"rule": "other", "seed": 0})
     for _ in range(2):
-        benchmark.write_rows(out, rows)
+        benchmark.write_rows(out, rows, benchmark.FIELDS, {"rule": "tiny", "seed": 0})
     with out.open() as file:
         written = list(csv.DictReader(file))
     assert tuple(written[0]) == benchmark.FIELDS and len(written) == len(rows) + 1
