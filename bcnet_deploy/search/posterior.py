@@ -108,8 +108,10 @@ class Posterior:
         if not self._kinds:
             weights = 1 / noise**2
             self._constant = float(weights @ values / weights.sum())
-            spread = float(values.var()) if len(values) > 1 else float(noise[0] ** 2)
-            self._variance = spread + float(1 / weights.sum())
+            self._constant_variance = float(1 / weights.sum())
+            # Whatever widths do is in the scores alone: each counts for its own network.
+            self._own_variance = float(values.var()) if len(values) > 1 else float(noise[0] ** 2)
+            self._keep_own(indices, values - self._constant, noise)
             return
         terms, labels = self._terms(indices)
         self._regression.fit(terms, labels, values, noise)
@@ -120,11 +122,15 @@ class Posterior:
         if self._own_variance:
             fitted = self._regression
             residual = scores - fitted.constant - (terms - fitted.centre) @ fitted.weights
-            gain = self._own_variance / (self._own_variance + noise**2)
-            for key, own, left in zip(
-                keys(indices), gain * residual, self._own_variance * (1 - gain), strict=True
-            ):
-                self._own[key] = float(own), float(left)
+            self._keep_own(indices, residual, noise)
+
+    def _keep_own(self, indices: Int64, residual: Float, noise: Float) -> None:
+        """Mean and variance of each network's own effect, by what its score has beyond the terms."""
+        gain = self._own_variance / (self._own_variance + noise**2)
+        for key, own, left in zip(
+            keys(indices), gain * residual, self._own_variance * (1 - gain), strict=True
+        ):
+            self._own[key] = float(own), float(left)
 
     def _own_effects(self, indices: Int64) -> tuple[Float, Float]:
         """(N, L) -> (N,) mean and variance of what is each network's own."""
@@ -185,24 +191,27 @@ class Posterior:
 
     def predict(self, indices: Int64) -> tuple[Float, Float]:
         """(N, L) -> (N,) posterior mean and (N,) standard deviation, in units of the scores."""
+        own, left = self._own_effects(indices)
         if not self._kinds:
-            return np.full(len(indices), self._constant), np.full(len(indices), np.sqrt(self._variance))
+            return self._constant + own, np.sqrt(left + self._constant_variance)
         terms, labels = self._terms(indices)
         mean, variance = self._effect(terms - self._regression.centre, labels)
-        own, left = self._own_effects(indices)
         deviation = np.sqrt(variance + left + self._regression.constant_variance)
         return self._regression.constant + mean + own, deviation
 
     def probability_better(self, first: Int64, second: Int64) -> float:
         """Probability that the network of (L,) indices ``first`` is better than ``second``."""
-        if not self._kinds or (first == second).all():
+        if (first == second).all():
             return 0.5
-        terms, labels = self._terms(np.stack([first, second]))
-        mean, variance = self._effect((terms[0] - terms[1])[None], labels)
-        own, left = self._own_effects(np.stack([first, second]))
+        both = np.stack([first, second])
+        own, left = self._own_effects(both)
+        mean = variance = np.zeros(1)
+        if self._kinds:
+            terms, labels = self._terms(both)
+            mean, variance = self._effect((terms[0] - terms[1])[None], labels)
         difference = float(mean[0] + own[0] - own[1])
         deviation = float(np.sqrt(variance[0] + left.sum()))
-        if deviation <= 1e-12 * abs(self._regression.constant):
+        if deviation <= 1e-12 * abs(self._regression.constant if self._kinds else self._constant):
             return 0.5 + 0.5 * float(np.sign(np.round(difference, 9)))
         return NormalDist().cdf(difference / deviation)
 

@@ -138,6 +138,26 @@ def test_fewer_networks_than_terms_fall_back_and_say_so(count, form):
         assert mean.tolist() == pytest.approx([scores[0]] * LATTICE.size)
 
 
+@pytest.mark.parametrize("kind", ["", "shares_weights", "trains_each", "before_training"])
+@pytest.mark.parametrize("best", [8, 16])
+def test_of_two_networks_the_better_one_is_found(kind, best):
+    """One variable of two choices: too few for any slope."""
+    space = FakeSpace(((8, 16),))
+
+    class Two(Noisy):
+        def __call__(self, widths):
+            return np.where(np.asarray(widths)[:, 0] == best, 90.0, 50.0)
+
+    accuracy = Two(0, noise=1.0)
+    if kind:
+        setattr(accuracy, kind, True)
+    result = bd.search(space, accuracy, {"macs": "1x"})
+    assert result.widths.tolist() == [best] and result.belief.mean == pytest.approx(90.0, abs=0.5)
+    assert len(result.front) == (1 if best == 8 else 2)
+    narrow_wins = result.posterior.probability_better(np.array([0]), np.array([1]))
+    assert narrow_wins == pytest.approx(1.0 if best == 8 else 0.0, abs=0.01)
+
+
 def test_equal_scores_say_nothing():
     indices = LATTICE.all()[::7]
     posterior = Posterior(LATTICE)
