@@ -62,13 +62,15 @@ def search_by_design(context: Context, strategy: Callable[[Context], str]) -> st
     for start in range(0, len(design), context.population_size):
         evaluator(design[start : start + context.population_size])
         context.record(None)
-    posterior.fit_answers(evaluator)
+    fitted = posterior.fit_answers(evaluator)
     enumerable = lattice.size if lattice.size <= ENUMERABLE else 0
     model = Evaluator(
         lambda widths: posterior.predict(lattice.nearest(widths))[0], lattice, max(_OVER_MODEL, enumerable)
     )
     strategy(replace(context, evaluator=model, posterior=None, record=lambda share: None))
     _score_the_best(context, model)
+    if not fitted:  # no network of the design could be had
+        posterior.fit_answers(evaluator)
     context.record(context.feasible.take_share())
     return f"{evaluator.count} networks scored: {len(design)} drawn over all sizes, and the best by them"
 

@@ -94,6 +94,7 @@ class Posterior:
         self._regression = GroupedRegression()
         self.form = self.FORMS[0]
         self._kinds = 0
+        self._constant, self._constant_variance = 0.0, 1.0  # of all networks alike, before any fit
         self._own_share = transfer.own
         self._own_variance = 0.0
         self._own: dict[bytes, tuple[float, float]] = {}
@@ -139,14 +140,15 @@ class Posterior:
         found = np.array([self._own.get(key, (0.0, self._own_variance)) for key in keys(indices)])
         return found[:, 0], found[:, 1]
 
-    def fit_answers(self, evaluator: Evaluator) -> None:
-        """Fit to all answers of a search that could be had. With none, nothing is fitted."""
+    def fit_answers(self, evaluator: Evaluator) -> bool:
+        """Fit to all answers of a search that could be had. With none, nothing is fitted: returns whether."""
         rows = np.isfinite(evaluator.accuracy)
         if rows.any():
             noise = evaluator.noise[rows]
             # A noise of 0 among others that have some would leave these without a say.
             floor = 0.1 * float(np.median(noise[noise > 0])) if (noise > 0).any() else 1.0
             self.fit(evaluator.indices[rows], evaluator.accuracy[rows], np.maximum(noise, floor))
+        return bool(rows.any())
 
     @property
     def noise_ratio(self) -> float:

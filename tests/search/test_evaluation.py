@@ -68,6 +68,32 @@ def test_all_absent_is_an_error_not_a_result():
         bd.search(SPACE, lambda w: np.full(len(w), -np.inf), BUDGET, 100)
 
 
+@pytest.mark.parametrize("kind", ["shares_weights", "trains_each", "before_training"])
+@pytest.mark.parametrize("failing", [11, 12])
+def test_where_all_but_one_or_all_networks_fail(kind, failing):
+    """Scores with a noise, whose posterior has nothing to be fitted to until then."""
+
+    class Failing(Hashed):
+        def __call__(self, widths):
+            if len(widths) == 1:
+                super().__call__(widths)
+            if len(self.asked) <= failing:
+                raise RuntimeError("no such kernel")
+            return np.full(len(widths), 80.0)
+
+        def noise(self, widths):
+            return np.ones(len(widths))
+
+    accuracy = Failing()
+    setattr(accuracy, kind, True)
+    if failing == 12:
+        with pytest.raises(bd.EvaluationError, match=r"none of the .*the first failure: .*no such kernel"):
+            bd.search(SPACE, accuracy, BUDGET, 12, on_error="skip")
+        return
+    result = bd.search(SPACE, accuracy, BUDGET, 12, on_error="skip")
+    assert result.accuracy == 80.0 == result.belief.mean and len(result.failures) == 11
+
+
 def test_batches_are_as_told_and_answers_do_not_depend_on_them():
     sizes = []
 
