@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bcnet_deploy.search.baselines import ENUMERABLE, Context
+from bcnet_deploy.search.baselines import ENUMERABLE, Context, uniform_scaling
 from bcnet_deploy.search.branches import CONCENTRATION, Prefixes, branched
 from bcnet_deploy.search.evaluation import Evaluator
 from bcnet_deploy.search.lattice import Int64, Lattice, distinct
@@ -56,6 +56,10 @@ def search_by_design(context: Context, strategy: Callable[[Context], str]) -> st
     """
     evaluator, posterior, lattice = context.evaluator, context.posterior, context.lattice
     assert posterior is not None, "scores have noise"
+    if evaluator.remaining == 1:  # what one score says of other networks is nothing
+        uniform_scaling(context)
+        posterior.fit_answers(evaluator)
+        return "evaluations spent"
     kept = max(evaluator.remaining // (_ALONG_A_FRONT if context.pareto else _AT_ONE_BUDGET), 1)
     count = max(min(evaluator.remaining - kept, PER_TERM * posterior.most_terms), 1)
     design = drawn(lattice, count, context.rng, evaluator.prefixes)

@@ -7,6 +7,7 @@ import pytest
 
 import bcnet_deploy as bd
 from bcnet_deploy.search.design import PER_TERM, drawn
+from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.posterior import Posterior
 from tests.search.test_posterior import LATTICE, SPACE, Noisy, truth
 
@@ -46,6 +47,14 @@ def test_drawn_networks_are_distinct_and_of_all_sizes(count):
 
 def test_a_design_larger_than_the_space_is_the_space():
     assert (drawn(LATTICE, 10**6, np.random.default_rng(0)) == LATTICE.all()).all()
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 5])
+def test_a_few_scores_are_enough_to_return_something(evaluations):
+    result = bd.search(SPACE, Supernet(0), {"macs": "0.4x"}, evaluations, 0)
+    assert result.evaluations == evaluations and result.constraints.feasible(result.widths[None]).all()
+    if evaluations == 1:
+        assert (result.widths == uniform_to_compare(result.constraints)[0]).all()
 
 
 def test_the_network_with_the_highest_mean_of_the_whole_space_is_found_and_scored():
