@@ -98,9 +98,11 @@ def search_near_budgets(context: Context, strategy: Callable[[Context], str]) ->
     )
     ladder = uniform_ladder(lattice)
     uniform = ladder[feasible.mask(ladder)][-1:]
-    begin = [rows for rows in (context.initial, uniform) if rows is not None]
-    if len(pool):
-        begin.append(pool[context.rng.permutation(len(pool))])
+    begin = [uniform, pool[context.rng.permutation(len(pool))]]
+    if context.initial is not None:
+        begin.insert(0, feasible.repair(context.initial, context.rng))
+    if not any(map(len, begin)):  # budgets that neither uniform widths nor any near them keep
+        begin = [feasible.anchor[None]]
     count = min(evaluator.remaining, _MOST, max(TRAINED_EVALUATIONS, PER_TERM * posterior.most_terms))
     kept = max(count // _CHOSEN, 1)
     first = max(int(count * _DRAWN), 1)

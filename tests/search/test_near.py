@@ -8,6 +8,7 @@ import pytest
 import bcnet_deploy as bd
 from bcnet_deploy.search.lattice import uniform_ladder
 from bcnet_deploy.search.near import TRAINED_EVALUATIONS
+from tests.search.fakes import FakeSpace
 from tests.search.test_posterior import LATTICE, SPACE, Noisy, truth
 
 
@@ -113,3 +114,28 @@ def test_a_few_scores_are_enough_to_return_something(evaluations):
 def test_a_front_is_searched_as_ever():
     result = bd.search(SPACE, Trained(0), {"macs": "1x"}, 60, 0, pareto=True)
     assert len(result.front.widths) > 3
+
+
+@pytest.mark.parametrize("kind", [Trained, Untrained])
+def test_a_budget_that_one_odd_network_alone_keeps(kind):
+    """Neither a uniform network nor any that is drawn near the budget keeps it."""
+    only = np.array([8, 32] * 5)
+    space = FakeSpace(((8, 16, 24, 32),) * len(only))
+
+    class Accuracy(kind):
+        def __call__(self, widths):
+            return np.full(len(widths), 60.0)
+
+    def latency(widths):
+        return 1.0 + np.abs(np.asarray(widths) - only).sum(axis=1)
+
+    result = bd.search(space, Accuracy(0), {"latency_ms": (latency, "2ms")}, 20)
+    assert (result.widths == only).all() and result.evaluations == 1
+
+
+def test_networks_to_start_from_are_brought_within_the_budgets():
+    accuracy = Trained(0)
+    initial = [[32, 32, 32, 32, 32], [8, 16, 8, 8, 8]]
+    result = bd.search(SPACE, accuracy, {"macs": "0.4x"}, 16, initial=initial)
+    assert result.constraints.feasible(np.stack(accuracy.asked)).all()
+    assert accuracy.asked[1].tolist() == initial[1], "one that keeps them is scored as it is"
