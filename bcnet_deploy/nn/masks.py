@@ -110,7 +110,7 @@ class WidthMasks:
 
     @torch.no_grad()
     def agree(self, images: torch.Tensor, rng: np.random.Generator) -> bool:
-        """Whether masked networks give what slices give: two random width vectors, left and right.
+        """Whether masked networks give what slices give: the narrowest, and two random ones, left and right.
 
         Of models that normalise over channels, or whose layers depend on widths in another way, they do not.
         """
@@ -118,8 +118,10 @@ class WidthMasks:
         former, side = supernet.active
         supernet.eval()
         try:
-            for kept in ("left", "right"):
-                widths = self.space.random(1, rng)[0]
+            # Of few choices random ones may all be the full width, which agrees whatever the layers do.
+            for widths, kept in zip(
+                (self.space.narrowest, *self.space.random(2, rng)), ("left", "left", "right"), strict=True
+            ):
                 supernet.set_active(widths, kept)
                 sliced = _first(supernet(images)).double()
                 units = torch.tensor(self.space.one(widths), device=self.device)

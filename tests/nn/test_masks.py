@@ -58,7 +58,8 @@ def test_masked_networks_have_the_outputs_and_gradients_of_slices(name: str) -> 
                     torch.testing.assert_close(two, one, rtol=0, atol=1e-9 * max(1.0, float(one.abs().max())))
 
 
-def test_a_norm_over_channels_is_refused() -> None:
+@pytest.mark.parametrize("levels", [2, 20])
+def test_a_norm_over_channels_is_refused(levels: int) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.GroupNorm(1, 8),
@@ -67,7 +68,7 @@ def test_a_norm_over_channels_is_refused() -> None:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    supernet = bd.Supernet(model, bd.WidthSpace.from_model(model, SIZE))
+    supernet = bd.Supernet(model, bd.WidthSpace.from_model(model, SIZE, levels=levels))
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     assert not WidthMasks(supernet).agree(torch.randn(2, *SIZE), np.random.default_rng(0))
     assert supernet.training and all(torch.equal(supernet.state_dict()[k], v) for k, v in before.items())
