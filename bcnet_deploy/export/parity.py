@@ -253,9 +253,9 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
 def run_onnx(
     model: bytes, inputs: NDArray[np.float32], *, batch: int = 32, threads: int = 1, optimise: bool = True
 ) -> NDArray[np.float32]:
-    """The first output of a serialised ONNX model; see :func:`outputs_of_onnx`."""
+    """The output of a serialised ONNX model that decides, or else its first; see :func:`outputs_of_onnx`."""
     found = outputs_of_onnx(model, inputs, batch=batch, threads=threads, optimise=optimise)
-    return next(iter(found.values()))
+    return found[next((name for name in _DECIDING if name in found), next(iter(found)))]
 
 
 def outputs_of_onnx(

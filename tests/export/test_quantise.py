@@ -185,3 +185,15 @@ def test_the_export_says_what_int8_loses(tmp_path: Path, target: str) -> None:
     # Labels are the network's own classes: accuracy is agreement.
     assert result.quantised.score == pytest.approx(result.parity.top1_agreement)
     assert result.to_dict()["quantised"]["weakest"]
+
+
+def test_of_several_outputs_the_logits_are_scored(labelled: tuple[np.ndarray, np.ndarray]) -> None:
+    """As training does it, wherever among the outputs they stand."""
+
+    class Features(Uneven):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+            logits = super().forward(x)
+            return {"features": -logits, "logits": logits}
+
+    network = trace(Features().eval(), SIZE, batch=1)[0]
+    assert accuracy_on(*labelled)(network.SerializeToString()) == 1.0
