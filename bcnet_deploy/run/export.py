@@ -220,6 +220,7 @@ def _export(
     from bcnet_deploy.export.engine import build_engine
     from bcnet_deploy.export.onnx import export_onnx
     from bcnet_deploy.export.quantise import has_learned
+    from bcnet_deploy.tasks import Classification
 
     path, onnx_path, runtime = written[0], written[-1], target.runtime
     progress(0.05, "loading the network")
@@ -232,10 +233,18 @@ def _export(
     chance = 0.0 if splits is None else 1 / max(1, splits.num_classes)
     quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
+        task = run.task()
+        if task is None or isinstance(task, Classification):
+            # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
+            score = accuracy_of_onnx(splits, splits.val, quantised_for)
+        if score is None and settings.max_loss is not None:
+            raise ExportError(
+                f"the accuracy that INT8 loses is measured of classifiers alone, so a loss of at most "
+                f"{settings.max_loss:.2%} cannot be held; leave out --max-loss, and name layers that are to "
+                "stay in FP32 with --keep-fp32"
+            )
         calibration = images(splits, splits.train, CALIBRATION_IMAGES[-1])
         warn_of_one_class(splits)
-        # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
-        score = accuracy_of_onnx(splits, splits.val, quantised_for)
     progress(0.2, "exporting to ONNX")
     onnx = export_onnx(
         module, onnx_path, source.model.input_size, precision=target.onnx_precision,  # type: ignore[arg-type]

@@ -292,6 +292,17 @@ def test_an_ir_is_exported_with_all_its_files(run: RunDir) -> None:
     assert data["engine"]["parity"]["tolerance"] == 1e-4
 
 
+def test_a_loss_of_int8_that_nobody_can_measure_is_refused(run: RunDir) -> None:
+    """Labels of another task may be whole numbers, too."""
+    run.keep(steps={"train": {"task": "segmentation"}})
+    result = export(run, "--precision", "int8", "--max-loss", "0.01")
+    assert result.exit_code == 1 and not (run.export / "found-int8.onnx").exists()
+    assert "of classifiers alone" in result.output and "--keep-fp32" in result.output
+    without = export(run, "--precision", "int8", "--json")
+    assert without.exit_code == 0, without.output
+    assert json.loads(without.stdout)["onnx"]["quantised"] is None
+
+
 def test_int8_states_what_it_loses_on_held_out_images(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     result = export(run, "--precision", "int8", "--json")
     assert result.exit_code == 0, result.output
