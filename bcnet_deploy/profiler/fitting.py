@@ -437,7 +437,8 @@ class TableMaker:
         if fitted.known is not None:
             known = without_keys(fitted.known, fitted.entries)
             if not self.rebase:
-                table = table.merged(known)
+                # A table's rounding is what fits begin with; each model has its own.
+                table = table.merged(replace(known, granularity=self.granularity))
             elif known.granularity == self.granularity:
                 # Its other layers are at this machine's speed now, as far as one can tell.
                 table = table.merged(replace(known, device=table.device, provenance=table.provenance))

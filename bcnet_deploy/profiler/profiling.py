@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -450,5 +450,9 @@ def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:
         )
         if usable:
             # A table at `path` began with the shipped ones: only what it does not have joins it.
-            found = table if found is None else found.merged(without_keys(table, found.entries))
+            if found is None:
+                found = table
+            else:
+                more = replace(without_keys(table, found.entries), granularity=found.granularity)
+                found = found.merged(more)
     return found

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from bcnet_deploy import resources
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.errors import RunDirError, TableError
 from bcnet_deploy.lut import LatencyTable
+from bcnet_deploy.lut.fit import Granularity
 from bcnet_deploy.models import build_model
 from bcnet_deploy.profiler.fitting import (
     Speeds,
@@ -32,7 +34,7 @@ from bcnet_deploy.profiler.fitting import (
 )  # fmt: skip
 from bcnet_deploy.profiler.journal import Journal, Record
 from bcnet_deploy.profiler.measure import faster_half
-from bcnet_deploy.profiler.profiling import Profiler, profile_device
+from bcnet_deploy.profiler.profiling import Profiler, profile_device, starting_table
 from bcnet_deploy.profiler.sampling import of_all_sizes
 from bcnet_deploy.space import WidthSpace
 from tests.lut.fakes import TinyNet, make_table, tiny_space
@@ -541,3 +543,25 @@ def test_missing_rounds_are_left_out() -> None:
     found = validate(np.array([1.1, 2.0]), rounds)
     assert found.mape == pytest.approx(0.0)
     assert found.rounds == 2
+
+
+def test_measurements_of_the_same_machine_join_under_another_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile of the user's own that now says other blocks, or a table of a version that guessed others."""
+    table = profiler(tmp_path / "table.json", budget=10.0).run()
+    key = next(iter(table.entries))
+    before = replace(
+        table, granularity=Granularity(8, 8),
+        networks=(replace(table.network, fingerprint="another's"),),
+        entries={**table.entries, "another key": table.entries[key]},
+        models={**table.models, "another key": table.models[key]},
+    )  # fmt: skip
+    now = profiler(tmp_path / "now.json", budget=10.0, start=before).run()
+    assert now.granularity == table.granularity and "another key" in now.entries
+    assert [n.fingerprint for n in now.networks] == [table.network.fingerprint, "another's"]
+
+    before.save(tmp_path / "shipped" / "cpu-1thread.another.json")
+    monkeypatch.setattr(resources, "shipped", lambda folder: tmp_path / "shipped")
+    start = starting_table(load_device("cpu-1thread"), tmp_path / "table.json")
+    assert start is not None and start.granularity == table.granularity and "another key" in start.models
