@@ -315,7 +315,7 @@ def _search(
         scored = files.content_hash(run.weights)
     else:
         pruned = pruned_evaluator(run, limit_of_images, settings.importance)
-        scored = " ".join(map(str, {"model": run.identity()["model"], **_scored_by(run, settings)}.values()))
+        scored = " ".join(map(str, {**run.identity(), **_scored_by(run, settings)}.values()))
         if isinstance(pruned.task, Classification):
             _warn_of_chance(pruned, prepared.space, config.model.num_classes, run)
         evaluator = pruned

@@ -165,6 +165,26 @@ def test_weights_may_be_named_after_the_table_was_made(place: Path) -> None:
     assert not json.loads(call("profile", "--estimate", "--json").stdout)["tables"][0]["ran"]
 
 
+def test_scores_on_other_images_are_not_taken_for_scores_on_these(place: Path) -> None:
+    """The data may be named anew where nothing was trained on it: here its labels were wrong at first."""
+    (place / "tinydata.py").write_text(
+        "import numpy as np\nfrom sklearn.datasets import load_digits\n"
+        "def right(wrong=0):\n"
+        "    digits = load_digits()\n"
+        "    images = np.kron(digits.images / 16, np.ones((2, 2))).astype(np.float32)[:, None]\n"
+        "    return {'train': (images, (digits.target + wrong) % 10)}\n"
+        "def wrong():\n    return right(1)\n"
+    )
+    about = ["--model", "tinynet:net", "--input-size", "1x16x16", "--weights", "net.safetensors"]
+    search = ["search", "--macs", "0.8x", "--evaluations", "4", "--population", "4", "--json"]
+    call("profile", *about, "--estimate", "--data", "tinydata:wrong")
+    before = json.loads(call(*search).stdout)
+    call("profile", "--estimate", "--data", "tinydata:right")
+    after = json.loads(call(*search).stdout)
+    anew = json.loads(call(*search, "--fresh").stdout)
+    assert after["ran"] and after["posterior"] == anew["posterior"] != before["posterior"]
+
+
 def test_narrowed_in_steps(place: Path) -> None:
     run = bd.Run(
         "run", model="tinynet:net", weights="net.safetensors", data="digits", input_size=SIZE, levels=8,
