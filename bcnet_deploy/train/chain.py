@@ -6,6 +6,7 @@ their first stages agree in these stages' activations, while batch norms are rec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -140,6 +141,8 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def stages_of(supernet: Supernet, images: torch.Tensor) -> tuple[Stage, ...]:
     """The stages that sub-networks can share; empty where the model is no chain at its beginning.
 
+    Empty too where a batch norm runs twice on a batch: what it keeps is then no stage's alone.
+
     Found by running the active slice, and believed only where skipping them changes nothing.
 
     Args:
@@ -179,11 +182,16 @@ def _calls(supernet: Supernet, probe: torch.Tensor) -> list[_Call]:
     for path, module in _parts(supernet.model):
         if "forward" not in module.__dict__:
             handles.append(module.register_forward_hook(note(path), with_kwargs=True))
+    runs: Counter[nn.Module] = Counter()
+    for norm in batch_norms(supernet.model):
+        handles.append(norm.register_forward_hook(lambda module, *_: runs.update([module])))
     try:
         supernet(probe)
     finally:
         for handle in handles:
             handle.remove()
+    if max(runs.values(), default=0) > 1:
+        return []
     chain: list[_Call] = []
     for call in found:
         follows = not chain or call.given is chain[-1].returned

@@ -127,9 +127,17 @@ class WithRunning(Plain):
         return self.head(self.running(self.block(self.stem(x))).mean(dim=(2, 3)))
 
 
+class Twice(Plain):
+    """A batch norm runs twice on a batch: its statistics are of both."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.block[0].last(self.block(self.stem(x)))
+        return self.head(x.mean(dim=(2, 3)))
+
+
 @pytest.mark.parametrize(
     ("kind", "stages"),
-    [(Plain, 3), (LooksBack, 1), (WithRunning, 0)],
+    [(Plain, 3), (LooksBack, 1), (WithRunning, 0), (Twice, 0)],
 )
 def test_shared_beginnings_change_no_score(kind: type[nn.Module], stages: int) -> None:
     """All vectors in one call against each in an evaluator of its own, and against extracted networks."""
