@@ -216,9 +216,11 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
     out, explained = console(), result.explained
     compared = explained["compared_with"]
     again = "" if result.ran else " (done already; --fresh searches anew)"
-    table = Table(title=f"{result.evaluations} networks evaluated; {result.stopped}{again}")
+    scored = explained.get("provenance", {}).get("supernet", {}).get("scored", "slices of the supernet")
+    table = Table(title=f"{result.evaluations} networks evaluated, {scored}; {result.stopped}{again}")
     table.add_column("network")
-    for header in ("supernet accuracy", "left / right", "MACs", "parameters"):
+    metric, unit = metric_of(run)
+    for header in (escape(metric), "left / right", "MACs", "parameters"):
         table.add_column(header, justify="right")
     for latency in explained["latency"]:
         estimate = ", estimate" if latency["source"] == "estimated" else ""
@@ -232,7 +234,7 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
         scores, costs = network["scores"], network["costs"]
         sides = " / ".join(f"{scores[s]:.2f}" for s in ("left", "right") if s in scores)
         table.add_row(
-            name, f"{scores['accuracy']:.2f}%", sides,
+            name, f"{scores['accuracy']:.2f}{unit}", sides,
             format_count(costs["macs"]), format_count(costs["params"]),
             *(_interval(latency) for latency in network["latency"]),
         )  # fmt: skip
@@ -240,7 +242,7 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
     if "posterior" in explained:
         belief = explained["posterior"]
         out.print(
-            f"by all scores together, found: {belief['mean']:.2f}% ({belief['low']:.2f} .. "
+            f"by all scores together, found: {belief['mean']:.2f}{unit} ({belief['low']:.2f} .. "
             f"{belief['high']:.2f}); better than uniform with probability {belief['beats_uniform']:.0%}"
         )
         for remark in belief["notes"]:
@@ -250,7 +252,7 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
             limit = f"{budget['cost']} <= {format_bytes(budget['limit'])}"
             out.print(f"{limit}: found {format_bytes(result.costs[budget['cost']])}")
     if len(result.front) > 1:
-        _show_front(result)
+        _show_front(result, metric, unit)
     full = compared["full"]["widths"]
     widths = Table(title="widths")
     widths.add_column("variable", overflow="fold")
@@ -270,7 +272,15 @@ def _interval(latency: dict[str, Any]) -> str:
     return text
 
 
-def _show_front(result: SearchStepResult, rows: int = 12) -> None:
+def metric_of(run: RunDir) -> tuple[str, str]:
+    """Name and unit of what a search's scores are in."""
+    from bcnet_deploy.run.export import classifies
+
+    task = run.task()
+    return ("accuracy", "%") if task is None or classifies(task) else (task.metric_name, task.unit)
+
+
+def _show_front(result: SearchStepResult, metric: str, unit: str, rows: int = 12) -> None:
     """The front, thinned to a few rows."""
     import numpy as np
     from rich.markup import escape
@@ -281,9 +291,11 @@ def _show_front(result: SearchStepResult, rows: int = 12) -> None:
     front = result.front
     keys = list(front[0]["costs"])
     table = Table(title=f"front: {len(front)} networks that no other evaluated one beats")
-    for header in ("supernet accuracy", *map(escape, keys)):
+    for header in (escape(metric), *map(escape, keys)):
         table.add_column(header, justify="right")
     for row in np.unique(np.linspace(0, len(front) - 1, min(rows, len(front))).round().astype(int)):
         record = front[row]
-        table.add_row(f"{record['accuracy']:.2f}%", *(format_cost(key, record["costs"][key]) for key in keys))
+        table.add_row(
+            f"{record['accuracy']:.2f}{unit}", *(format_cost(key, record["costs"][key]) for key in keys)
+        )
     console().print(table)

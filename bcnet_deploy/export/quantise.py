@@ -148,17 +148,18 @@ def quantise(
     errors = layer_errors(model, plain, calibration[:_ERROR_IMAGES])
     order = sorted((name for name in errors if name not in kept), key=errors.__getitem__, reverse=True)
     weakest = tuple((name, errors[name]) for name in order[:_SHOWN])
-    more = 1
+    most = min(max(1, int(_MOST_KEPT * len(layers))), len(order))
+    more = 0
     while max_loss is not None and before - after > max_loss:
-        if more > max(1, int(_MOST_KEPT * len(layers))) or more > len(order):
+        if more >= most:
             raise ExportError(
                 f"INT8 loses {before - after:.2%} of accuracy ({after:.2%} after {before:.2%}), allowed is "
                 f"{max_loss:.2%}, and {len(kept)} layers in FP32 do not help; those that lose most: "
                 f"{', '.join(name for name, _ in weakest)}; allow more, or export FP32"
             )
+        more = min(max(1, 2 * more), most)
         kept = [*keep_fp32, *order[:more]]
         quantised, after = _once(model, calibration, score, target, method, kept)
-        more *= 2
     if has_learned(before, chance) and after - chance <= _AT_CHANCE * (before - chance):
         raise ExportError(
             f"INT8 leaves an accuracy of {after:.2%}, about what chance gives ({chance:.2%}); FP32 has "

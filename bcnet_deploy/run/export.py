@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bcnet_deploy.export.metadata import ModelMetadata
     from bcnet_deploy.export.quantise import Score
     from bcnet_deploy.runtime.precision import Calibration
+    from bcnet_deploy.tasks import Task
 
 _log = logging.getLogger("bcnet_deploy")
 
@@ -150,6 +151,23 @@ def exported_files(run: RunDir, settings: ExportSettings, out: Path | None = Non
     return *runtime.engine_files(folder / f"{stem}{runtime.suffix}"), onnx
 
 
+def classifies(task: Task | None) -> bool:
+    """Whether a task, or none given, is judged by top-1 accuracy."""
+    from bcnet_deploy.tasks import Classification
+
+    return task is None or isinstance(task, Classification)
+
+
+def check_loss(settings: ExportSettings, target: Target, task: Task | None) -> None:
+    """Raise :class:`ExportError` for a largest loss of INT8 where it cannot be measured."""
+    if settings.max_loss is not None and target.onnx_precision == "int8" and not classifies(task):
+        raise ExportError(
+            f"the accuracy that INT8 loses is measured of classifiers alone, so a loss of at most "
+            f"{settings.max_loss:.2%} cannot be held; leave out --max-loss, and name layers that are to "
+            "stay in FP32 with --keep-fp32"
+        )
+
+
 def export(
     run: RunDir,
     settings: ExportSettings,
@@ -183,6 +201,7 @@ def export(
     path, folder = written[0], written[0].parent
     run.require_current(settings.network)
     config = run.load()
+    check_loss(settings, target, run.task())
     if target.precision == "int8":
         run.data_reference()
     retrained = [run.retrained(settings.network) / name for name in ("weights.safetensors", "subnet.yaml")]
@@ -220,7 +239,6 @@ def _export(
     from bcnet_deploy.export.engine import build_engine
     from bcnet_deploy.export.onnx import export_onnx
     from bcnet_deploy.export.quantise import has_learned
-    from bcnet_deploy.tasks import Classification
 
     path, onnx_path, runtime = written[0], written[-1], target.runtime
     progress(0.05, "loading the network")
@@ -233,16 +251,9 @@ def _export(
     chance = 0.0 if splits is None else 1 / max(1, splits.num_classes)
     quantised_for = "ort" if runtime is None else runtime.quantised_for
     if target.onnx_precision == "int8" and splits is not None:
-        task = run.task()
-        if task is None or isinstance(task, Classification):
+        if classifies(run.task()):
             # Held-out images choose what stays in FP32; the test images are looked at when that is settled.
             score = accuracy_of_onnx(splits, splits.val, quantised_for)
-        if score is None and settings.max_loss is not None:
-            raise ExportError(
-                f"the accuracy that INT8 loses is measured of classifiers alone, so a loss of at most "
-                f"{settings.max_loss:.2%} cannot be held; leave out --max-loss, and name layers that are to "
-                "stay in FP32 with --keep-fp32"
-            )
         calibration = images(splits, splits.train, CALIBRATION_IMAGES[-1])
         warn_of_one_class(splits)
     progress(0.2, "exporting to ONNX")

@@ -15,7 +15,7 @@ from bcnet_deploy.run.bench import BenchStepResult, bench
 from bcnet_deploy.run.directory import Given, RunConfig, RunDir, require_classes
 from bcnet_deploy.run.display import Display, NoDisplay
 from bcnet_deploy.run.engine import Done, Progress, only_writer, writing
-from bcnet_deploy.run.export import ExportStepResult, export, exported_files, target_of
+from bcnet_deploy.run.export import ExportStepResult, check_loss, export, exported_files, target_of
 from bcnet_deploy.run.preflight import (
     check_classes,
     check_table,
@@ -27,7 +27,7 @@ from bcnet_deploy.run.profile import ProfileResult, check_profile, profile
 from bcnet_deploy.run.report import ReportResult, report
 from bcnet_deploy.run.retrain import RetrainStepResult, retrain
 from bcnet_deploy.run.search import SearchStepResult, prepare, search
-from bcnet_deploy.run.settings import DEFAULT_LATENCY, PipelineSettings, keeping, settings_of
+from bcnet_deploy.run.settings import DEFAULT_LATENCY, NO_TASK, PipelineSettings, keeping, settings_of
 from bcnet_deploy.run.train import TrainResult, train
 from bcnet_deploy.units import parse_duration
 
@@ -95,12 +95,17 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
     Raises:
         BCNetError: what the step that meets it would raise, after the work of those before it.
     """
+    from bcnet_deploy.tasks import load_task
+
     device = run.device(settings.device)
     if run.given.data is None:
         check_classes(config.data, config.model.num_classes, config.model.input_size)
     for name in ("train", "retrain"):
         settings.step(name).config(config.data, trained=config.model.trained)
-    target_of(settings.step("export", network="found"), device)
+    exporting = settings.step("export", network="found")
+    said = (settings.step(name).said_task(config.data) for name in ("train", "retrain"))
+    task = next((name for name in said if name not in (None, NO_TASK)), None)
+    check_loss(exporting, target_of(exporting, device), None if task is None else load_task(task))
     profiling = settings.step("profile", device=str(settings.device))
     check_table(profiling.table, device.name)
     check_profile(run, profiling, whole=True)

@@ -19,7 +19,7 @@ from bcnet_deploy.errors import ConfigError, RunDirError, TableError
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.originals import pruned_evaluator, require_trained, tuned_evaluator
-from bcnet_deploy.run.settings import SearchSettings
+from bcnet_deploy.run.settings import SearchSettings, named_task
 from bcnet_deploy.run.supernets import require_supernet_of, supernet_evaluator, supernet_info
 from bcnet_deploy.validation import plain
 
@@ -127,7 +127,8 @@ def _scored_by(run: RunDir, settings: SearchSettings) -> dict[str, str]:
     if scores == "supernet":
         return {"scores": scores}
     steps = {"tune_steps": str(settings.tune_steps)} if scores == "tuned" else {}
-    return {"scores": scores, "importance": settings.importance, **steps}
+    task = named_task(run.load())  # a supernet is trained for its own, these are scored by what is named now
+    return {"scores": scores, "importance": settings.importance, **steps, **({"task": task} if task else {})}
 
 
 def _seed(config: RunConfig, settings: SearchSettings) -> int:

@@ -19,7 +19,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from bcnet_deploy.cli.main import cli
-from bcnet_deploy.cli.search import _show_front, show_dry_run
+from bcnet_deploy.cli.search import _show_front, metric_of, show_dry_run
 from bcnet_deploy.data import load_data
 from bcnet_deploy.devices import load_device
 from bcnet_deploy.lut import LatencyTable
@@ -448,9 +448,18 @@ def test_budgets_of_several_devices_are_told_apart(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert all(key in shown for key in keys)
     front = [{"accuracy": 70.0 + i, "costs": dict.fromkeys(keys, 1.0 + i)} for i in range(2)]
-    _show_front(SimpleNamespace(front=front))  # type: ignore[arg-type]
+    _show_front(SimpleNamespace(front=front), "accuracy", "%")  # type: ignore[arg-type]
     shown = capsys.readouterr().out
     assert all(key in shown for key in keys)
+
+
+def test_a_table_says_what_was_scored_and_in_what(run: Path) -> None:
+    shown = search(run, "--macs", "0.6x", "--evaluations", "30")
+    assert shown.exit_code == 0, shown.output
+    assert "slices of the supernet" in shown.output
+    assert metric_of(RunDir(run)) == ("accuracy", "%")
+    RunDir(run).keep(steps={"train": {"task": "segmentation"}})
+    assert metric_of(RunDir(run)) == ("mean IoU", "%")
 
 
 # -- channel steps learned from a table --------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import bcnet_deploy.export.quantise as quantising
 from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import export_onnx
 from bcnet_deploy.export.onnx import trace
@@ -104,6 +105,25 @@ def test_a_loss_that_cannot_be_held_names_the_layers(
 ) -> None:
     with pytest.raises(ExportError, match=r"INT8 loses .*allowed is -100.00%.*lose most: undone"):
         quantise(uneven, labelled[0], accuracy_on(*labelled), max_loss=-1.0)
+
+
+def test_a_quarter_of_the_layers_is_tried_before_a_refusal(
+    uneven: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of fourteen layers three may stay in FP32: one, two, and then three, not four."""
+    names = [f"layer{i}" for i in range(14)]
+    kept: list[int] = []
+
+    def once(model: onnx.ModelProto, *arguments: object) -> tuple[onnx.ModelProto, float]:
+        kept.append(len(arguments[-1]))  # type: ignore[arg-type]
+        return model, 0.9 if kept[-1] == 3 else 0.5
+
+    monkeypatch.setattr(quantising, "_layers", lambda model: names)
+    monkeypatch.setattr(quantising, "layer_errors", lambda *_: dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(quantising, "_once", once)
+    monkeypatch.setattr(quantising, "to_int8", lambda *_, **__: uneven)
+    held = quantise(uneven, pictures(4), lambda model: 1.0, max_loss=0.2)
+    assert kept == [0, 1, 2, 3] and held.loss == pytest.approx(0.1)
 
 
 def test_a_quantised_network_that_guesses_is_refused(

@@ -455,6 +455,16 @@ def test_an_image_folder_without_train_is_refused_at_once(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_of_int8_that_nobody_can_measure_is_refused_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: demo\ntrain: {task: segmentation}\nexport: {precision: int8, max_loss: 0.01}\n")
+    result = CliRunner().invoke(
+        cli, ["run", "--run-dir", str(tmp_path / "run"), "--config", str(config), "--data", "digits"]
+    )
+    assert result.exit_code == 1 and "of classifiers alone" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_number_of_classes_is_the_datas(tmp_path: Path) -> None:
     from bcnet_deploy.run.preflight import describe_run
 
