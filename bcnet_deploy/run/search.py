@@ -34,6 +34,7 @@ _log = logging.getLogger("bcnet_deploy")
 
 _UNTRAINED_IMAGES = 2000
 """Held-out images of a score before training, which foretells what training brings less exactly than that."""
+_AGREE, _TELLING = 0.35, 30  # Kendall's tau of left and right, and the networks that it can be told from
 _TOGETHER = 32
 """Networks evaluated at once: those that begin alike share work, and a kill loses no more than these."""
 
@@ -312,7 +313,7 @@ def _search(
     limit_of_images = settings.val_images or (_UNTRAINED_IMAGES if kind == "pruned" else None)
     evaluator: SupernetEvaluator | TunedEvaluator
     if kind == "supernet":
-        evaluator = supernet_evaluator(run, limit_of_images)
+        evaluator = supernet = supernet_evaluator(run, limit_of_images)
         scored = files.content_hash(run.weights)
     else:
         pruned = pruned_evaluator(run, limit_of_images, settings.importance)
@@ -351,6 +352,8 @@ def _search(
     except NetworkFailedError as error:
         remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
         raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
+    if kind == "supernet":
+        _warn_of_disagreement(supernet)
     between = getattr(evaluator, "bounds", None)
     uniform, _ = uniform_to_compare(result.constraints)
     scores = {}
@@ -382,6 +385,18 @@ def _search(
     )
     # Last: it is what later steps look for.
     files.write_yaml(run.widths_file, explained)
+
+
+def _warn_of_disagreement(supernet: SupernetEvaluator) -> None:
+    """Say where the two sides of a supernet rank networks too differently for either to be believed."""
+    tau, count = supernet.agreement()
+    if count >= _TELLING and tau < _AGREE:
+        _log.warning(
+            "left and right slices rank the %d networks scored now too differently (Kendall's tau %.2f): "
+            "what is found, and how probable it is said to be better, cannot be trusted. Supernets that "
+            "ranked well had 0.4 and more, those that did not less than 0.3. Train it longer, with "
+            "distillation, or score on more images (--val-images)", count, tau,
+        )  # fmt: skip
 
 
 def _warn_of_chance(evaluator: SupernetEvaluator, space: WidthSpace, classes: int, run: RunDir) -> None:

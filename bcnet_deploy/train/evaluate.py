@@ -232,6 +232,24 @@ class SupernetEvaluator:
         """(N, L) widths -> (N, number of sides) mean loss on the held-out batches."""
         return self._results(widths)[:, 1]
 
+    def agreement(self) -> tuple[float, int]:
+        """How alike left and right rank the vectors that were run on all images: Kendall's tau, and how many.
+
+        Two readings of the same networks: what they do not agree in says nothing of the networks. NaN with
+        one side, or where nothing can be ranked.
+        """
+        from scipy.stats import kendalltau
+
+        rows = [
+            known[len(self.val_batches)][0]
+            for known in self._known.values()
+            if len(self.val_batches) in known
+        ]
+        if len(self.side_names) != 2 or len(rows) < 2:
+            return float("nan"), len(rows)
+        left, right = np.array(rows).T
+        return float(kendalltau(left, right).statistic), len(rows)
+
     def _results(self, widths: npt.ArrayLike, images: int | None = None) -> Floats:
         """(N, 2, sides): metric and loss on the first held-out batches."""
         rows = [tuple(row.tolist()) for row in self.supernet.space.check(widths)]

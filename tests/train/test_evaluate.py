@@ -71,6 +71,23 @@ def test_each_vector_runs_once_and_the_supernet_is_left_alone(tmp_path) -> None:
     assert supernet.training and supernet.active[0].tolist() == [4, 6] and supernet.active[1] == "right"
 
 
+def test_agreement_counts_the_pairs_that_both_sides_order_alike(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Kendall's tau-b by its definition, of what was run on all images alone."""
+    supernet = trained(tmp_path)
+    train, val = batches()
+    evaluator = SupernetEvaluator(supernet, train, val)
+    assert evaluator.agreement()[1] == 0 and np.isnan(evaluator.agreement()[0])
+    widths = np.unique(supernet.space.random(9, np.random.default_rng(1)), axis=0)
+    sides = evaluator.sides(widths[1:])
+    evaluator.on(widths[0], 24)
+    left, right = (np.sign(side[:, None] - side[None])[np.triu_indices(len(side), 1)] for side in sides.T)
+    expected = (left * right).sum() / np.sqrt((left**2).sum() * (right**2).sum())
+    assert evaluator.agreement() == (pytest.approx(expected), len(widths) - 1)
+    alone = SupernetEvaluator(supernet, train, val, sides=("left",))
+    alone(widths)
+    assert np.isnan(alone.agreement()[0])
+
+
 class Plain(nn.Module):
     """A chain whose parts work in place, and whose head reads a width."""
 
