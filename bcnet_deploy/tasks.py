@@ -285,6 +285,11 @@ TASKS.register("classification")(Classification)
 TASKS.register("segmentation")(Segmentation)
 
 
+def classifies(task: Task | None) -> bool:
+    """Whether a task, or none given, is judged by top-1 accuracy."""
+    return task is None or isinstance(task, Classification)
+
+
 def load_task(reference: str | Task | Callable[[], Task]) -> Task:
     """The task that ``reference`` names or is.
 

@@ -274,7 +274,7 @@ def _interval(latency: dict[str, Any]) -> str:
 
 def metric_of(run: RunDir) -> tuple[str, str]:
     """Name and unit of what a search's scores are in."""
-    from bcnet_deploy.run.export import classifies
+    from bcnet_deploy.tasks import classifies
 
     task = run.task()
     return ("accuracy", "%") if task is None or classifies(task) else (task.metric_name, task.unit)

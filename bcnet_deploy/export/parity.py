@@ -135,9 +135,7 @@ def compare(
         )
     errors = [_errors(expected[name], given[name]) for name in expected]
     largest, relative = (float(worst) for worst in np.max(errors, axis=0))  # NaN, where there is one
-    decides = next((name for name in _DECIDING if name in expected), None)
-    if len(expected) == 1:
-        decides = next(iter(expected))
+    decides = _deciding(expected)
     agreed: NDArray[np.floating] = np.ones(0)
     dense = False
     if decides is not None:
@@ -250,12 +248,19 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _deciding(outputs: Mapping[str, object]) -> str | None:
+    """The output that says what a network decides: the only one, or the one of that name; None: none does."""
+    if len(outputs) == 1:
+        return next(iter(outputs))
+    return next((name for name in _DECIDING if name in outputs), None)
+
+
 def run_onnx(
     model: bytes, inputs: NDArray[np.float32], *, batch: int = 32, threads: int = 1, optimise: bool = True
 ) -> NDArray[np.float32]:
     """The output of a serialised ONNX model that decides, or else its first; see :func:`outputs_of_onnx`."""
     found = outputs_of_onnx(model, inputs, batch=batch, threads=threads, optimise=optimise)
-    return found[next((name for name in _DECIDING if name in found), next(iter(found)))]
+    return found[_deciding(found) or next(iter(found))]
 
 
 def outputs_of_onnx(

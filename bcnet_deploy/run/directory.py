@@ -230,11 +230,9 @@ class RunDir:
 
     def task(self) -> Task | None:
         """The task that the run's training was given; None where none was."""
-        from bcnet_deploy.run.settings import named_task
-        from bcnet_deploy.tasks import load_task
+        from bcnet_deploy.run.settings import task_of
 
-        name = named_task(self.load())
-        return None if name is None else load_task(name)
+        return task_of(self.load())
 
     def space(self) -> WidthSpace:
         """The width space, without PyTorch where it has been captured before.

@@ -151,15 +151,10 @@ def exported_files(run: RunDir, settings: ExportSettings, out: Path | None = Non
     return *runtime.engine_files(folder / f"{stem}{runtime.suffix}"), onnx
 
 
-def classifies(task: Task | None) -> bool:
-    """Whether a task, or none given, is judged by top-1 accuracy."""
-    from bcnet_deploy.tasks import Classification
-
-    return task is None or isinstance(task, Classification)
-
-
 def check_loss(settings: ExportSettings, target: Target, task: Task | None) -> None:
     """Raise :class:`ExportError` for a largest loss of INT8 where it cannot be measured."""
+    from bcnet_deploy.tasks import classifies
+
     if settings.max_loss is not None and target.onnx_precision == "int8" and not classifies(task):
         raise ExportError(
             f"the accuracy that INT8 loses is measured of classifiers alone, so a loss of at most "
@@ -239,6 +234,7 @@ def _export(
     from bcnet_deploy.export.engine import build_engine
     from bcnet_deploy.export.onnx import export_onnx
     from bcnet_deploy.export.quantise import has_learned
+    from bcnet_deploy.tasks import classifies
 
     path, onnx_path, runtime = written[0], written[-1], target.runtime
     progress(0.05, "loading the network")

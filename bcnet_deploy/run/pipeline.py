@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from bcnet_deploy.run.profile import ProfileResult, check_profile, profile
 from bcnet_deploy.run.report import ReportResult, report
 from bcnet_deploy.run.retrain import RetrainStepResult, retrain
 from bcnet_deploy.run.search import SearchStepResult, prepare, search
-from bcnet_deploy.run.settings import DEFAULT_LATENCY, NO_TASK, PipelineSettings, keeping, settings_of
+from bcnet_deploy.run.settings import DEFAULT_LATENCY, PipelineSettings, keeping, settings_of, task_of
 from bcnet_deploy.run.train import TrainResult, train
 from bcnet_deploy.units import parse_duration
 
@@ -95,17 +95,14 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
     Raises:
         BCNetError: what the step that meets it would raise, after the work of those before it.
     """
-    from bcnet_deploy.tasks import load_task
-
     device = run.device(settings.device)
     if run.given.data is None:
         check_classes(config.data, config.model.num_classes, config.model.input_size)
     for name in ("train", "retrain"):
         settings.step(name).config(config.data, trained=config.model.trained)
     exporting = settings.step("export", network="found")
-    said = (settings.step(name).said_task(config.data) for name in ("train", "retrain"))
-    task = next((name for name in said if name not in (None, NO_TASK)), None)
-    check_loss(exporting, target_of(exporting, device), None if task is None else load_task(task))
+    task = task_of(replace(config, steps={**config.steps, **sections_of(settings)}))
+    check_loss(exporting, target_of(exporting, device), task)
     profiling = settings.step("profile", device=str(settings.device))
     check_table(profiling.table, device.name)
     check_profile(run, profiling, whole=True)
@@ -200,7 +197,7 @@ def run_all(
     with only_writer(run):
         start(run, config, force=force)
         run.keep_device(run.device(settings.device))
-        keep_sections(run, settings)
+        run.keep(steps=sections_of(settings))  # so that the steps' own commands need them no more
         plan = stages(run, settings)
         ran = []
         with display(plan) if display is not None else nullcontext(NoDisplay()) as shown:
@@ -222,15 +219,15 @@ def carried(stage: PlannedStep, display: Display) -> bool:
     return result.ran
 
 
-def keep_sections(run: RunDir, settings: PipelineSettings) -> None:
-    """Keep the settings of every step, so that its command needs them no more."""
+def sections_of(settings: PipelineSettings) -> dict[str, dict[str, Any]]:
+    """The settings of every step, as a run keeps them."""
     sections = {name: dict(getattr(settings, name)) for name in ("profile", "train", "search", "retrain")}
     sections |= {"export": dict(settings.export), "bench": dict(settings.bench)}
     search_section = sections["search"]
     if not settings.step("search").has_budget:
         search_section["latency"] = DEFAULT_LATENCY
     sections["run"] = {"networks": list(settings.networks)}
-    run.keep(steps={name: section for name, section in sections.items() if section})
+    return {name: section for name, section in sections.items() if section}
 
 
 def settings_of_run(run: RunDir) -> dict[str, Any]:

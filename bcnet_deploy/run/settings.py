@@ -26,6 +26,7 @@ from bcnet_deploy.run.engine import first_rank, only_writer
 from bcnet_deploy.validation import Checked
 
 if TYPE_CHECKING:
+    from bcnet_deploy.tasks import Task
     from bcnet_deploy.train import TrainConfig
 
 Which = Literal["found", "uniform", "full"]
@@ -442,6 +443,14 @@ def named_task(config: RunConfig) -> str | None:
         retraining: RetrainSettings = step_settings("retrain", config.steps.get("retrain", {}))
         task = retraining.said_task(config.data)
     return None if task == NO_TASK else task
+
+
+def task_of(config: RunConfig) -> Task | None:
+    """The task of :func:`named_task`; None where none was named."""
+    from bcnet_deploy.tasks import load_task
+
+    name = named_task(config)
+    return None if name is None else load_task(name)
 
 
 # -- what a run keeps of them --------------------------------------------------------------------

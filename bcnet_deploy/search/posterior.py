@@ -115,13 +115,14 @@ class Posterior:
             self._keep_own(indices, values - self._constant, noise)
             return
         terms, labels = self._terms(indices)
-        self._regression.fit(terms, labels, values, noise)
+        fitted = self._regression
+        fitted.fit(terms, labels, values, noise)
+        self._constant, self._constant_variance = fitted.constant, fitted.constant_variance
         usual = 1 / float(np.mean(1 / noise**2))
         # A ratio's square scatters by sqrt(2 / N): what is within two of these is taken for chance.
         excess = self.noise_ratio**2 - 1 - 2 * np.sqrt(2 / len(scores))
         self._own_variance = self._own_share * usual * max(float(excess), 0.0)
         if self._own_variance:
-            fitted = self._regression
             residual = scores - fitted.constant - (terms - fitted.centre) @ fitted.weights
             self._keep_own(indices, residual, noise)
 
@@ -194,12 +195,11 @@ class Posterior:
     def predict(self, indices: Int64) -> tuple[Float, Float]:
         """(N, L) -> (N,) posterior mean and (N,) standard deviation, in units of the scores."""
         own, left = self._own_effects(indices)
-        if not self._kinds:
-            return self._constant + own, np.sqrt(left + self._constant_variance)
-        terms, labels = self._terms(indices)
-        mean, variance = self._effect(terms - self._regression.centre, labels)
-        deviation = np.sqrt(variance + left + self._regression.constant_variance)
-        return self._regression.constant + mean + own, deviation
+        mean = variance = np.zeros(len(indices))
+        if self._kinds:
+            terms, labels = self._terms(indices)
+            mean, variance = self._effect(terms - self._regression.centre, labels)
+        return self._constant + mean + own, np.sqrt(variance + left + self._constant_variance)
 
     def probability_better(self, first: Int64, second: Int64) -> float:
         """Probability that the network of (L,) indices ``first`` is better than ``second``."""
@@ -213,7 +213,7 @@ class Posterior:
             mean, variance = self._effect((terms[0] - terms[1])[None], labels)
         difference = float(mean[0] + own[0] - own[1])
         deviation = float(np.sqrt(variance[0] + left.sum()))
-        if deviation <= 1e-12 * abs(self._regression.constant if self._kinds else self._constant):
+        if deviation <= 1e-12 * abs(self._constant):
             return 0.5 + 0.5 * float(np.sign(np.round(difference, 9)))
         return NormalDist().cdf(difference / deviation)
 
