@@ -37,7 +37,7 @@ from bcnet_deploy.data import Augmentation, BatchLoader, DataSplits, PlainBatche
 from bcnet_deploy.data.augment import AUGMENTATIONS
 from bcnet_deploy.data.plain import drawing_order
 from bcnet_deploy.train.config import TrainConfig
-from bcnet_deploy.train.samplers import WidthGrid, make_sampler
+from bcnet_deploy.train.samplers import SamplerSource, WidthGrid, make_sampler
 from bcnet_deploy.train.trainer import Trainer, TrainOutcome
 
 HERE = Path(__file__).resolve().parent
@@ -104,11 +104,11 @@ def run_name(rule: str, seed: int, plan: Plan, count: int = USUAL_IMAGES) -> str
 
 def trained(
     rule: str, seed: int, cost: float, recipe: dict[str, Any], splits: DataSplits, folder: Path,
-    device: torch.device = CPU,
+    device: torch.device = CPU, *, sampler: SamplerSource | None = None,
 ) -> tuple[bd.Supernet, TrainConfig, TrainOutcome]:  # fmt: skip
     """A supernet trained by a rule and a recipe, with averaged weights where the recipe averages.
 
-    Resumed where ``folder`` has a checkpoint.
+    Resumed where ``folder`` has a checkpoint. ``sampler``: of the steps, in place of the rule's.
     """
     torch.manual_seed(seed)
     size = splits.input_size
@@ -117,7 +117,7 @@ def trained(
     supernet = bd.Supernet(model, space, generator=torch.Generator().manual_seed(seed))
     config = TrainConfig.from_dict({**recipe, **RULES[rule], "cost": cost})
     rng = np.random.default_rng([seed, 1])
-    sampler = make_sampler(config.rule, WidthGrid.of(supernet), rng, config)
+    steps = make_sampler(sampler or config.rule, WidthGrid.of(supernet), rng, config)
     loader = BatchLoader(
         splits.train, config.batch_size, Augmentation(config.augment, splits.mean, splits.std),
         device, seed=seed,
@@ -131,7 +131,7 @@ def trained(
             print(f"{folder.name}: {share:.1%} {note}", flush=True)
 
     trainer = Trainer(
-        supernet, loader, config, folder, sampler=sampler, seed=seed, progress=progress,
+        supernet, loader, config, folder, sampler=steps, seed=seed, progress=progress,
         identity={"space": space.fingerprint, "rule": rule, "seed": seed},
     )  # fmt: skip
     outcome = trainer.run()

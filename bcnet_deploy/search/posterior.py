@@ -10,7 +10,8 @@ and products of two. Let t be the effects of one kind in this supernet and r the
 any network, given t, are normal with mean r*t and variance r*(1 - r) times the prior variance of t.
 
 What residuals have beyond the stated noise is the network's own. It counts where the score is of the network
-itself, and not where it is one supernet's: there residuals of two supernets are uncorrelated (0.00).
+itself, and not where it is one supernet's: there residuals of two supernets are uncorrelated (0.00). With
+fewer networks than terms it also has the effects of the kinds that are left out, which count by their shares.
 """
 
 from __future__ import annotations
@@ -121,10 +122,20 @@ class Posterior:
         usual = 1 / float(np.mean(1 / noise**2))
         # A ratio's square scatters by sqrt(2 / N): what is within two of these is taken for chance.
         excess = self.noise_ratio**2 - 1 - 2 * np.sqrt(2 / len(scores))
-        self._own_variance = self._own_share * usual * max(float(excess), 0.0)
+        self._own_variance = self._share_of_residuals() * usual * max(float(excess), 0.0)
         if self._own_variance:
             residual = scores - fitted.constant - (terms - fitted.centre) @ fitted.weights
             self._keep_own(indices, residual, noise)
+
+    def _share_of_residuals(self) -> float:
+        """Share, of what no term in use explains, that holds for networks in general.
+
+        Residuals have the effects of the kinds that are left out too: the mean share of these, by their terms.
+        """
+        left_out = np.diff(self._sizes, prepend=0)[self._kinds :]
+        if not left_out.sum():
+            return self._own_share
+        return max(self._own_share, float(np.average(self._shares[self._kinds :], weights=left_out)))
 
     def _keep_own(self, indices: Int64, residual: Float, noise: Float) -> None:
         """Mean and variance of each network's own effect, by what its score has beyond the terms."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import bcnet_deploy as bd
 from bcnet_deploy.search.explain import uniform_to_compare
 from bcnet_deploy.search.lattice import Lattice
-from bcnet_deploy.search.posterior import Belief, Posterior, Transfer
+from bcnet_deploy.search.posterior import BETWEEN_SUPERNETS, Belief, Posterior, Transfer
 from tests.search.fakes import FakeSpace, Hashed
 
 LADDER = (8, 16, 24, 32)
@@ -136,6 +136,19 @@ def test_fewer_networks_than_terms_fall_back_and_say_so(count, form):
     assert np.isfinite(mean).all() and (deviation > 0).all()
     if count == 1:
         assert mean.tolist() == pytest.approx([scores[0]] * LATTICE.size)
+
+
+@pytest.mark.parametrize("scores", [(51, 60, 80), (55, 51, 80), (60, 51, 80), (51, 55, 80)])
+def test_what_left_out_terms_would_explain_counts_for_the_network(scores):
+    """Three of four networks: too few for each layer's slope, so the common one sees no difference."""
+    lattice = Lattice(FakeSpace(((8, 16),) * 2).variables)
+    indices = lattice.all()[:3]
+    posterior = Posterior(lattice, BETWEEN_SUPERNETS)
+    posterior.fit(indices, np.array(scores, dtype=np.float64), np.ones(3))
+    assert posterior.form == "common slope"
+    mean, deviation = posterior.predict(indices)
+    assert mean == pytest.approx(scores, abs=2.5) and (deviation > 1).all()
+    assert posterior.probability_better(indices[2], indices[1]) > 0.95
 
 
 @pytest.mark.parametrize("kind", ["", "shares_weights", "trains_each", "before_training"])
