@@ -49,8 +49,8 @@ from bcnet_deploy.train.samplers import (
     Slice,
     Step,
     WidthGrid,
-    WidthSampler,
     Widths,
+    WidthSampler,
     both_sides,
 )
 
@@ -308,8 +308,11 @@ def report(data: Path, books: Path | None, judged: bool) -> None:
         rows = [np.flatnonzero(known & (macs <= budget)) for budget in budgets]
         return float(np.mean([values[r].max() - values[r[scores[r].argmax()]] for r in rows]))
 
-    print("| cost | variant | seeds | left to right | seeds: scores | seeds: posterior | others | spread | top-1 |", end="")
-    print(" Kendall, posterior | no level 1 | regret |" if judged else "")
+    header = [
+        "cost", "variant", "seeds", "left to right", "seeds: scores", "seeds: posterior", "others", "spread",
+        "top-1", *(["Kendall, posterior", "no level 1", "regret"] if judged else []),
+    ]  # fmt: skip
+    print("| " + " | ".join(header) + " |", "|---" * len(header) + "|", sep="\n")
     for cost, name in dict.fromkeys((one.cost, one.variant) for one in all_scored):
         group = [one for one in all_scored if (one.cost, one.variant) == (cost, name)]
         pairs = list(combinations(group, 2))

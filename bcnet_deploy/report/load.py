@@ -418,6 +418,7 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
     content.scored = explained.get("provenance", {}).get("supernet", {}).get("scored", content.scored)
     if "posterior" in explained:
         content.beats_uniform = explained["posterior"]["beats_uniform"]
+        content.warnings += explained["posterior"]["notes"]
     before = 0
     for record in data["generations"]:
         fresh = [r["accuracy"] for r in data["evaluated"][before : record["evaluations"]]]

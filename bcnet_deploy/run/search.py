@@ -352,8 +352,8 @@ def _search(
     except NetworkFailedError as error:
         remedy = "What was evaluated before is kept, and the same command goes on; add --on-error skip"
         raise NetworkFailedError(error.widths, error.reason, remedy) from error.__cause__
-    if kind == "supernet":
-        _warn_of_disagreement(supernet)
+    if kind == "supernet" and result.belief is not None and (doubt := _disagreement(supernet)):
+        result = replace(result, belief=replace(result.belief, notes=(*result.belief.notes, doubt)))
     between = getattr(evaluator, "bounds", None)
     uniform, _ = uniform_to_compare(result.constraints)
     scores = {}
@@ -387,16 +387,17 @@ def _search(
     files.write_yaml(run.widths_file, explained)
 
 
-def _warn_of_disagreement(supernet: SupernetEvaluator) -> None:
-    """Say where the two sides of a supernet rank networks too differently for either to be believed."""
+def _disagreement(supernet: SupernetEvaluator) -> str | None:
+    """What to say where the two sides rank networks too differently for either to be believed."""
     tau, count = supernet.agreement()
-    if count >= _TELLING and tau < _AGREE:
-        _log.warning(
-            "left and right slices rank the %d networks scored now too differently (Kendall's tau %.2f): "
-            "what is found, and how probable it is said to be better, cannot be trusted. Supernets that "
-            "ranked well had 0.4 and more, those that did not less than 0.3. Train it longer, with "
-            "distillation, or score on more images (--val-images)", count, tau,
-        )  # fmt: skip
+    if count < _TELLING or not tau < _AGREE:
+        return None
+    return (
+        f"left and right slices rank the {count} networks scored now too differently (Kendall's tau "
+        f"{tau:.2f}): what is found, and how probable it is said to be better, cannot be trusted. Supernets "
+        "that ranked well had 0.4 and more, those that did not less than 0.3. Train it longer, with "
+        "distillation, or score on more images (--val-images)"
+    )
 
 
 def _warn_of_chance(evaluator: SupernetEvaluator, space: WidthSpace, classes: int, run: RunDir) -> None:

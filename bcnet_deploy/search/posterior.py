@@ -130,7 +130,7 @@ class Posterior:
     def _share_of_residuals(self) -> float:
         """Share, of what no term in use explains, that holds for networks in general.
 
-        Residuals have the effects of the kinds that are left out too: the mean share of these, by their terms.
+        Residuals have the effects of the kinds that are left out too: their mean share, weighed by terms.
         """
         left_out = np.diff(self._sizes, prepend=0)[self._kinds :]
         if not left_out.sum():

@@ -28,8 +28,9 @@ from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.models import build_model
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet
+from bcnet_deploy.report.load import gather
 from bcnet_deploy.run.directory import RunConfig, RunDir
-from bcnet_deploy.run.search import _warn_of_disagreement
+from bcnet_deploy.run.search import _disagreement
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import SupernetEvaluator, SupernetResult, TrainConfig
 from bcnet_deploy.train.supernet import _save
@@ -467,12 +468,22 @@ def test_a_table_says_what_was_scored_and_in_what(run: Path) -> None:
     ("tau", "count", "said"),
     [(0.1, 105, True), (0.45, 105, False), (0.1, 8, False), (float("nan"), 105, False)],
 )
-def test_sides_that_do_not_agree_are_said(
-    tau: float, count: int, said: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_sides_that_do_not_agree_are_said(tau: float, count: int, said: bool) -> None:
     """On Channel-Bench-Macro .09 to .29 where the true ranking was lost, .41 to .54 where it was not."""
-    _warn_of_disagreement(SimpleNamespace(agreement=lambda: (tau, count)))  # type: ignore[arg-type]
-    assert ("left and right slices rank the 105 networks" in caplog.text) is said
+    doubt = _disagreement(SimpleNamespace(agreement=lambda: (tau, count)))  # type: ignore[arg-type]
+    assert ("left and right slices rank the 105 networks" in (doubt or "")) is said
+
+
+def test_a_doubt_reaches_the_terminal_the_files_and_the_report(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SupernetEvaluator, "agreement", lambda self: (0.1, 40))
+    shown = search(run, "--macs", "0.6x", "--evaluations", "30", "--fresh")
+    assert shown.exit_code == 0, shown.output
+    assert "cannot be trusted" in " ".join(shown.output.split())
+    kept = yaml.safe_load(RunDir(run).widths_file.read_text())
+    assert any("cannot be trusted" in note for note in kept["posterior"]["notes"])
+    assert any("cannot be trusted" in warning for warning in gather(RunDir(run)).warnings)
 
 
 # -- channel steps learned from a table --------------------------------------------------------
