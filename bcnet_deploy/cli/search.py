@@ -234,7 +234,7 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
         scores, costs = network["scores"], network["costs"]
         sides = " / ".join(f"{scores[s]:.2f}" for s in ("left", "right") if s in scores)
         table.add_row(
-            name, f"{scores['accuracy']:.2f}{unit}", sides,
+            name, f"{scores['accuracy']:.2f}{unit}" if scores else "–", sides,
             format_count(costs["macs"]), format_count(costs["params"]),
             *(_interval(latency) for latency in network["latency"]),
         )  # fmt: skip

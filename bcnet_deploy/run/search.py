@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
-from bcnet_deploy.errors import ConfigError, RunDirError, TableError
+from bcnet_deploy.errors import ConfigError, EvaluationError, RunDirError, TableError
 from bcnet_deploy.run.directory import RunConfig, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.originals import pruned_evaluator, require_trained, tuned_evaluator
@@ -356,12 +356,11 @@ def _search(
         result = replace(result, belief=replace(result.belief, notes=(*result.belief.notes, doubt)))
     between = getattr(evaluator, "bounds", None)
     uniform, _ = uniform_to_compare(result.constraints)
-    scores = {}
-    for name, widths in {"found": result.widths, "uniform": uniform, "full": prepared.space.full}.items():
-        sides = [float(value) for value in evaluator.sides(widths[None])[0]]
-        scores[name] = {
-            "accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))
-        }  # fmt: skip
+    compared = {"found": result.widths, "uniform": uniform, "full": prepared.space.full}
+    scores = {
+        name: _by_side(evaluator, name, widths, skip=settings.on_error == "skip")
+        for name, widths in compared.items()
+    }
     provenance = {
         "supernet": {
             "id": identity, "records_used_for_prior": result.prior_costs is not None,
@@ -385,6 +384,24 @@ def _search(
     )
     # Last: it is what later steps look for.
     files.write_yaml(run.widths_file, explained)
+
+
+def _by_side(
+    evaluator: SupernetEvaluator | TunedEvaluator, name: str, widths: Any, *, skip: bool
+) -> dict[str, float]:
+    """The score of one network, and of each side; with ``skip``, nothing where it cannot be had."""
+    from bcnet_deploy.search.evaluation import named
+
+    try:
+        sides = [float(value) for value in evaluator.sides(widths[None])[0]]
+    except EvaluationError:
+        raise
+    except Exception as error:
+        if not skip:
+            raise
+        _log.warning("the %s network has no score: %s", name, named(error))
+        return {}
+    return {"accuracy": sum(sides) / len(sides), **dict(zip(evaluator.side_names, sides, strict=True))}
 
 
 def _disagreement(supernet: SupernetEvaluator) -> str | None:

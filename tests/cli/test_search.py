@@ -423,6 +423,27 @@ def test_a_failing_evaluation_names_its_type_and_the_option_and_resumes(
     assert [f["reason"] for f in failures] == ["MemoryError"]
 
 
+def test_a_network_to_compare_with_that_has_no_score_does_not_end_a_search(
+    run: Path, space: WidthSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full network is scored after the search alone: it failed there again at every resumption."""
+    right = SupernetEvaluator.sides
+
+    def failing(self: SupernetEvaluator, widths: Any) -> Any:
+        if (np.asarray(widths) == space.full).all(axis=-1).any():
+            raise MemoryError
+        return right(self, widths)
+
+    monkeypatch.setattr(SupernetEvaluator, "sides", failing)
+    arguments = ["--macs", "0.6x", "--evaluations", "10", "--on-error", "skip"]
+    shown = search(run, *arguments, "--fresh")
+    assert shown.exit_code == 0, shown.output
+    (line,) = (line for line in shown.output.splitlines() if "full" in line and "–" in line)
+    kept = json.loads(search(run, *arguments, "--json").stdout)
+    assert kept["compared_with"]["full"]["scores"] == {} and kept["compared_with"]["uniform"]["scores"]
+    assert kept["scores"]["accuracy"] > 0
+
+
 def test_a_result_spoilt_since_it_was_written_is_named(run: Path) -> None:
     arguments = ["--macs", "0.6x", "--evaluations", "6", "--population", "4"]
     assert search(run, *arguments).exit_code == 0
