@@ -272,6 +272,25 @@ def read(space: bd.WidthSpace) -> list[Scored]:
     return result
 
 
+def from_book(space: bd.WidthSpace, book: ScoreBook) -> Scored:
+    """The same networks' scores in a book of all of them: the default at full cost."""
+    indices = networks(space)
+    rows = indices @ LEVELS ** np.arange(indices.shape[1] - 1, -1, -1)
+    sides = book.sides(rows, HELD_OUT)
+    about = book.about
+    return Scored(
+        "default", about["seed"], f"{about['cost']:.0f}", sides, book.loss[rows].astype(np.float64),
+        posterior_of(space, indices, sides),
+    )  # fmt: skip
+
+
+def beyond_size(space: bd.WidthSpace, sides: Float) -> Float:
+    """(105, 2): what is left of each side's scores without their straight line in mean log width."""
+    logs = np.log(Lattice(space.variables).widths(networks(space))).mean(axis=1)
+    line = np.stack([np.ones_like(logs), logs], axis=1)
+    return np.asarray(sides - line @ np.linalg.lstsq(line, sides, rcond=None)[0])
+
+
 def tau(a: Float, b: Float) -> float:
     return float(kendalltau(a, b).statistic)
 
@@ -289,10 +308,11 @@ def report(data: Path, books: Path | None, judged: bool) -> None:
     everything = Lattice(space.variables).all()
     archs = [arch_of(row) for row in everything]
     macs = space.macs(Lattice(space.variables).widths(everything)).astype(np.float64)
-    all_scored = read(space)
+    kept = [ScoreBook.load(path) for path in sorted(books.glob("*.npz"))] if books else []
+    all_scored = read(space) + [from_book(space, book) for book in kept if book.about["rule"] == RULE]
     others = [
         posterior_of(space, everything, book.sides(np.arange(len(everything)), HELD_OUT))
-        for book in map(ScoreBook.load, sorted(books.glob("*.npz")) if books else [])
+        for book in kept
         if book.about["rule"] == "sandwich"
     ]
     truth: dict[str, float] = {}
@@ -309,7 +329,8 @@ def report(data: Path, books: Path | None, judged: bool) -> None:
         return float(np.mean([values[r].max() - values[r[scores[r].argmax()]] for r in rows]))
 
     header = [
-        "cost", "variant", "seeds", "left to right", "seeds: scores", "seeds: posterior", "others", "spread",
+        "cost", "variant", "seeds", "left to right", "beyond size", "seeds: scores",
+        "seeds: posterior", "others", "spread",
         "top-1", *(["Kendall, posterior", "no level 1", "regret"] if judged else []),
     ]  # fmt: skip
     print("| " + " | ".join(header) + " |", "|---" * len(header) + "|", sep="\n")
@@ -319,6 +340,7 @@ def report(data: Path, books: Path | None, judged: bool) -> None:
         cells = [
             cost, name, str(len(group)),
             mean([tau(one.sides[:, 0], one.sides[:, 1]) for one in group]),
+            mean([tau(*beyond_size(space, one.sides).T) for one in group]),
             mean([tau(a.scores, b.scores) for a, b in pairs]),
             mean([tau(a.everywhere, b.everywhere) for a, b in pairs]),
             mean([tau(one.everywhere, other) for one in group for other in others]),

@@ -182,7 +182,7 @@ def show_dry_run(data: dict[str, Any]) -> None:
     columns = {"narrowest network": "narrowest", "budget": "limit", "full network": "full"}
     if confidences:
         # A bound and a mean side by side, or the narrowest network could seem slower than the full one.
-        bound = f"{confidences[0]:.0%} bound"
+        bound = f"{confidences[0]:.0%} bound" if len(confidences) == 1 else "bound"
         columns = {
             "narrowest: expected": "narrowest", f"narrowest: {bound}": "narrowest_bound", "budget": "limit",
             "full: expected": "full", f"full: {bound}": "full_bound",
@@ -196,7 +196,8 @@ def show_dry_run(data: dict[str, Any]) -> None:
             "" if plain and key.endswith("_bound") else format_cost(row["cost"], row[key])
             for key in columns.values()
         )
-        table.add_row(escape(row["cost"]) + (", estimate" if row["estimated"] else ""), *values)
+        held = "" if plain or len(confidences) == 1 else f", bound of {row['confidence']:.0%}"
+        table.add_row(escape(row["cost"]) + (", estimate" if row["estimated"] else "") + held, *values)
     out.print(table)
     if any(row["estimated"] and row["confidence"] is None for row in data["budgets"]):
         out.print(

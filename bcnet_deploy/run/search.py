@@ -221,10 +221,15 @@ def prepare(run: RunDir, settings: SearchSettings, *, evaluating: bool) -> Prepa
     asked = build_constraints(space, budgets, settings.confidence)
     constraints = with_attainable_confidence(asked, _seed(config, settings))
     if constraints is not asked:
+        loosened = [
+            held.given
+            for held, wanted in zip(constraints.budgets, asked.budgets, strict=True)
+            if held.confidence != wanted.confidence
+        ]
         _log.warning(
             "the latency table is too noisy for %s at confidence %g (see 'bcnet-deploy table show'): "
             "the budget is held by expected latency; profile again on a quieter machine",
-            ", ".join(latencies.values()), settings.confidence,
+            ", ".join(loosened), settings.confidence,
         )  # fmt: skip
     if settings.strategy == "exhaustive":
         require_enumerable(Lattice(space.variables), constraints, settings.evaluations)

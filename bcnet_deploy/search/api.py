@@ -116,9 +116,7 @@ def search(
     feasible = Feasible(lattice, budgets, anchor)
     if run is exhaustive:
         require_enumerable(lattice, budgets, evaluations)
-    limit = evaluations or (
-        min(lattice.size, ENUMERABLE) if strategy == "exhaustive" else DEFAULT_EVALUATIONS
-    )
+    limit = evaluations or (min(lattice.size, ENUMERABLE) if run is exhaustive else DEFAULT_EVALUATIONS)
     journal = None
     if checkpoint is not None:
         identity = {
@@ -127,46 +125,50 @@ def search(
             "evaluator": evaluator_id,
         }
         journal = AnswerJournal(checkpoint, identity, getattr(accuracy, "bounds", None))
-    first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
-    shared = bool(getattr(accuracy, "shares_weights", False))
-    untrained = bool(getattr(accuracy, "before_training", False))
-    alone = untrained or bool(getattr(accuracy, "trains_each", False))
-    near = design and alone and not pareto and name == "nsga2"
-    design = design and shared and name == "nsga2"
-    evaluator = Evaluator(
-        accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
-        answered=answered, images=first_images(accuracy) if racing and not design and not near else 0,
-    )  # fmt: skip
-    # What no term explains before training is no sign of what a training brings.
-    transfer = BETWEEN_SUPERNETS if shared else Transfer(own=0.0 if untrained else 1.0)
-    posterior = Posterior(lattice, transfer) if evaluator.noisy else None
-    log: list[Generation] = []
+    try:
+        first, prior_costs = _initial(lattice, feasible, records, initial, population_size, rng)
+        shared = bool(getattr(accuracy, "shares_weights", False))
+        untrained = bool(getattr(accuracy, "before_training", False))
+        alone = untrained or bool(getattr(accuracy, "trains_each", False))
+        near = design and alone and not pareto and name == "nsga2"
+        design = design and shared and name == "nsga2"
+        evaluator = Evaluator(
+            accuracy, lattice, limit, on_error=on_error, journal=journal, batch_size=batch_size,
+            answered=answered, images=first_images(accuracy) if racing and not design and not near else 0,
+        )  # fmt: skip
+        # What no term explains before training is no sign of what a training brings.
+        transfer = BETWEEN_SUPERNETS if shared else Transfer(own=0.0 if untrained else 1.0)
+        posterior = Posterior(lattice, transfer) if evaluator.noisy else None
+        log: list[Generation] = []
 
-    def record(proposed_feasible: float | None) -> None:
-        generation = _generation(lattice, budgets, evaluator, len(log), limit, proposed_feasible, started)
-        log.append(generation)
-        if progress is not None:
-            progress(generation)
+        def record(proposed_feasible: float | None) -> None:
+            generation = _generation(lattice, budgets, evaluator, len(log), limit, proposed_feasible, started)
+            log.append(generation)
+            if progress is not None:
+                progress(generation)
 
-    context = Context(
-        lattice=lattice, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
-        population_size=population_size, record=record, initial=first, pareto=pareto,
-        patience=patience, surrogate=surrogate, posterior=posterior,
-    )  # fmt: skip
-    images = int(getattr(accuracy, "images", 0))
-    design = design and posterior is not None
-    if near and posterior is not None:
-        stopped = search_near_budgets(context, run)
-    else:
-        stopped = search_by_design(context, run) if design else run(context)
-    if posterior is not None and not design:
-        if any(evaluator.images):
-            race(evaluator, posterior, budgets, images, pareto)
-        settle(evaluator, posterior, budgets)
-    between = getattr(accuracy, "bounds", None)
-    return _result(
-        lattice, budgets, evaluator, log, name, seed, stopped, prior_costs, posterior, images, between
-    )
+        context = Context(
+            lattice=lattice, constraints=budgets, feasible=feasible, evaluator=evaluator, rng=rng,
+            population_size=population_size, record=record, initial=first, pareto=pareto,
+            patience=patience, surrogate=surrogate, posterior=posterior,
+        )  # fmt: skip
+        images = int(getattr(accuracy, "images", 0))
+        design = design and posterior is not None
+        if near and posterior is not None:
+            stopped = search_near_budgets(context, run)
+        else:
+            stopped = search_by_design(context, run) if design else run(context)
+        if posterior is not None and not design:
+            if any(evaluator.images):
+                race(evaluator, posterior, budgets, images, pareto)
+            settle(evaluator, posterior, budgets)
+        between = getattr(accuracy, "bounds", None)
+        return _result(
+            lattice, budgets, evaluator, log, name, seed, stopped, prior_costs, posterior, images, between
+        )
+    finally:
+        if journal is not None:
+            journal.close()
 
 
 def check_settings(

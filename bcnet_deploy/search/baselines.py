@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -102,8 +103,9 @@ def require_enumerable(
     """
     if lattice.size > ENUMERABLE:
         raise ConfigError(
-            f"strategy 'exhaustive': the space has {lattice.size:.3g} networks, at most {ENUMERABLE:,} are "
-            "enumerated whatever the evaluations; use strategy 'nsga2', or a space of fewer levels"
+            f"strategy 'exhaustive': the space has 10^{math.log10(lattice.size):.1f} networks, at most "
+            f"{ENUMERABLE:,} are enumerated whatever the evaluations; use strategy 'nsga2', or a space of "
+            "fewer levels"
         )
     if evaluations is None or constraints is None:
         return
@@ -152,6 +154,8 @@ def greedy(context: Context) -> str:
     """
     current, accuracy = context.lattice.top.copy(), -np.inf
     order = np.arange(context.lattice.length)
+    if context.feasible.mask(current[None])[0]:
+        accuracy = float(context.evaluator(current[None])[0])
     while True:
         inside = bool(context.feasible.mask(current[None])[0])
         movable = np.flatnonzero(current > 0)

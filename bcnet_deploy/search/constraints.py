@@ -238,10 +238,11 @@ def _latencies(space: Space, value: Any, confidence: float | None, full: Any) ->
             held = None
         cost, bound = _latency_functions(table, held)
         key = "latency_ms" if len(named) == 1 else f"latency_ms[{device}]"
-        if any(b.key == key for b in budgets):
-            raise ConstraintError(
-                f"two latency budgets for device {device!r}: {budgets[-1].given} and {limit}; give one"
-            )
+        for former in budgets:
+            if former.key == key:
+                raise ConstraintError(
+                    f"two latency budgets for device {device!r}: {former.given} and {limit}; give one"
+                )
         cost_of_full = float(np.asarray(cost(full))[0])
         if not math.isfinite(cost_of_full) or cost_of_full <= 0:
             raise TableError(

@@ -141,6 +141,10 @@ class AnswerJournal:
             key = np.array(answer.widths, dtype=np.int64).tobytes()
             self.known[key, answer.images] = value, answer.noise
 
+    def close(self) -> None:
+        """Close the file; what is known stays."""
+        self._log.close()
+
     def add(self, widths: Int64, answers: Float, images: int) -> None:
         """Append (N, 2) accuracies and noises, and wait until they are on disk."""
         self._log.append(
@@ -333,6 +337,8 @@ class Evaluator:
                     f"the {what} returned shape {column.shape} for {len(widths)} width vectors; "
                     f"it must return one number a vector, shape ({len(widths)},)"
                 )
+        # Noise is often computed from the accuracy: one that cannot be had has none.
+        columns[1] = np.where(np.isfinite(columns[0]), columns[1], 0.0)
         if not (np.isfinite(columns[1]) & (columns[1] >= 0)).all():
             raise EvaluationError(
                 f"the accuracy callable's noise is {columns[1].tolist()}; allowed: finite standard "

@@ -90,27 +90,37 @@ def require_feasible(lattice: Lattice, constraints: Constraints, rng: np.random.
 
 
 def with_attainable_confidence(constraints: Constraints, seed: int = 0) -> Constraints:
-    """The same budgets; relative latencies at confidence 0.5 where only the tables' noise rules them out.
+    """The same budgets; relative latencies at confidence 0.5 where only their tables' noise rules them out.
 
     A share of the full network is no promise to anybody: a machine that was busy while it was profiled
     should not end a run. A budget in milliseconds stays as hard as it was asked for.
 
+    First those that no network keeps at their confidence; all, where that is not enough.
+
     Raises:
-        InfeasibleError: no network keeps the budgets.
+        InfeasibleError: no network keeps the budgets; of the confidence that was asked for.
     """
     lattice = Lattice(constraints.space.variables)
     try:
         require_feasible(lattice, constraints, np.random.default_rng(seed))
-    except InfeasibleError:
-        expected = Constraints(
-            constraints.space,
-            [replace(b, bound=b.cost, confidence=0.5) if _yields(b) else b for b in constraints.budgets],
-        )
-        if not any(_yields(b) for b in constraints.budgets):
-            raise
-        require_feasible(lattice, expected, np.random.default_rng(seed))
-        return expected
-    return constraints
+        return constraints
+    except InfeasibleError as error:
+        refused = error
+    yielding = [i for i, budget in enumerate(constraints.budgets) if _yields(budget)]
+    rng = np.random.default_rng(seed)
+    alone = [i for i in yielding if _least(lattice, constraints, i, rng).value > constraints.budgets[i].limit]
+    for loosened in filter(None, (alone, yielding)):
+        budgets = [
+            replace(budget, bound=budget.cost, confidence=0.5) if i in loosened else budget
+            for i, budget in enumerate(constraints.budgets)
+        ]
+        expected = Constraints(constraints.space, budgets)
+        try:
+            require_feasible(lattice, expected, np.random.default_rng(seed))
+            return expected
+        except InfeasibleError:
+            continue
+    raise refused
 
 
 def _yields(budget: Budget) -> bool:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 INTERVAL = 0.95
 """Two-sided probability of the intervals."""
+_EXACT = 1e-6
+"""Standard deviation, as a share of the scores' scatter, where all of them are stated to have none."""
 _LYING = 2.0
 """Residuals are said to exceed the stated noise beyond this factor."""
 
@@ -157,9 +159,13 @@ class Posterior:
         rows = np.isfinite(evaluator.accuracy)
         if rows.any():
             noise = evaluator.noise[rows]
-            # A noise of 0 among others that have some would leave these without a say.
-            floor = 0.1 * float(np.median(noise[noise > 0])) if (noise > 0).any() else 1.0
-            self.fit(evaluator.indices[rows], evaluator.accuracy[rows], np.maximum(noise, floor))
+            scores = evaluator.accuracy[rows]
+            if (noise > 0).any():
+                # A noise of 0 among others that have some would leave these without a say.
+                floor = 0.1 * float(np.median(noise[noise > 0]))
+            else:
+                floor = _EXACT * (float(scores.std()) or float(np.abs(scores).max()) or 1.0)
+            self.fit(evaluator.indices[rows], scores, np.maximum(noise, floor))
         return bool(rows.any())
 
     @property

@@ -57,6 +57,34 @@ def test_a_failing_evaluation_is_skipped_when_told_so(how):
     assert result.evaluations == 200
 
 
+class Binomial(Failing):
+    """Its noise is computed from the accuracy, so that a network without one has no noise either."""
+
+    def noise(self, widths):
+        return np.sqrt(np.abs(self(widths)) + 1) - np.zeros(len(widths))
+
+
+@pytest.mark.parametrize("how", ["nan", "inf"])
+def test_a_network_without_an_accuracy_needs_no_noise(how, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with pytest.raises(bd.EvaluationError, match=r"widths \[8, .*failed"):
+        bd.search(SPACE, Binomial(how), BUDGET, 200, checkpoint=path)
+    assert len(path.read_text().splitlines()) > 1, "the others of its batch are kept"
+    result = bd.search(SPACE, Binomial(how), BUDGET, 200, on_error="skip")
+    assert result.failures and all(widths[0] == 8 for widths, _ in result.failures)
+    assert result.evaluations == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in Linux's /proc")
+def test_a_search_leaves_no_file_open(tmp_path):
+    opened = len(os.listdir("/proc/self/fd"))
+    for seed in range(3):
+        bd.search(SPACE, Hashed(), BUDGET, 20, seed, checkpoint=tmp_path / f"{seed}.jsonl")
+        with pytest.raises(bd.EvaluationError):
+            bd.search(SPACE, lambda w: np.zeros(3), BUDGET, 20, checkpoint=tmp_path / f"{seed}.bad.jsonl")
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 @pytest.mark.parametrize("answer", [lambda w: np.zeros(3), lambda w: 1.0, lambda w: np.zeros((len(w), 2))])
 def test_a_wrong_shape_is_refused(answer):
     with pytest.raises(bd.EvaluationError, match="shape"):

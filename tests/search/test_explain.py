@@ -78,6 +78,14 @@ def test_only_noise_lowers_a_confidence_and_only_of_relative_latencies():
     for latency, macs in (("0.2x", "1x"), (0.3 * 24, "1x"), ("7.2ms", "1x"), ("0.3x", "0.01x")):
         with pytest.raises(bd.InfeasibleError):
             held(latency, macs)
+    # A share that no table's noise stands in the way of stays as hard as it was asked for.
+    both = {"latency_ms": {"quiet": (Channels(0.01), "0.3x"), "noisy": (Channels(), "0.3x")}}
+    constraints = with_attainable_confidence(build_constraints(SPACE, both, 0.95))
+    assert [budget.confidence for budget in constraints.budgets] == [0.95, 0.5]
+    # What cannot be had is told at the confidence asked for, and its nearest budget is one that works.
+    with pytest.raises(bd.InfeasibleError, match=r"0\.95") as caught:
+        held("0.2x")
+    assert held(f"{caught.value.nearest['latency_ms']}ms") == [0.95, None]
     two = {"latency_ms": {"a": (Channels(), "0.3x"), "b": (Channels(0.0), 24.0)}}
     constraints = with_attainable_confidence(build_constraints(SPACE, two, 0.95))
     assert [budget.confidence for budget in constraints.budgets] == [0.5, 0.95]

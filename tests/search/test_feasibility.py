@@ -213,7 +213,11 @@ def test_a_share_on_an_estimated_table_is_of_predictions():
 
 @pytest.mark.parametrize(
     ("length", "evaluations", "words"),
-    [(9, None, ["1.34e+08", "131,072", "nsga2"]), (3, 100, ["512 networks", "100 evaluations", "512"])],
+    [
+        (9, None, ["10^8.1", "131,072", "nsga2"]),
+        (400, None, ["10^361.2", "nsga2"]),
+        (3, 100, ["512 networks", "100 evaluations", "512"]),
+    ],
 )
 def test_an_exhaustive_search_that_cannot_be_one_evaluates_nothing(length, evaluations, words):
     space = FakeSpace((tuple(range(4, 33, 4)),) * length)

@@ -247,6 +247,20 @@ def test_no_front_promises_more_than_there_can_be():
     assert max(means) > 76.0 >= max(fronts), "what the regression says of one network stays as it is"
 
 
+def test_scores_that_are_said_to_have_no_noise_are_taken_as_they_are():
+    """On a scale of 0 to 1, where a deviation of 1 would drown all scores."""
+
+    class Exact(Noisy):
+        def __call__(self, widths):
+            return super().__call__(widths) / 100
+
+    silent = bd.search(SPACE, Exact(0).__call__, {"macs": "0.6x"}, 1024)
+    stated = bd.search(SPACE, Exact(0, stated=0.0), {"macs": "0.6x"}, 1024)
+    assert stated.widths.tolist() == silent.widths.tolist()
+    assert stated.accuracy == silent.accuracy == stated.evaluated_accuracy.max()
+    assert stated.belief.mean == pytest.approx(stated.accuracy, abs=1e-6)
+
+
 def test_exact_values_are_not_smoothed():
     plain = bd.search(SPACE, Hashed(), {"macs": "0.5x"}, 60)
     assert plain.belief is None and plain.to_dict()["posterior"] is None and plain.images is None

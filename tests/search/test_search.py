@@ -19,6 +19,14 @@ from tests.search.fakes import FakeSpace, Hashed, Staircase, brute_front
 LADDER = tuple(range(4, 33, 4))
 
 
+class Named(Staircase):
+    """A table of a device of that name."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+
 @st.composite
 def small_spaces(draw: st.DrawFn) -> FakeSpace:
     length = draw(st.integers(1, 5))
@@ -177,6 +185,10 @@ assert "torch" not in sys.modules
         ({"latency_ms": (Staircase(), "5Mb")}, ["5ms"]),
         ({"latency_ms": ("cpu", 5.0)}, ["predict", "str"]),
         ({"latency_ms": [(Staircase(), 5.0), (Staircase(), 6.0)]}, ["two latency", "stair", "5.0", "6.0"]),
+        (
+            {"latency_ms": [(Named("a"), 5.0), (Named("b"), 6.0), (Named("a"), 7.0)]},
+            ["two latency", "'a': 5.0 and 7.0"],
+        ),
         ({"peak_activation_bytes": 1e6}, ["peak_activation_bytes"]),
     ],
 )  # fmt: skip

@@ -88,6 +88,21 @@ def test_an_installed_packages_strategy_is_found_by_name(monkeypatch: pytest.Mon
     assert bd.search(space, Hashed(), {"macs": "0.9x"}, 9, strategy=narrowing).strategy == "narrowing"
 
 
+@pytest.mark.parametrize("budget", [{}, {"macs": "1x"}])
+def test_greedy_begins_with_the_full_network(budget: dict[str, str]) -> None:
+    space = SmallSpace(((4, 8, 12),) * 3)
+    result = bd.search(space, lambda w: np.asarray(w).sum(axis=1), budget, 50, strategy="greedy")
+    assert result.widths.tolist() == [12] * 3 and result.evaluations == 1
+
+
+def test_the_exhaustive_strategy_itself_evaluates_as_much_as_its_name() -> None:
+    space = SmallSpace((tuple(range(4, 33, 4)),) * 4)
+    by_name = bd.search(space, Hashed(), {"macs": "1x"}, strategy="exhaustive")
+    itself = bd.search(space, Hashed(), {"macs": "1x"}, strategy=STRATEGIES.get("exhaustive"))
+    assert itself.evaluations == by_name.evaluations == 8**4
+    assert itself.widths.tolist() == by_name.widths.tolist()
+
+
 @pytest.mark.parametrize("given", ["nsga3", 7, None])
 def test_what_is_no_strategy_is_refused(given: object) -> None:
     with pytest.raises(bd.ConfigError, match="nsga2, random, greedy, uniform, exhaustive"):
