@@ -191,15 +191,18 @@ def identity(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def run_one(name: str, seed: int, cost: float, splits: DataSplits, work: Path) -> None:
-    """Train a variant and score the networks."""
+    """Train a variant and score the networks; does nothing where that is done."""
     variant = VARIANTS[name]
+    asked = {"variant": name, "seed": seed, "cost": f"{cost:.0f}", "size": variant.size}
+    if SCORES.exists() and identity(asked) in {identity(row) for row in csv.DictReader(SCORES.open())}:
+        return
     folder = work / f"{name}_seed{seed}_cost{cost:.0f}"
     recipe = {**RECIPE, **variant.recipe}
     own_cost = cost * (16 / variant.size) ** 2
     supernet, config, outcome = trained(
         variant.rule, seed, own_cost, recipe, splits, folder, sampler=variant.make
     )
-    states = {name: supernet.state_dict()}
+    states = {name: supernet.state_dict()}  # the variant's own last: it says that all are scored
     if config.ema_decay:
         tensors, _ = load_checkpoint(folder / "checkpoint.safetensors")
         live = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcnet_deploy.data import DataSplits, PlainBatches
-from bcnet_deploy.errors import EvaluationError
+from bcnet_deploy.errors import EvaluationError, TaskError
 from bcnet_deploy.nn import Supernet, recalibrate
 from bcnet_deploy.nn.recalibration import keeps_other_statistics
 from bcnet_deploy.tasks import Classification, Task, as_float, checked_score
@@ -91,7 +92,7 @@ def evaluate_network(
 
     Raises:
         EvaluationError: there are no batches.
-        TaskError: the metric is no finite number.
+        TaskError: the metric or the loss is no finite number.
     """
     task = task or Classification()
     count = image_count(batches)
@@ -103,7 +104,13 @@ def evaluate_network(
         totals = totals_of(network, batches, task).cpu()
     finally:
         network.train(training)
-    return checked_score(task, totals[:-1], count), float(totals[-1]) / count
+    loss = float(totals[-1]) / count
+    if not math.isfinite(loss):
+        raise TaskError(
+            f"the loss of task {task.name!r} is {loss} on {count} held-out images; its loss_sum must give a "
+            "finite number for what the network makes of them"
+        )
+    return checked_score(task, totals[:-1], count), loss
 
 
 Statistics = list[tuple[torch.Tensor, torch.Tensor]]

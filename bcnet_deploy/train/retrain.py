@@ -142,7 +142,9 @@ def retrain(
     if teacher is not None:
         teacher = teacher.to(device).eval()
     with process_group(device) as ranks:
-        config, notes = try_step(network, splits, config, task, device, world=ranks.world)
+        config, notes = try_step(
+            network, splits, config, task, device, world=ranks.world, teacher=teacher
+        )  # fmt: skip
         val = PlainBatches(
             splits.val, splits, 2 * config.batch_size, device, channels_last=config.channels_last
         )

@@ -43,6 +43,7 @@ Widths = npt.NDArray[np.int64]
 Side = Literal["left", "right"]
 Role = Literal["sampled", "anchor", "teacher", "pupil"]
 SIDES: tuple[Side, Side] = ("left", "right")
+_ANEW = "start anew with --fresh"
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,26 @@ class WidthGrid:
     """What a sampler draws from: the ``choices`` of each variable and the ``stored`` channels (L,).
 
     ``stored`` exceeds the last choice where the supernet was widened for a minimum width (BCNetV2,
-    arXiv 2203.13714): there the left slice is [0, c) and the right one [stored - c, stored).
+    arXiv 2203.13714): there the left slice is [0, c) and the right one [stored - c, stored). Under its
+    ``lowest`` width (L,) the model's code does not run.
     """
 
     choices: tuple[tuple[int, ...], ...]
     stored: Widths
+    lowest: Widths
 
     @classmethod
     def create(
-        cls, choices: Sequence[Sequence[int]], stored: Sequence[int] | Widths | None = None
+        cls,
+        choices: Sequence[Sequence[int]],
+        stored: Sequence[int] | Widths | None = None,
+        lowest: Sequence[int] | Widths | None = None,
     ) -> WidthGrid:
-        """Check and freeze. ``stored`` defaults to each variable's largest choice.
+        """Check and freeze. ``stored`` defaults to each variable's largest choice, ``lowest`` to 1.
 
         Raises:
-            ConfigError: a variable has no choice, choices do not ascend from at least 1, or a stored
-                count is below the largest choice.
+            ConfigError: a variable has no choice, choices do not ascend from at least 1 and its lowest
+                width, or a stored count is below the largest choice.
         """
         frozen = tuple(tuple(int(width) for width in variable) for variable in choices)
         for index, variable in enumerate(frozen):
@@ -100,12 +106,23 @@ class WidthGrid:
                 f"stored channels {kept.tolist()} must be one a variable and not below the widest "
                 f"{full.tolist()}"
             )
-        return cls(frozen, kept)
+        least = np.ones_like(full) if lowest is None else np.asarray(lowest, dtype=np.int64)
+        narrowest = np.array([variable[0] for variable in frozen], dtype=np.int64)
+        if least.shape != full.shape or bool((least > narrowest).any()):
+            raise ConfigError(
+                f"lowest widths {least.tolist()} must be one a variable and not above the narrowest "
+                f"{narrowest.tolist()}"
+            )
+        return cls(frozen, kept, least)
 
     @classmethod
     def of(cls, supernet: Supernet) -> WidthGrid:
         """The choices and stored channels of a supernet."""
-        return cls.create([variable.choices for variable in supernet.space.variables], supernet.max_channels)
+        variables = supernet.space.variables
+        return cls.create(
+            [variable.choices for variable in variables], supernet.max_channels,
+            [variable.lowest for variable in variables],
+        )  # fmt: skip
 
     @property
     def full(self) -> Widths:
@@ -130,11 +147,11 @@ class WidthGrid:
         """(L,): the vector whose left and right slices tile the layers with right and left of ``widths``.
 
         That is ``stored - width`` channels, exactly, whether or not it is one of the choices. Where
-        nothing is left (the full width of a layer that was not widened) it is min + max - width, the
-        narrowest choice.
+        nothing is left (the full width of a layer that was not widened), or less than the model's code
+        takes, it is min + max - width, which is one of them or between two.
         """
         rest = self.stored - widths
-        return np.where(rest > 0, rest, self.narrowest + self.full - widths)
+        return np.where(rest >= self.lowest, rest, self.narrowest + self.full - widths)
 
 
 def both_sides(widths: Widths) -> Step:
@@ -205,8 +222,7 @@ class WidthSampler(ABC):
                 f"the checkpoint was trained with {state.get('kind')!r}, this run asks for {self.kind!r}; "
                 "resume with the same rule or start in another folder"
             )
-        source = "the sampler's state in the checkpoint"
-        with files.malformed(source, CheckpointError, "start anew with --fresh"):
+        with files.malformed("the sampler's state in the checkpoint", CheckpointError, _ANEW):
             self.rng.bit_generator.state = state["generator"]
             self._pending = [
                 tuple(self._slice(path, len(step)) for path in step) for step in state["pending"]
@@ -316,6 +332,15 @@ class Distilled(WidthSampler):
     @property
     def kind(self) -> str:
         return f"{self.inner.kind} with distillation"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "inner" in state:  # a rule that remembers nothing of its own went without, formerly
+            with files.malformed("the sampler's state in the checkpoint", CheckpointError, _ANEW):
+                self.inner.load_state_dict(dict(state["inner"]))
+        super().load_state_dict(state)
 
     def draw(self) -> list[Step]:
         return [self._with_teacher(step) for step in self.inner.draw()]

@@ -27,7 +27,7 @@ from bcnet_deploy.space.slicing import stored_units
 from bcnet_deploy.tasks import Task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.pruned import permuted_on
-from bcnet_deploy.train.retrain import retrain
+from bcnet_deploy.train.retrain import RESULT, retrain
 
 
 def stage_config(config: TrainConfig, steps: int) -> TrainConfig:
@@ -41,7 +41,8 @@ def stage_config(config: TrainConfig, steps: int) -> TrainConfig:
     return config.replace(
         epochs=config.epochs / steps, min_steps=-(-config.min_steps // steps),
         cost=None if config.cost is None else config.cost / steps,
-        warmup_epochs=config.warmup_epochs / steps,
+        warmup_epochs=config.warmup_epochs / steps, step_epochs=config.step_epochs / steps,
+        milestones=tuple(milestone / steps for milestone in config.milestones),
     )  # fmt: skip
 
 
@@ -98,6 +99,11 @@ def shrink(
     unit = np.array([variable.step for variable in space.variables])
     held = np.array(stored_units(space.plan, initial)) * unit
     unseen = replace(splits, open_test=lambda: None)
+    if fresh and steps > 1:
+        # At once: after a kill the same command goes on, and must meet nothing of a former one.
+        for place in (folder, *folder.glob("step-*")):
+            for name in ("checkpoint.safetensors", RESULT):
+                (place / name).unlink(missing_ok=True)
     for index, stage in enumerate(stage_widths(space, held, row, steps)[:-1]):
         place = folder / f"step-{index + 1}"
 

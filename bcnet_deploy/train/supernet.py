@@ -101,7 +101,8 @@ def train_supernet(
     """Train a supernet, or go on with it; under torchrun on all the processes together.
 
     Args:
-        supernet: initial weights; moved to the device and trained in place.
+        supernet: initial weights; moved to the device and trained in place. Where weights are averaged
+            (``ema_decay``) it has the averaged ones in the end.
         splits: training and held-out images; test images are not touched.
         config: settings.
         folder: gets checkpoint, ``records.jsonl``, ``curves.jsonl``, and at the end the weights.
@@ -122,8 +123,12 @@ def train_supernet(
     space = supernet.space
     check_fit(splits, space)
     task = task or load_task(config.task)
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
     with process_group(device) as ranks:
-        config, notes = try_step(supernet, splits, config, task, device, world=ranks.world)
+        config, notes = try_step(
+            supernet, splits, config, task, device, world=ranks.world, teacher=teacher
+        )  # fmt: skip
         rng = np.random.default_rng([seed, 1])
         rule = make_sampler(sampler or config.rule, WidthGrid.of(supernet), rng, config)
         held_out = _HeldOut(supernet, splits, config, task, device, ranks, rule.sides)
@@ -135,23 +140,23 @@ def train_supernet(
                 "levels": space.levels,
                 **({"teacher": weights_digest(teacher)} if teacher is not None else {}),
             },
-            teacher=None if teacher is None else teacher.to(device).eval(),
+            teacher=teacher,
             seed=seed, ranks=ranks, evaluate=held_out, progress=progress, resume=not fresh,
         )  # fmt: skip
         if fresh and ranks.first:
             # After a kill the former weights must not be taken for the new ones.
             (folder / DESCRIPTION).unlink(missing_ok=True)
         outcome = trainer.run()
-        with trainer.averaged():
-            if not held_out.metric:
-                held_out(supernet)  # a run that was killed between its last step and here
-            result = SupernetResult(
-                outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
-                round(outcome.images_per_second, 1), held_out.metric, rule.sides,
-                task.metric_name, task.unit, notes,
-            )  # fmt: skip
-            if ranks.first:
-                _save(supernet, splits, config, seed, folder, result)
+        trainer.keep_average()  # the supernet in memory is the one that is scored and saved
+        if not held_out.metric:
+            held_out(supernet)  # a run that was killed between its last step and here
+        result = SupernetResult(
+            outcome.steps, outcome.cost, round(outcome.seconds, 2), outcome.loss,
+            round(outcome.images_per_second, 1), held_out.metric, rule.sides,
+            task.metric_name, task.unit, notes,
+        )  # fmt: skip
+        if ranks.first:
+            _save(supernet, splits, config, seed, folder, result)
         ranks.barrier()
     return result
 

@@ -216,6 +216,8 @@ class Trainer:
                     due = self.step % config.log_every == 0
                     if due:
                         self._flush()
+                    if self.share_done >= 1:
+                        break  # the last step is evaluated, then saved
                     if self._evaluation_due():
                         self._flush()
                         self._evaluate_now()
@@ -229,6 +231,8 @@ class Trainer:
                 if self._saved_step != self.step:
                     self._evaluate_now()
                     self.save()
+                    if self._all_agree(stop.requested):
+                        raise KeyboardInterrupt
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if (advice := memory_advice(error, config, self.device)) is not None:
                 raise TrainingError(f"{advice}; {self.last_good}") from error
@@ -291,9 +295,16 @@ class Trainer:
     def _evaluate_now(self) -> None:
         if self._evaluate is None:
             return
+        self._require_finite(self.network.state_dict())
         with self.averaged():
             figures = self._evaluate(self.network)
         self.journal.evaluated(self._now(), figures)
+
+    def keep_average(self) -> None:
+        """Give the network its averaged weights for good, if there is an average; training has ended."""
+        if self.average is not None:
+            self.average.swap()
+            self.average = None
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the network has its averaged weights, if there is an average."""
@@ -311,14 +322,17 @@ class Trainer:
             self._write_checkpoint(self.journal.sync())
         self._saved_step = self.step
 
-    def _write_checkpoint(self, lengths: dict[str, int | None]) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+    def _require_finite(self, tensors: dict[str, torch.Tensor]) -> None:
         finite = [torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()]
         if not bool(torch.stack(finite).all()):
             raise TrainingError(
                 f"a weight is not finite after step {self.step}; {self.last_good}; "
                 "lower learning_rate, or set clip_norm"
             )
+
+    def _write_checkpoint(self, lengths: dict[str, int | None]) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        self._require_finite(tensors)
         optimizer_tensors, optimizer_rest = pack_optimizer(self.optimizer)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors.items()}
         if self.average is not None:

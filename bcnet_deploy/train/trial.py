@@ -33,6 +33,7 @@ def try_step(
     device: torch.device,
     *,
     world: int = 1,
+    teacher: nn.Module | None = None,
 ) -> tuple[TrainConfig, tuple[str, ...]]:
     """The settings that training can use, and notes on what was changed.
 
@@ -42,11 +43,12 @@ def try_step(
     Args:
         network: moved to the device, in the memory order that the returned settings say.
         world: processes that share a batch.
+        teacher: in evaluation mode on the device; its outputs must fit the network's.
 
     Raises:
         DataError: there are no images, or fewer than processes.
-        TaskError: targets, outputs, loss or metric do not fit each other.
-        TrainingError: the network fails on images of this data, or is not of 32-bit floats.
+        TaskError: targets, outputs, loss or metric do not fit each other, or outputs the teacher's.
+        TrainingError: the network or the teacher fails on images of this data, or it is not of 32-bit floats.
         ConfigError: it cannot be trained on batches as small as these.
     """
     config, notes = _fitting_batch(splits, config, world)
@@ -71,6 +73,14 @@ def try_step(
                 for size in dict.fromkeys((count, max(2, count - 1))):
                     if size <= count:
                         _try_task(network, batch, size, config, task, shapes, notes)
+        if teacher is not None:
+            if config.channels_last and _error_of(teacher, _laid_out(batch[0], config)) is not None:
+                config = config.replace(channels_last=False)
+                set_layout(network, config, device)
+                notes.append(
+                    "the teacher does not run in channels_last memory order, so channels_last is off"
+                )
+            _try_teacher(network, teacher, _laid_out(batch[0], config), task)
         if config.batch_size // world // config.accumulation <= 1:
             _try_one_image(network, batch[0], config)
     return config, tuple(dict.fromkeys(notes))
@@ -144,7 +154,11 @@ def set_layout(network: nn.Module, config: TrainConfig, device: torch.device) ->
     """Put the weights into the memory order that the settings ask for."""
     if not isinstance(network, Supernet) or device.type == "cuda":
         # On a CPU the library packs a supernet's slices anew in each step, faster from the plain order.
-        network.to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        order = torch.channels_last if config.channels_last else torch.contiguous_format
+        # Not all of the network at once, which takes banks of kernels (5-d) for images, and fails on them.
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=order)
 
 
 def runs_in_channels_last(network: nn.Module, input_size: tuple[int, ...], device: torch.device) -> bool:
@@ -276,6 +290,27 @@ def _try_task(
         raise TaskError(f"the loss of task {task.name!r} is {loss.item()} before any training")
     _called(lambda: task.distillation(outputs, outputs), "distillation loss", task)
     _look_at_ignored(network, outputs, loss, task, notes)
+
+
+def _try_teacher(network: nn.Module, teacher: nn.Module, images: torch.Tensor, task: Task) -> None:
+    with torch.no_grad():
+        if (error := _error_of(teacher, images)) is not None:
+            raise TrainingError(
+                f"the teacher fails on {len(images)} training images: {type(error).__name__}: "
+                f"{_first_line(error)}; take another one, or train without one"
+            ) from error
+        guide = as_float(teacher(images))
+        outputs = as_float(network(images))
+        shapes = [
+            [tuple(leaf.shape) for leaf in pytree.tree_leaves(each) if isinstance(leaf, torch.Tensor)]
+            for each in (outputs, guide)
+        ]
+        if isinstance(outputs, torch.Tensor) and shapes[0] != shapes[1]:
+            raise TaskError(
+                f"the teacher's outputs are {shapes[1]}, the network's {shapes[0]}: they must be of one "
+                "shape, which is that of the classes; take another teacher, or train without one"
+            )
+        _called(lambda: task.distillation(outputs, guide), "distillation loss from the teacher", task)
 
 
 def _try_metric(outputs: Any, targets: torch.Tensor, task: Task) -> None:

@@ -69,10 +69,13 @@ class TunedEvaluator:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         config = config or TrainConfig.load("finetune")
-        epochs = steps * config.batch_size / len(splits.train)
+        batch = max(min(config.batch_size, len(splits.train)), 1)
+        # An epoch has whole batches alone.
+        epochs = steps / max(len(splits.train) // batch, 1)
         self._config = config.replace(
-            epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs / 10), min_steps=0, cost=None
-        )
+            epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs / 10), min_steps=0, cost=None,
+            batch_size=batch,
+        )  # fmt: skip
         held_out = splits.val
         if limit is not None and limit < len(held_out):
             held_out = held_out.subset(drawing_order(len(held_out))[:limit])

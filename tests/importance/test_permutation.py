@@ -245,3 +245,52 @@ def test_own_importance_and_what_it_may_not_give() -> None:
     other = bd.WidthSpace.from_model(cases.Net(cases.Dense()), (3, 8, 8))
     with pytest.raises(bd.CheckpointError, match="not of this space"):
         permute_by_importance(model, other)
+
+
+class ChannelAttention(nn.Module):
+    """A convolution over channels (ECA): each one reads its neighbours, so their places decide."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.a, self.over = nn.Conv2d(1, first, 3, padding=1), nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.b, self.head = nn.Conv2d(first, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(x))
+        x = x * torch.sigmoid(self.over(x.mean(dim=(2, 3)).unsqueeze(1))).squeeze(1)[:, :, None, None]
+        return self.head(torch.relu(self.b(x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("first", [2, 3, 8])
+def test_two_channels_are_no_freer_than_eight(first: int) -> None:
+    """The trial's order of two units was the one they have: no trial at all."""
+    torch.manual_seed(1)
+    model = ChannelAttention(first).eval()
+    space = bd.WidthSpace.from_model(model, (1, 8, 8), levels=2)
+    by_name = dict(zip((v.name for v in space.variables), permutable(model, space), strict=True))
+    assert by_name == {"a": False, "b": True}
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.allclose(permute_by_importance(model, space)(x), model(x), atol=1e-5)
+
+
+def test_models_that_name_their_type_are_sorted_too() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.a(x.float()))
+            weights = self.b(x).flatten(2).softmax(dim=-1, dtype=torch.float32)
+            return self.head((x.flatten(2) * weights).sum(dim=-1))
+
+    torch.manual_seed(0)
+    model = Named().eval()
+    space = bd.WidthSpace.from_model(model, (1, 8, 8), levels=4)
+    assert permutable(model, space) == [True] * len(space.variables)
+    x = torch.randn(4, 1, 8, 8)
+    ordered = permute_by_importance(model, space)
+    assert torch.allclose(ordered(x), model(x), atol=1e-5) and not torch.equal(
+        ordered.a.weight, model.a.weight
+    )

@@ -21,6 +21,7 @@ from bcnet_deploy.run.directory import Given, RunConfig, RunDir
 from bcnet_deploy.run.supernets import load_supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import load_result, retrain, train_supernet
+from bcnet_deploy.train.checkpoint import load_checkpoint
 from bcnet_deploy.train.retrain import reinitialise
 from tests.train.helpers import SIZE, Opened, images, make_supernet, settings, splits, tiny
 
@@ -37,10 +38,11 @@ def test_the_supernet_comes_back_as_it_was_trained(tmp_path: Path) -> None:
     result = train_supernet(supernet, splits(opened), settings(epochs=2, ema_decay=0.9), run.train)
     assert opened.times == 0 and set(result.val_top1) == {"full", "half", "narrowest"} and result.steps == 8
     loaded = load_supernet(run)
-    # The averaged weights are saved; those of the last step are in the supernet and the checkpoint.
+    # The averaged weights are saved, and are the supernet's own; those of the last step are in the checkpoint.
     live = dict(supernet.named_parameters())
-    assert all(p.shape == live[name].shape for name, p in loaded.named_parameters())
-    assert any(not torch.equal(p, live[name]) for name, p in loaded.named_parameters())
+    assert all(torch.equal(p, live[name]) for name, p in loaded.named_parameters())
+    last, _ = load_checkpoint(run.train / "checkpoint.safetensors")
+    assert any(not torch.equal(p, last[f"model.{name}"]) for name, p in live.items())
     with pytest.raises(CheckpointError, match="the run's model is now .* at 1x8x8"):
         load_supernet(RunDir(tmp_path, Given(model=tiny(norm=False))))
 

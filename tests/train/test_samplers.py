@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from bcnet_deploy.errors import CheckpointError, ConfigError
 from bcnet_deploy.files import read_rows
-from bcnet_deploy.space import level_choices
+from bcnet_deploy.nn import Supernet
+from bcnet_deploy.space import WidthSpace, level_choices
 from bcnet_deploy.testing.samplers import SamplerConformance, channel_counts
 from bcnet_deploy.train import train_supernet
 from bcnet_deploy.train.samplers import (
@@ -31,7 +32,7 @@ from bcnet_deploy.train.samplers import (
     make_sampler,
 )
 from bcnet_deploy.train.supernet import make_evaluator
-from tests.train.helpers import make_supernet, settings, splits
+from tests.train.helpers import SIZE, make_supernet, settings, splits
 
 
 class OfRule(SamplerConformance):
@@ -72,6 +73,67 @@ class TestUniform(OfRule):
 
 class TestUniformDistilled(OfRule):
     rule, distillation = "uniform", True
+
+
+class Counting(WidthSampler):
+    """A rule that remembers how many vectors it drew."""
+
+    def __init__(self, grid: WidthGrid, rng: np.random.Generator) -> None:
+        super().__init__(grid, rng)
+        self.drawn = 0
+
+    def draw(self) -> list[Step]:
+        self.drawn += 1
+        widths = np.array([choices[self.drawn % len(choices)] for choices in self.grid.choices])
+        return [(Slice(widths, "left"),)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.drawn = int(state["drawn"])
+
+
+class TestCounting(SamplerConformance):
+    """With a state of its own, which distillation must keep too."""
+
+    def make_sampler(self, grid: WidthGrid, rng: np.random.Generator) -> WidthSampler:
+        return Counting(grid, rng)
+
+    def test_a_spoilt_state_of_its_own_is_refused_under_distillation(self) -> None:
+        grid = WidthGrid.create([[2, 4]])
+        sampler = make_sampler(Counting, grid, np.random.default_rng(0), settings(distillation=True))
+        for spoilt in (None, {**sampler.inner.state_dict(), "drawn": "x"}, {"kind": "none"}):  # type: ignore[attr-defined]
+            with pytest.raises(CheckpointError):
+                sampler.load_state_dict({**sampler.state_dict(), "inner": spoilt})
+
+
+def test_a_grid_whose_choices_are_under_what_the_code_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lowest"):
+        WidthGrid.create([[2, 4]], lowest=[3])
+
+
+def test_the_default_rule_trains_where_the_code_takes_two_channels_at_least(tmp_path: Path) -> None:
+    """Behind a plain squeeze() one channel is none: the complement of full - 1 must not be 1."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1)]
+
+    class Squeezing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = torch.nn.Sequential(*layers), torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.features(x).mean(dim=(2, 3), keepdim=True).squeeze())
+
+    model = Squeezing()
+    space = WidthSpace.from_model(model, SIZE, levels=8)
+    assert {variable.lowest for variable in space.variables} == {1, 2}
+    result = train_supernet(
+        Supernet(model, space), splits(), settings(epochs=12), tmp_path, device=torch.device("cpu")
+    )
+    assert result.steps == 48
 
 
 def test_every_built_in_rule_is_tested_above() -> None:

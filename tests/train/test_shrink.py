@@ -16,7 +16,9 @@ from bcnet_deploy.errors import ConfigError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import stored_units
+from bcnet_deploy.train.optim import rate_factor
 from bcnet_deploy.train.pruned import permuted_on
+from bcnet_deploy.train.retrain import RetrainResult, retrain
 from bcnet_deploy.train.shrink import shrink, stage_config, stage_widths
 from tests.train.helpers import SIZE, settings, splits, tiny, trained_plain
 
@@ -48,6 +50,47 @@ def test_each_step_has_its_share_of_the_training() -> None:
     assert stage_config(config.replace(cost=900.0), 3).cost == 300
     with pytest.raises(ConfigError, match="steps is 0"):
         stage_config(config, 0)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{"schedule": "step", "milestones": (50.0, 75.0)}, {"schedule": "exponential", "step_epochs": 10.0}],
+)
+def test_each_step_has_the_schedule_of_the_whole(schedule: dict[str, object]) -> None:
+    config = settings(epochs=100, gamma=0.5, **schedule)
+    stage = stage_config(config, 4)
+    for done in (0.0, 0.3, 0.55, 0.8, 0.999):
+        assert rate_factor(stage, done, stage.epochs) == rate_factor(config, done, config.epochs)
+
+
+def test_a_new_beginning_that_was_killed_in_a_step_goes_on(trained: nn.Module, tmp_path: Path) -> None:
+    """As ``retrain --steps 3 --force`` killed, then asked again without anything to be made anew."""
+    space = WidthSpace.from_model(trained, SIZE, levels=4)
+    begin = permuted_on(trained, space, splits(), device=CPU)
+
+    class Killed(BaseException):
+        pass
+
+    def in_second_step(share: float, note: str) -> None:
+        if note.startswith("step 2"):
+            raise Killed
+
+    def command(epochs: int, steps: int, *, fresh: bool, kill: bool = False) -> RetrainResult:
+        config = stage_config(settings(epochs=epochs, log_every=1), steps)
+        initial = shrink(
+            trained, space, begin, [2, 3], splits(), config, tmp_path, steps=steps, model_ref=REF, device=CPU,
+            fresh=fresh, progress=in_second_step if kill else None,
+        )  # fmt: skip
+        return retrain(
+            trained, space, [2, 3], splits(), config, tmp_path, model_ref=REF, initial=initial, device=CPU,
+            fresh=fresh,
+        )  # fmt: skip
+
+    command(2, 1, fresh=False)
+    command(2, 3, fresh=True)
+    with pytest.raises(Killed):
+        command(3, 3, fresh=True, kill=True)
+    assert command(3, 3, fresh=False).widths == (2, 3)
 
 
 def test_steps_are_kept_and_see_no_test_images(trained: nn.Module, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from bcnet_deploy.errors import CheckpointError, ConfigError, TrainingError
+from bcnet_deploy.errors import CheckpointError, ConfigError, TaskError, TrainingError
 from bcnet_deploy.files import read_rows
 from bcnet_deploy.tasks import soft_cross_entropy
-from bcnet_deploy.train import Trainer
+from bcnet_deploy.train import Trainer, train_supernet
 from bcnet_deploy.train.checkpoint import load_checkpoint, save_checkpoint
+from bcnet_deploy.train.evaluate import evaluate_network
 from bcnet_deploy.train.optim import WeightAverage, make_optimizer, rate_factor
-from tests.train.helpers import make_plain_trainer, make_supernet, make_trainer, settings, tiny
+from bcnet_deploy.train.supernet import make_evaluator
+from tests.train.helpers import (
+    make_loader,
+    make_plain_trainer,
+    make_supernet,
+    make_trainer,
+    settings,
+    splits,
+    tiny,
+)
 
 
 def scattered_gradients(supernet, paths, images, labels, smoothing=0.0):  # type: ignore[no-untyped-def]
@@ -353,3 +366,66 @@ def test_few_images_are_passed_over_until_there_are_enough_steps(tmp_path: Path)
     assert trainer.run().steps == 7
     longer = make_plain_trainer(settings(epochs=2, min_steps=1), tmp_path / "many")
     assert longer.total_steps == 2 * longer.loader.batches_per_epoch
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, 5])
+def test_the_last_step_is_evaluated_whenever_checkpoints_are_written(
+    checkpoint_every: int, tmp_path: Path
+) -> None:
+    """12 steps: a checkpoint of the last one left the figures of an earlier epoch in the result."""
+    supernet = make_supernet()
+    config = settings(epochs=3, evaluate_every=1, checkpoint_every=checkpoint_every)
+    cpu = torch.device("cpu")
+    result = train_supernet(supernet, splits(), config, tmp_path, device=cpu)
+    points = np.stack([supernet.space.full, supernet.space.uniform(0.5), supernet.space.narrowest])
+    scores = make_evaluator(supernet, splits(), config, device=cpu)(points)
+    assert list(result.val_metric.values()) == pytest.approx(scores.tolist())
+    rows = [row for row in read_rows(tmp_path / "curves.jsonl") if "val_top1_full" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    again = train_supernet(supernet, splits(), config, tmp_path, device=cpu)
+    assert again.val_metric == pytest.approx(result.val_metric)
+
+
+def test_the_supernet_in_memory_has_the_averaged_weights_that_were_saved(tmp_path: Path) -> None:
+    supernet = make_supernet()
+    config = settings(epochs=3, ema_decay=0.99)
+    result = train_supernet(supernet, splits(), config, tmp_path, device=torch.device("cpu"))
+    saved = load_file(tmp_path / "supernet.safetensors")
+    trained = load_checkpoint(tmp_path / "checkpoint.safetensors")[0]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in supernet.state_dict().items())
+    weight = next(name for name in saved if name.endswith("0.weight"))
+    assert not torch.equal(saved[weight], trained[f"model.{weight}"])
+    full = make_evaluator(supernet, splits(), config, device=torch.device("cpu"))(supernet.space.full[None])
+    assert result.val_metric["full"] == pytest.approx(float(full[0]))
+
+
+def test_a_stop_during_the_last_evaluation_is_obeyed_and_nothing_is_lost(tmp_path: Path) -> None:
+    def interrupted(network: torch.nn.Module) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"val": 1.0}
+
+    config = settings(epochs=1)
+    trainer = Trainer(tiny(), make_loader(config), config, tmp_path, evaluate=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    resumed = Trainer(tiny(), make_loader(config), config, tmp_path, evaluate=interrupted)
+    assert resumed.step == 4 and resumed.run().steps == 4
+
+
+def test_weights_blown_up_by_the_last_step_are_said_to_be(tmp_path: Path) -> None:
+    config = settings(epochs=0.25, learning_rate=1e38, momentum=0.0, nesterov=False)
+    model = tiny(norm=False)
+    with torch.no_grad():
+        model[0].weight.fill_(1e30)
+    trainer = Trainer(model, make_loader(config), config, tmp_path, evaluate=lambda network: {"val": 1.0})
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer.run()
+
+
+def test_a_held_out_loss_that_is_no_number_is_refused() -> None:
+    class Blank(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 4), torch.nan)
+
+    with pytest.raises(TaskError, match="loss of task 'classification' is nan on 2"):
+        evaluate_network(Blank(), [(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))])

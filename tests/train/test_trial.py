@@ -338,3 +338,53 @@ def test_training_works_after_a_trial_that_passes_and_every_refusal_is_typed(
     assert form in ("tensor", "logits", "out", "one", "halves") and task == "classification"
 
     Trainer(network, make_loader(data, checked, CPU, 0, Ranks()), checked, folder).run()
+
+
+class Mixed(nn.Module):
+    """A bank of kernels, mixed into one: a parameter of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.bank = nn.Parameter(0.1 * torch.randn(2, 8, 8, 3, 3))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(F.relu(self.first(x)), self.bank.mean(dim=0), padding=1)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_a_network_with_a_bank_of_kernels_is_retrained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    space = WidthSpace.from_model(model, SIZE, levels=4)
+    result = retrain(
+        model, space, space.narrowest, splits(), settings(epochs=1), tmp_path, model_ref={}, device=CPU
+    )
+    assert result.steps == 4
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
+    class Teacher(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 64, classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.features(x).view(len(x), -1))
+
+    def taught(teacher: nn.Module) -> tuple[int, tuple[str, ...]]:
+        model = tiny()
+        space = WidthSpace.from_model(model, SIZE, levels=4)
+        result = retrain(
+            model, space, space.narrowest, splits(), settings(epochs=1), tmp_path, model_ref={}, device=CPU,
+            teacher=teacher,
+        )  # fmt: skip
+        return result.steps, result.notes
+
+    with pytest.raises(TaskError, match=r"teacher's outputs are \[\(8, 7\)\]"):
+        taught(Teacher(7))
+    with pytest.raises(TrainingError, match="teacher fails on 8 training images"):
+        taught(nn.Linear(3, 4))
+    steps, notes = taught(Teacher(CLASSES))
+    assert steps == 4 and any("teacher does not run in channels_last" in note for note in notes)

@@ -16,7 +16,8 @@ from bcnet_deploy.importance import permute_by_importance
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.tasks import Classification
 from bcnet_deploy.train import TrainConfig, TunedEvaluator, retrain
-from tests.train.helpers import SIZE, splits, trained_plain
+from bcnet_deploy.train.retrain import RetrainResult
+from tests.train.helpers import SIZE, images, splits, trained_plain
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig.load("finetune").replace(batch_size=16, workers=0)
@@ -59,6 +60,26 @@ def test_a_score_is_the_accuracy_after_so_many_steps(
     expected = 100 * np.sqrt(share * (1 - share) / len(data.val))
     assert evaluator.noise(rows) == pytest.approx(expected)
     assert evaluator.val_count == len(data.val) and evaluator.sides(rows).shape == (2, 1)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(128, 32), (120, 64), (24, 32)])
+def test_it_trains_as_many_steps_as_are_asked_for(
+    ordered: tuple[nn.Module, WidthSpace], count: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch of 120 images has one batch of 64, not 1.9."""
+    model, space = ordered
+    made: list[int] = []
+
+    def counted(*given: object, **more: object) -> RetrainResult:
+        result = retrain(*given, **more)  # type: ignore[arg-type]
+        made.append(result.steps)
+        return result
+
+    monkeypatch.setattr("bcnet_deploy.train.tuned.retrain", counted)
+    data = replace(splits(), train=images(count, 1))
+    config = CONFIG.replace(batch_size=batch)
+    TunedEvaluator(model, space, data, config, steps=10, device=CPU)(space.narrowest)
+    assert made == [10]
 
 
 def test_every_network_is_trained_once(ordered: tuple[nn.Module, WidthSpace]) -> None:
