@@ -38,7 +38,7 @@ def test_the_supernet_comes_back_as_it_was_trained(tmp_path: Path) -> None:
     result = train_supernet(supernet, splits(opened), settings(epochs=2, ema_decay=0.9), run.train)
     assert opened.times == 0 and set(result.val_top1) == {"full", "half", "narrowest"} and result.steps == 8
     loaded = load_supernet(run)
-    # The averaged weights are saved, and are the supernet's own; those of the last step are in the checkpoint.
+    # The averaged weights are saved and are the supernet's own; the last step's are in the checkpoint.
     live = dict(supernet.named_parameters())
     assert all(torch.equal(p, live[name]) for name, p in loaded.named_parameters())
     last, _ = load_checkpoint(run.train / "checkpoint.safetensors")
