@@ -290,6 +290,11 @@ def classifies(task: Task | None) -> bool:
     return task is None or isinstance(task, Classification)
 
 
+def has_learned(score: float, chance: float) -> bool:
+    """Whether an accuracy, 0 to 1, is clearly better than guessing: by half of it, or a fifth of the rest."""
+    return score > chance + min(0.5 * chance, 0.2 * (1 - chance))
+
+
 def load_task(reference: str | Task | Callable[[], Task]) -> Task:
     """The task that ``reference`` names or is.
 

@@ -43,6 +43,7 @@ def predict(table: LatencyTable | None, subject: Subject, name: str, notes: list
 
 def departures(
     table: LatencyTable | None,
+    network: str,
     subject: Subject,
     place: Place,
     device: DeviceProfile,
@@ -64,7 +65,7 @@ def departures(
     if device.kind == "cpu" and place.device.kind == "cpu" and threads != (usual or threads):
         found.append(f"{threads} thread(s), not {usual}")
     if table is not None:
-        batch, precision = subject.batch or 1, place.precision(subject)
+        batch, precision = subject.batch or 1, place.precision(network, subject)
         if table.device != device.name:
             found.append(f"the table is of {table.device}, not {device.name}")
         if table.precision != precision:

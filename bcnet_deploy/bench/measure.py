@@ -87,10 +87,11 @@ def bench(
         raise EngineError(f"there is no runtime here to measure on ({reasons})")
     steps = _Steps(progress, len(pairs) * (settings.rounds + settings.layers + len(set(settings.batches))))
     machine: dict[str, Any] = {**describe_machine(profile.run_by()), "clock_mhz_before": clock_mhz()}
-    own = pairs[0][1].name == profile.run_by().place(profile.kind)
-    usual_ms = _usual_ms(table, threads) if reference is not None and own else None
+    own = profile.run_by().place(profile.kind)
+    here = pairs[0][1].name == own
+    usual_ms = _usual_ms(table, threads) if reference is not None and here else None
     rounds = _Rounds(
-        pairs, subjects, settings, reference if usual_ms is not None else None, usual_ms
+        pairs, own, subjects, settings, reference if usual_ms is not None else None, usual_ms
     ).measure(steps)  # fmt: skip
     machine["clock_mhz_after"] = clock_mhz()
     machine["runtimes"] = {place.name: " ".join(place.runtime.installed() or ()) for place in places}
@@ -99,13 +100,13 @@ def bench(
     predictions = {name: predict(table, subject, name, notes) for name, subject in subjects.items()}
     results: dict[str, dict[str, RuntimeResult]] = {name: {} for name in subjects}
     rng = np.random.default_rng(settings.seed)
-    for name, place in pairs:
+    for name, place in rounds.pairs:
         stats = summarise(np.stack(rounds.times[name, place.name]), rng)
-        departs = departures(table, subjects[name], place, profile, threads, machine)
+        departs = departures(table, name, subjects[name], place, profile, threads, machine)
         compared = None if departs else predictions[name]
         results[name][place.name] = RuntimeResult(
             kind=place.device.kind,
-            precision=place.precision(subjects[name]),
+            precision=place.precision(name, subjects[name]),
             latency=stats,
             prediction_error=None if compared is None else stats.low_ms / compared.milliseconds - 1,
             layers=_layers(
@@ -154,21 +155,25 @@ class _Rounds:
     """The interleaved rounds of all networks on all runtimes.
 
     Attributes:
-        pairs: networks and where they are run.
+        pairs: networks and where they are run; those that are refused elsewhere than at ``own``, the place
+            of the device that the benchmark is for, are left out.
         reference, usual_ms: the network that is timed in between, and its time at the speed that is wanted;
             None: the first network, at its best.
         times: for each network and place, the milliseconds of each round: (runs,) each.
-        again: how many measurements were disturbed and made again.
+        again: how many measurements were made again, since they were disturbed.
+        refused: why a network is not measured at a place, for people.
         speed: the median time of the reference over the usual one; None without.
     """
 
     pairs: list[tuple[str, Place]]
+    own: str
     subjects: Mapping[str, Subject]
     settings: BenchSettings
     reference: bytes | None
     usual_ms: float | None
     times: dict[tuple[str, str], list[Floats]] = field(default_factory=dict)
     again: int = 0
+    refused: list[str] = field(default_factory=list)
     speed: float | None = None
 
     def measure(self, steps: _Steps) -> _Rounds:
@@ -178,6 +183,7 @@ class _Rounds:
         with Pace(
             self._probe_runner, patience_s=self.settings.patience_s, usual_ms=self.usual_ms
         ) as pace:  # fmt: skip
+            self._leave_out_refused()
             for index in range(self.settings.rounds):
                 turn = index % len(self.pairs)
                 for name, place in self.pairs[turn:] + self.pairs[:turn]:
@@ -190,6 +196,20 @@ class _Rounds:
             self.speed = float(np.median(seen)) / self.usual_ms
         return self
 
+    def _leave_out_refused(self) -> None:
+        """Of other runtimes than the device's own, what they do not run: that must not end a benchmark."""
+        others = [pair for pair in self.pairs if pair[1].name != self.own]
+        for name, place in others:
+            try:
+                with place.runner(name, self.subjects[name].data) as runner:
+                    feeds = runner.random_feeds(np.random.default_rng(self.settings.seed))
+                    runner.latencies(feeds, runs=1, warmup=0)
+            except (EngineError, ExportError) as error:
+                if len(self.pairs) == 1:
+                    raise
+                self.refused.append(f"{name} was not measured on {place.name}: {error}")
+                self.pairs.remove((name, place))
+
     def _repeat_disturbed(self, pace: Pace, probes: dict[tuple[str, str], list[float]]) -> None:
         """Measure again what was measured at another speed, in the same order, while the patience lasts."""
         disturbed = [
@@ -198,7 +218,6 @@ class _Rounds:
             for name, place in self.pairs
             if not pace.is_steady(probes[name, place.name][index])
         ]
-        self.again = len(disturbed)
         for index, name, place in disturbed:
             key = name, place.name
             for _ in range(_AGAIN):
@@ -206,6 +225,7 @@ class _Rounds:
                     break
                 self.times[key][index] = self._once(name, place)
                 probes[key][index] = pace.probe()
+                self.again += 1
 
     def _once(self, name: str, place: Place) -> Floats:
         with place.runner(name, self.subjects[name].data) as runner:
@@ -217,12 +237,13 @@ class _Rounds:
         return place.runner(name, self.reference or self.subjects[name].data, threads_sleep=True)
 
     def notes(self) -> list[str]:
-        """What must be said of the machine's speed."""
+        """What must be said of networks that were refused and of the machine's speed."""
         if self.speed is None or FAST <= self.speed <= STEADY:
-            return []
+            return self.refused
         return [
+            *self.refused,
             f"the machine took {self.speed:.2f} times as long as when the table was made, and did not come "
-            "back to that while this waited: predictions are of the machine as it was then"
+            "back to that while this waited: predictions are of the machine as it was then",
         ]
 
 

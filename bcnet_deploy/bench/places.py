@@ -10,6 +10,7 @@ from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.runtime.base import Runner, Runtime
+from bcnet_deploy.runtime.engine_file import read_info
 from bcnet_deploy.runtime.registry import RUNTIMES, find_runtime
 
 
@@ -61,8 +62,10 @@ class Place:
         """Whether it can run the network of that name."""
         return not self.runtime.needs_engine or network in self.engines
 
-    def precision(self, subject: Subject) -> str:
-        """What ``subject`` is computed in here."""
+    def precision(self, network: str, subject: Subject) -> str:
+        """What ``subject``, which is called ``network``, is computed in here."""
+        if self.runtime.needs_engine:
+            return read_info(Path(self.engines[network])).precision
         given = subject.metadata.precision
         converted = given == "fp32" and self.device.precision in self.runtime.converts
         return self.device.precision if converted else given

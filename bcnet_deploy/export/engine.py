@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bcnet_deploy.devices import DeviceProfile, load_device
-from bcnet_deploy.errors import ExportError
+from bcnet_deploy.errors import BCNetError, ExportError
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.export.onnx import check
 from bcnet_deploy.export.parity import Parity, compare, outputs_of_onnx
@@ -114,14 +114,17 @@ def build_engine(
     )  # fmt: skip
     parity = None
     if built.loaded and parity_inputs is not None:
-        parity = _parity(runtime, path, device, Path(onnx_path), parity_inputs, wanted)
-        if not parity.passed:
+        try:
+            parity = _parity(runtime, path, device, Path(onnx_path), parity_inputs, info)
+            if not parity.passed:
+                raise ExportError(
+                    f"the engine computes something else than {onnx_path}: {parity.summary()}; "
+                    "try another precision"
+                )
+        except BCNetError:
             for file in runtime.engine_files(path):
                 file.unlink(missing_ok=True)
-            raise ExportError(
-                f"the engine computes something else than {onnx_path}: {parity.summary()}; "
-                "try another precision"
-            )
+            raise
     return EngineResult(path, info, built.checked, built.loaded, time.perf_counter() - start, parity)
 
 
@@ -140,13 +143,14 @@ def _with_precision(model: Any, given: str, wanted: str, runtime: Runtime, path:
 
 def _parity(
     runtime: Runtime, path: Path, device: DeviceProfile, onnx_path: Path, inputs: NDArray[np.float32],
-    precision: str,
+    info: EngineInfo,
 ) -> Parity:  # fmt: skip
     """The engine against the ONNX file under ONNX Runtime."""
-    reference = outputs_of_onnx(onnx_path.read_bytes(), inputs)
+    for_trt = info.precision == "int8" and runtime.quantised_for == "trt"
+    reference = outputs_of_onnx(onnx_path.read_bytes(), inputs, optimise=not for_trt)
     with runtime.engine_runner(path, device) as runner:
         (feed,) = runner.inputs
-        size = feed.shape[0] if feed.shape[0] > 0 else len(inputs)
+        size = feed.shape[0] if feed.shape[0] > 0 else min(len(inputs), info.batch[-1])
         padded = np.concatenate([inputs, np.repeat(inputs[:1], -len(inputs) % size, axis=0)])
         parts = [
             runner.infer({feed.name: np.ascontiguousarray(padded[at : at + size])})
@@ -156,7 +160,7 @@ def _parity(
         name: np.concatenate([part[name] for part in parts])[: len(inputs)].astype(np.float32)
         for name in reference
     }
-    return compare(reference, outputs, precision=precision, runtime=runner.name)
+    return compare(reference, outputs, precision=info.precision, runtime=runner.name)
 
 
 def describe(result: EngineResult) -> Mapping[str, str]:

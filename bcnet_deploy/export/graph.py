@@ -110,11 +110,15 @@ def fold_batch_norms(model: onnx.ModelProto) -> int:
         scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
         bias = numpy_helper.to_array(tensors[source.input[2]]) if len(source.input) > 2 else 0.0
         shifted = (bias - mean) * factor + beta
-        bias_name = source.input[2] if len(source.input) > 2 else node.input[2]
         tensors[weight_name].CopyFrom(numpy_helper.from_array(scaled.astype(weight.dtype), weight_name))
-        tensors[bias_name].CopyFrom(numpy_helper.from_array(shifted.astype(weight.dtype), bias_name))
-        if len(source.input) == 2:
+        if len(source.input) > 2:
+            bias_name = source.input[2]
+        else:
+            # Of its own: another batch norm may read this one's beta.
+            bias_name = f"{weight_name}/folded_bias"
+            tensors[bias_name] = graph.initializer.add()
             source.input.append(bias_name)
+        tensors[bias_name].CopyFrom(numpy_helper.from_array(shifted.astype(weight.dtype), bias_name))
         source.output[0] = node.output[0]
         folded.append(node)
     for node in folded:

@@ -33,6 +33,9 @@ _DECIDING = ("logits", "out")
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 1e-1, "int8": math.inf}
 """Largest admissible ``max_relative_error`` by precision; INT8 is judged by its top-1 alone."""
 
+UNDECIDED_INT8 = 0.5
+"""The same for INT8 where no output decides between classes: then nothing else could fail."""
+
 MINIMUM_TOP1 = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.95, "int8": 0.9}
 """Smallest admissible ``top1_agreement`` by precision. Below 100% one disagreement is always admitted,
 since one of a few inputs would be more than the share allows."""
@@ -138,18 +141,21 @@ def compare(
     decides = _deciding(expected)
     agreed: NDArray[np.floating] = np.ones(0)
     dense = False
-    if decides is not None:
+    if decides is not None and expected[decides].reshape(len(expected[decides]), -1).shape[1] > 1:
         agreed, dense = _agreements(expected[decides], given[decides])
+    if dense and expected[decides or ""].shape[1] == 1:
+        agreed, dense = np.ones(0), False  # one class at each pixel
+    usual = UNDECIDED_INT8 if precision == "int8" and not agreed.size else TOLERANCE[precision]
     bar = MINIMUM_TOP1[precision] if minimum_top1 is None else minimum_top1
     return Parity(
         inputs=len(next(iter(expected.values()))),
         max_abs_error=largest,
         max_relative_error=relative,
         top1_agreement=float(agreed.mean()) if agreed.size else 1.0,
-        tolerance=TOLERANCE[precision] if tolerance is None else tolerance,
+        tolerance=usual if tolerance is None else tolerance,
         minimum_top1=min(bar, DENSE_TOP1) if dense and minimum_top1 is None else bar,
         runtime=runtime,
-        decisions=agreed.size if dense or decides is None else None,
+        decisions=agreed.size if dense or not agreed.size else None,
     )
 
 
@@ -199,7 +205,7 @@ def outputs_of_torch(module: nn.Module, inputs: NDArray[np.float32], batch: int 
 
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    training = module.training
+    modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         with torch.inference_mode():
@@ -209,7 +215,8 @@ def outputs_of_torch(module: nn.Module, inputs: NDArray[np.float32], batch: int 
                 found = named_tensors(module(part))
                 parts.append({name: one.float().cpu().numpy() for name, one in found.items()})
     finally:
-        module.train(training)
+        for each, training in modes:  # a part may be frozen in evaluation mode
+            each.training = training
     return _joined(parts)
 
 

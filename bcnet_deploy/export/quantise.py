@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from bcnet_deploy.errors import ExportError, nearest
 from bcnet_deploy.export.parity import run_onnx
 from bcnet_deploy.runtime.layer_names import module_of
-from bcnet_deploy.runtime.precision import Calibration, Target, sort_nodes, to_int8
+from bcnet_deploy.runtime.precision import Calibration, Target, images_used, sort_nodes, to_int8
+from bcnet_deploy.tasks import has_learned
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +31,6 @@ _SHOWN = 5
 _MOST_KEPT = 0.25  # of the layers: with more in FP32 there is little left to gain
 _ERROR_IMAGES = 16
 _ENOUGH = 0.001  # of accuracy lost: no other calibration is tried for less
-_LEARNED = 1.5  # times chance: what an FP32 network must reach to have something that INT8 can lose
 _AT_CHANCE = 0.1  # of what FP32 has above chance: with less left, a network guesses
 
 
@@ -136,7 +136,10 @@ def quantise(
     before = score(model.SerializeToString())
     kept = list(keep_fp32)
     tried: list[tuple[float, Calibration, int, onnx.ModelProto]] = []
-    for method, count in product(methods, counts or (len(calibration),)):
+    for method, wanted in product(methods, counts or (len(calibration),)):
+        count = images_used(model, min(wanted, len(calibration)), method)
+        if any((method, count) == (by, of) for _, by, of, _ in tried):
+            continue  # there are no more images, or no memory for them
         quantised, after = _once(model, calibration[:count], score, target, method, kept)
         tried.append((after, method, count, quantised))
         if before - after <= _ENOUGH:
@@ -148,7 +151,8 @@ def quantise(
     errors = layer_errors(model, plain, calibration[:_ERROR_IMAGES])
     order = sorted((name for name in errors if name not in kept), key=errors.__getitem__, reverse=True)
     weakest = tuple((name, errors[name]) for name in order[:_SHOWN])
-    most = min(max(1, int(_MOST_KEPT * len(layers))), len(order))
+    # One layer stays in INT8 at least, or the file would be one of FP32.
+    most = min(max(1, int(_MOST_KEPT * len(layers))), len(order) - 1)
     more = 0
     while max_loss is not None and before - after > max_loss:
         if more >= most:
@@ -167,11 +171,6 @@ def quantise(
             "FP32 (--keep-fp32, or --max-loss), give more representative calibration images, or export FP32"
         )
     return Quantised(quantised, after, before, method, weakest, tuple(kept), len(calibration))
-
-
-def has_learned(score: float, chance: float) -> bool:
-    """Whether an accuracy is clearly better than guessing."""
-    return score > _LEARNED * chance
 
 
 def layer_errors(

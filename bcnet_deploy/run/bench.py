@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet_deploy import files
 from bcnet_deploy.devices import DeviceProfile
-from bcnet_deploy.errors import EngineError, MissingStepError
+from bcnet_deploy.errors import EngineError, ExportError, MissingStepError
 from bcnet_deploy.run.directory import NETWORKS, RunDir
 from bcnet_deploy.run.engine import Progress, Step, carry_out, silent
 from bcnet_deploy.run.profile import own_device
@@ -191,7 +191,7 @@ def _engines(
     for which, path in paths.items():
         try:
             engines[which] = _engine(run, which, path, device)
-        except EngineError as error:
+        except (EngineError, ExportError) as error:
             notes.append(f"{which} has no engine: {error}")
     return engines
 

@@ -110,7 +110,7 @@ def target_of(settings: ExportSettings, device: DeviceProfile) -> Target:
     if settings.opset not in OPSETS:
         raise ExportError(f"opset {settings.opset} is out of range; allowed are {OPSETS[0]} to {OPSETS[-1]}")
     if runtime is None:
-        return Target(None, device, settings.precision or "fp32")
+        return _writable(Target(None, device, settings.precision or "fp32"))
     if device.runtime != runtime.name:
         if runtime.needs_engine:
             kinds = " or ".join(kind.upper() for kind in runtime.precisions)
@@ -125,7 +125,21 @@ def target_of(settings: ExportSettings, device: DeviceProfile) -> Target:
     else:
         precision = settings.precision or (device.precision if runtime.engine != "ort" else "fp32")
     runtime.check_engine(device, precision)
-    return Target(runtime, device, precision)
+    return _writable(Target(runtime, device, precision))
+
+
+def _writable(target: Target) -> Target:
+    """The target, if there are ONNX files of its precision. Raises :class:`ExportError`."""
+    from bcnet_deploy.runtime.precision import PRECISIONS as WRITTEN
+
+    if target.onnx_precision not in WRITTEN:
+        runtimes = {engine: runtime_of_engine(engine) for engine in engines()}
+        able = [name for name, by in runtimes.items() if by is not None and target.precision in by.converts]
+        raise ExportError(
+            f"an ONNX file has the precision {', '.join(WRITTEN)}, not {target.precision}"
+            + (f"; --engine {' or '.join(able)} computes in it from an FP32 file" if able else "")
+        )
+    return target
 
 
 def exported_files(run: RunDir, settings: ExportSettings, out: Path | None = None) -> tuple[Path, ...]:
@@ -217,7 +231,14 @@ def export(
         raise ExportError(
             f"{kept} exists already and is kept; give --force to replace it, or --out another folder"
         )
-    listed(folder / "export.json", anew=fresh or replace)
+    former = listed(folder / "export.json", anew=fresh or replace).get(path.name)
+    if former is not None and not fresh and _replaced(former, written):
+        if not replace:
+            raise ExportError(
+                f"{written[-1]} is not the file that this export wrote: one with other settings took its "
+                "place; give --force to replace that, or --out another folder"
+            )
+        fresh = True
     done = carry_out(run, step, progress, fresh=fresh, replace=replace)
     entry = listed(folder / "export.json").get(path.name)
     if entry is None:
@@ -227,14 +248,22 @@ def export(
         return ExportStepResult(settings.network, path, written, str(entry["origin"]), entry, done.ran)
 
 
+def _replaced(entry: Mapping[str, Any], written: tuple[Path, ...]) -> bool:
+    """Whether the ONNX file behind an export is another one's: several may share its name."""
+    from bcnet_deploy.export.metadata import sha256
+
+    known = entry.get("onnx")
+    known = known.get("sha256") if isinstance(known, Mapping) else None
+    return known is not None and written[-1].exists() and sha256(written[-1]) != known
+
+
 def _export(
     run: RunDir, settings: ExportSettings, target: Target, written: tuple[Path, ...], anew: bool,
     progress: Progress,
 ) -> None:  # fmt: skip
     from bcnet_deploy.export.engine import build_engine
     from bcnet_deploy.export.onnx import export_onnx
-    from bcnet_deploy.export.quantise import has_learned
-    from bcnet_deploy.tasks import classifies
+    from bcnet_deploy.tasks import classifies, has_learned
 
     path, onnx_path, runtime = written[0], written[-1], target.runtime
     progress(0.05, "loading the network")

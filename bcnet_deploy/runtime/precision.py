@@ -57,6 +57,20 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def images_used(model: onnx.ModelProto, count: int, method: Calibration, *, batch: int = 8) -> int:
+    """How many of ``count`` calibration images :func:`to_int8` sees: whole batches, within its memory."""
+    size = _calibration_batch(model, batch)
+    if method != "minmax":
+        most = _HISTOGRAM_BYTES // max(1, _activation_bytes(model))
+        count = min(count, max(size, most // size * size))
+    return count if count < size else count // size * size
+
+
+def _calibration_batch(model: onnx.ModelProto, batch: int) -> int:
+    """Inputs a calibration step; a static batch of the model wins."""
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value) or batch
+
+
 def to_int8(
     model: onnx.ModelProto,
     calibration: NDArray[np.float32],
@@ -99,11 +113,8 @@ def to_int8(
             "INT8 needs finite calibration inputs, one or more; give images of the training data"
         )
     feed = model.graph.input[0]
-    fixed = feed.type.tensor_type.shape.dim[0].dim_value
-    size = fixed or batch
-    if method != "minmax":
-        most = _HISTOGRAM_BYTES // max(1, _activation_bytes(model))
-        calibration = calibration[: max(size, most // size * size)]
+    size = _calibration_batch(model, batch)
+    calibration = calibration[: images_used(model, len(calibration), method, batch=batch)]
     if len(calibration) < size:
         calibration = np.resize(calibration, (size, *calibration.shape[1:]))
 

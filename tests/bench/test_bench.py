@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,39 @@ def test_a_network_that_the_runtime_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         bench({"x": tmp_path / "x.onnx"}, load_device("cpu-1thread"), settings=QUICK)
     assert "\n" not in str(caught.value)
+
+
+def test_what_another_runtime_refuses_is_left_out_and_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's own runtime is OpenVINO here; what ONNX Runtime does not run must not end that."""
+    right = OnnxRuntime.runner
+
+    def refusing(self: OnnxRuntime, network: bytes, *given: Any, **more: Any) -> Any:
+        if network == (folder / "large.onnx").read_bytes():
+            raise EngineError("no kernel")
+        return right(self, network, *given, **more)
+
+    monkeypatch.setattr(OnnxRuntime, "runner", refusing)
+    networks = {name: folder / f"{name}.onnx" for name in ("small", "large")}
+    openvino = load_device("cpu-1thread").replace(runtime="openvino")
+    options = BenchSettings(rounds=1, runs=2, warmup=1, batches=(), layers=False, patience_s=0)
+    result = bench(networks, openvino, settings=options)
+    measured = {name: sorted(network.runtimes) for name, network in result.networks.items()}
+    assert measured == {"small": ["onnxruntime-cpu", "openvino-cpu"], "large": ["openvino-cpu"]}
+    assert any("large was not measured on onnxruntime-cpu: no kernel" in note for note in result.notes)
+    with pytest.raises(EngineError, match="no kernel"):
+        bench({"large": networks["large"]}, "cpu-1thread", settings=replace(options, runtimes=ORT))
+
+
+def test_what_no_patience_was_left_for_was_not_measured_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcnet_deploy.bench.measure.Pace.is_steady", lambda self, milliseconds: False)
+    options = replace(QUICK, batches=(), layers=False, runtimes=ORT, patience_s=0)
+    assert bench({"small": folder / "small.onnx"}, "cpu-1thread", settings=options).settings[
+        "measured_again"
+    ] == 0  # fmt: skip
 
 
 def test_the_command_measures_against_the_runs_table(tmp_path: Path) -> None:

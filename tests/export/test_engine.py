@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -13,6 +15,7 @@ from bcnet_deploy.errors import EngineError, ExportError
 from bcnet_deploy.export import ModelMetadata, build_engine, export_onnx
 from bcnet_deploy.export import metadata as meta
 from bcnet_deploy.runtime.engine_file import read_engine, read_head
+from bcnet_deploy.runtime.ort import OnnxRuntime, OrtRunner
 from bcnet_deploy.runtime.registry import find_runtime
 from bcnet_deploy.runtime.trt_build import find_flavour
 from tests.export.nets import pictures, small
@@ -122,3 +125,34 @@ def test_a_precision_that_the_device_lacks() -> None:
     without = device.replace(peak_tflops={"fp16": device.peak_tflops["fp16"]})
     with pytest.raises(EngineError, match="has no INT8; its profile lists fp16"):
         find_runtime("tensorrt").check_engine(without, "int8")
+
+
+def test_a_dynamic_engine_is_compared_in_batches_that_it_takes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 70 images an engine for 1 to 32 at once gets 32, and nothing is left where it refuses them."""
+    inputs = pictures(70)
+    given: list[int] = []
+    right = OrtRunner._infer
+
+    def counted(self: OrtRunner, feeds: Any) -> Any:
+        given.append(len(next(iter(feeds.values()))))
+        if given[-1] > limit:
+            raise EngineError("too many")
+        return right(self, feeds)
+
+    monkeypatch.setattr(OrtRunner, "_infer", counted)
+    onnx = export_onnx(small(), tmp_path / "n.onnx", (3, 12, 12), batch=None, parity_inputs=None).path
+    build = partial(
+        build_engine, onnx, tmp_path / "n.ort", load_device("cpu"), "fp32", parity_inputs=inputs,
+        runtime=OnnxRuntime(),
+    )  # fmt: skip
+    limit = 32
+    built = build()
+    assert built.parity is not None and built.parity.passed and given == [32] * 3
+    limit = 8
+    for file in tmp_path.glob("n.ort*"):
+        file.unlink()
+    with pytest.raises(EngineError, match="too many"):
+        build()
+    assert [path.name for path in tmp_path.iterdir()] == ["n.onnx"]

@@ -60,6 +60,33 @@ def test_a_shared_layer_is_not_folded() -> None:
         np.testing.assert_allclose(outputs, net(image).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_shared_batch_norm_is_folded_into_both_layers() -> None:
+    """Layers without a bias took over the norm's own beta, which the other one reads."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.flatten(1)
+            return self.norm(self.one(x)) + self.norm(self.other(x))
+
+    torch.manual_seed(0)
+    net = Shared()
+    nn.init.normal_(net.norm.bias)
+    for _ in range(5):
+        net(torch.randn(8, 1, 2, 2) + 1)
+    net.eval()
+    model, _ = trace(net, (1, 2, 2))
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    image = torch.randn(1, 1, 2, 2)
+    (outputs,) = ReferenceEvaluator(model).run(None, {"input": image.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(outputs, net(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_nodes_are_put_in_order() -> None:
     model, _ = trace(small(), (3, 12, 12))
     nodes = list(model.graph.node)

@@ -335,3 +335,28 @@ def test_calibration_images_of_one_class_are_said(caplog: pytest.LogCaptureFixtu
         data = {"train": (images, given), "val": (images[:20], given[:20]), "classes": ["cat", "dog"]}
         warn_of_one_class(load_data(data, (1, 8, 8)))
         assert ("all 128 calibration images are of one class, 'cat'" in caplog.text) is said
+
+
+def test_an_export_whose_file_another_one_replaced_is_not_done(run: RunDir) -> None:
+    """ONNX and ONNX Runtime share full.onnx: the first one told the figures of the second's file."""
+
+    def opset() -> int:
+        return int(onnx.load(run.export / "full.onnx").opset_import[0].version)
+
+    full = ("--which", "full", "--engine", "onnx")
+    assert export(run, *full, "--opset", "17").exit_code == 0
+    assert export(run, *full, "--engine", "ort", "--opset", "18", "--force").exit_code == 0 and opset() == 18
+    refused = export(run, *full, "--opset", "17")
+    assert refused.exit_code == 1 and "took its place" in " ".join(refused.output.split()) and opset() == 18
+    again = export(run, *full, "--opset", "17", "--force", "--json")
+    assert json.loads(again.stdout)["ran"] and opset() == 17
+    assert not json.loads(export(run, *full, "--opset", "17", "--json").stdout)["ran"]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "ort"])
+def test_a_precision_that_no_file_has_is_refused_before_work(
+    run: RunDir, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcnet_deploy.run.export.subnet_of", None)
+    refused = export(run, "--which", "full", "--engine", engine, "--precision", "bf16")
+    assert refused.exit_code == 1 and "not bf16" in refused.output and "openvino" in refused.output

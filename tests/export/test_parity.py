@@ -7,10 +7,11 @@ import math
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from bcnet_deploy.errors import EngineError, ExportError
-from bcnet_deploy.export.parity import compare, ort_message, run_onnx
+from bcnet_deploy.export.parity import compare, ort_message, run_onnx, run_torch
 
 
 def test_errors_by_hand() -> None:
@@ -134,3 +135,24 @@ def test_a_missing_kernel_names_operator_node_and_ways_out() -> None:
     assert "operator Gelu of opset 20" in message
     assert "'/block/Gelu'" in message
     assert "--opset" in message
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 6, 6), (4, 3, 6, 6)])
+@pytest.mark.parametrize(("error", "passed"), [(0.2, True), (0.9, False)])
+def test_int8_where_no_output_decides_is_held_to_its_error(
+    shape: tuple[int, ...], error: float, passed: bool
+) -> None:
+    """One class, or outputs of other kinds: the share of equal decisions cannot fail there."""
+    reference = np.ones(shape)
+    named = ({"logits": reference}, {"logits": reference - error})
+    if shape[1] > 1:
+        named = tuple({"boxes": one, "depth": one} for (one,) in (each.values() for each in named))  # type: ignore[assignment]
+    result = compare(*named, precision="int8", runtime="none")
+    assert result.passed is passed and "top-1" not in result.summary()
+
+
+def test_parts_that_are_frozen_stay_so() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    net.train()[1].eval()
+    run_torch(net, np.zeros((2, 3, 4, 4), np.float32))
+    assert [module.training for module in net.modules()] == [True, True, False, True]

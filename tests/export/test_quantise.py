@@ -17,6 +17,7 @@ from bcnet_deploy.export.onnx import trace
 from bcnet_deploy.export.quantise import accuracy_on, layer_errors, quantise
 from bcnet_deploy.runtime import precision
 from bcnet_deploy.runtime.precision import to_int8
+from bcnet_deploy.tasks import has_learned
 from tests.export.nets import pictures, small
 
 SIZE = (3, 12, 12)
@@ -217,3 +218,58 @@ def test_of_several_outputs_the_logits_are_scored(labelled: tuple[np.ndarray, np
 
     network = trace(Features().eval(), SIZE, batch=1)[0]
     assert accuracy_on(*labelled)(network.SerializeToString()) == 1.0
+
+
+class Functional(nn.Module):
+    """All convolutions are the network's own: to INT8 it is one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(torch.conv2d(x, self.first)).mean((2, 3)) @ self.last.T
+
+
+def test_a_file_of_int8_has_some_int8() -> None:
+    model = trace(Functional().eval(), SIZE, batch=1)[0]
+    scores = iter([0.9, 0.5, 0.9])
+    with pytest.raises(ExportError, match="allowed is 1.00%"):
+        quantise(model, pictures(8), lambda network: next(scores), max_loss=0.01)
+
+
+def test_no_calibration_is_made_twice_and_images_are_those_seen(
+    uneven: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counted(model: onnx.ModelProto, calibration: np.ndarray, **more: object) -> onnx.ModelProto:
+        made.append(len(calibration))
+        return to_int8(model, calibration, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quantising, "to_int8", counted)
+    monkeypatch.setattr(precision, "_HISTOGRAM_BYTES", 5 * precision._activation_bytes(uneven))
+    scores = iter([0.9, *[0.8] * 9])
+    result = quantise(
+        uneven, pictures(20), lambda network: next(scores), methods=("minmax", "percentile"),
+        counts=(128, 512),
+    )  # fmt: skip
+    assert made == [20, 5] and result.images == 20
+    scores = iter([0.9, *[0.8] * 9])
+    alone = quantise(uneven, pictures(20), lambda network: next(scores), methods=("percentile",))
+    assert alone.images == 5
+
+
+@pytest.mark.parametrize(
+    ("score", "classes", "learned"),
+    [(0.74, 2, True), (0.55, 2, False), (0.16, 10, True), (0.14, 10, False), (1.0, 1, False)],
+)
+def test_what_is_clearly_better_than_guessing(score: float, classes: int, learned: bool) -> None:
+    assert has_learned(score, 1 / classes) is learned
+
+
+def test_two_classes_that_int8_guesses_are_refused(uneven: onnx.ModelProto) -> None:
+    scores = iter([0.74, 0.5])
+    with pytest.raises(ExportError, match="about what chance gives"):
+        quantise(uneven, pictures(8), lambda network: next(scores), chance=0.5)
