@@ -66,16 +66,23 @@ def from_csv(path: str | Path) -> LatencyTable:
         raise TableError(f"{path}, line 1: a CSV table begins with '{_MARK}' and its device as JSON")
     with files.malformed(f"{path}, line 1: the head", TableError, files.AGAIN):
         head = files.parse_json(lines[0][len(_MARK) :], TableError, f"the first line of {path}")
-        granularity = Granularity(*(int(value) for value in head["granularity"]))
+        block, align = (int(value) for value in head["granularity"])
+        if min(block, align) < 1:
+            raise ValueError(f"granularity {[block, align]}, allowed are whole numbers from 1")
+        granularity = Granularity(block, align)
         device, source = str(head["device"]), str(head["source"])
         precision, batch, provenance = str(head["precision"]), int(head["batch"]), dict(head["provenance"])
     if source != "measured":
         raise TableError(f"{path}, line 1: a CSV table holds measurements; its source is {source!r}")
-    reader = csv.reader(lines[1:])
-    if tuple(next(reader, ())) != COLUMNS:
-        raise TableError(f"{path}, line 2: the columns must be {', '.join(COLUMNS)}")
     rows: dict[str, list[tuple[tuple[int, ...], int, float, float]]] = {}
-    for number, row in enumerate(reader, 3):
+    reader = csv.reader(lines[1:])
+    try:
+        if tuple(next(reader, ())) != COLUMNS:
+            raise TableError(f"{path}, line 2: the columns must be {', '.join(COLUMNS)}")
+        read = list(reader)
+    except csv.Error as error:
+        raise TableError(f"{path}, line {1 + reader.line_num}: {error}; is a quote not closed?") from error
+    for number, row in enumerate(read, 3):
         try:
             key, channels, count, median, spread = row
             values = tuple(int(value) for value in channels.split("x"))

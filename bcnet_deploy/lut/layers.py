@@ -148,6 +148,9 @@ def _weighted(space: WidthSpace, op: Op) -> tuple[list[str], tuple[Extent, ...]]
         form, dims = "dense", (op.in_channels, op.out_channels)
     elif op.groups.max == op.in_channels.max == op.out_channels.max:
         form, dims = "depthwise", (op.in_channels,)
+    elif op.groups.is_fixed:
+        # Groups become narrower here, and fewer below.
+        form, dims = f"groups{op.groups.const}", (op.in_channels, op.out_channels)
     else:
         each = op.in_channels.max // op.groups.max
         form, dims = f"groups-of-{each}", (op.in_channels, op.out_channels)

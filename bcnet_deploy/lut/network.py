@@ -32,6 +32,10 @@ class Variable:
     choices: tuple[int, ...]
 
 
+UNVALIDATED_ERROR = 0.1
+"""Relative error of measured layers whose sum no held-out network judges, or too few."""
+
+
 @dataclass(frozen=True)
 class Network:
     """One network bound to a table.

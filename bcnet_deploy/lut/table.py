@@ -20,7 +20,7 @@ from bcnet_deploy.errors import MissingEntryError, TableError
 from bcnet_deploy.lut.compiled import CompiledSum, Term
 from bcnet_deploy.lut.entries import Entries, require_keys
 from bcnet_deploy.lut.fit import Fit, Granularity
-from bcnet_deploy.lut.network import Network, dims_text, layer_dims
+from bcnet_deploy.lut.network import UNVALIDATED_ERROR, Network, dims_text, layer_dims
 from bcnet_deploy.lut.roofline import Roofline
 from bcnet_deploy.runtime.machine import describe_machine, differences, package_version
 
@@ -173,10 +173,13 @@ class LatencyTable:
             largest = np.array([[extent.max for extent in layer.dims] or [1]])
             if entries is not None and not entries.covers(largest).all():
                 raise self._outside(layer.name, layer.key, dims_text(layer, largest[0]), entries)
-        if self.networks:
-            # A network of its own was never timed: the overhead and error of the first are the best guess.
-            first = self.networks[0]
-            bound = replace(bound, overhead_us=first.overhead_us, relative_error=2 * first.relative_error)
+        # A network of its own was never timed: overhead and error of one that was are the best guess.
+        base = next((network for network in self.networks if network.accuracy), None)
+        base = base or next(iter(self.networks), None)
+        if base is not None:
+            bound = replace(bound, overhead_us=base.overhead_us, relative_error=2 * base.relative_error)
+        elif not self.estimated:
+            bound = replace(bound, relative_error=UNVALIDATED_ERROR)
         return replace(self, networks=(bound, *self.networks))
 
     @cached_property
@@ -352,7 +355,10 @@ class LatencyTable:
         )
 
     def merged(self, other: LatencyTable) -> LatencyTable:
-        """This table with the entries and networks of ``other``; a network of both stays this one's.
+        """This table with the entries and networks of ``other``.
+
+        A network of both stays this one's, unless the other one's alone was validated. Medians are joined as
+        they are: tables of days on which the machine was not equally fast give something in between.
 
         Raises:
             TableError: the two are of different devices, precisions, batches or sources, or were measured
@@ -366,6 +372,8 @@ class LatencyTable:
             key
             for key in ("cpu_model", "cpu_features", "gpu", "runtime", "runtime_version", "threads")
             if self.provenance.get(key) != other.provenance.get(key)
+            # A CPU's times do not depend on whether the machine has a GPU.
+            and not (key == "gpu" and None in (self.provenance.get(key), other.provenance.get(key)))
         ]
         if unlike and not self.estimated:
             raise TableError(
@@ -378,13 +386,24 @@ class LatencyTable:
         models = {**other.models, **self.models}
         for key, mine_entries in self.entries.items():
             if key in other.entries:
+                counts = mine_entries.dims.shape[1], other.entries[key].dims.shape[1]
+                if counts[0] != counts[1]:
+                    raise TableError(
+                        f"the entries {key!r} of two tables have {counts[0]} and {counts[1]} channel counts; "
+                        "they are not of the same layer"
+                    )
                 both = mine_entries.merged(other.entries[key])
                 models[key] = fit(both.dims, both.median_us, both.count, self.granularity)
                 entries[key] = both
             else:
                 entries[key] = mine_entries
-        known = {network.fingerprint for network in self.networks}
-        networks = (*self.networks, *(n for n in other.networks if n.fingerprint not in known))
+        validated = {network.fingerprint: network for network in other.networks if network.accuracy}
+        mine_networks = tuple(
+            network if network.accuracy else validated.get(network.fingerprint, network)
+            for network in self.networks
+        )
+        known = {network.fingerprint for network in mine_networks}
+        networks = (*mine_networks, *(n for n in other.networks if n.fingerprint not in known))
         return replace(self, entries=entries, models=models, networks=networks)
 
 

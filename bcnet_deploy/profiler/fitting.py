@@ -14,7 +14,7 @@ from bcnet_deploy.devices import DeviceProfile
 from bcnet_deploy.errors import TableError
 from bcnet_deploy.lut.entries import Entries
 from bcnet_deploy.lut.fit import Fit, Granularity, fit
-from bcnet_deploy.lut.network import Network, layer_dims
+from bcnet_deploy.lut.network import UNVALIDATED_ERROR, Network, layer_dims
 from bcnet_deploy.lut.table import LatencyTable
 from bcnet_deploy.profiler.journal import Journal, Record
 
@@ -33,7 +33,6 @@ _EVIDENCE = 4  # measurements of a kind of layer that count as much as what is k
 _UNFIT = 1.08
 _SUM_ERROR = 0.03  # relative error of one whole-network latency on a machine with neighbours
 _FEWEST_TRAIN, _FEWEST_HELD_OUT = 3, 3
-_UNVALIDATED_ERROR = 0.1  # relative error of a table that too few held-out networks judge
 
 
 @dataclass(frozen=True)
@@ -471,7 +470,7 @@ def _validated(table: LatencyTable, journal: Journal) -> LatencyTable:
     """With its error on the networks that it was not fitted to."""
     widths, rounds = held_out_rounds(journal.of("held-out"))
     if len(widths) < _FEWEST_HELD_OUT:
-        return replace(table, networks=(replace(table.network, relative_error=_UNVALIDATED_ERROR),))
+        return replace(table, networks=(replace(table.network, relative_error=UNVALIDATED_ERROR),))
     validation = validate(table.predict(widths), rounds)
     network = replace(
         table.network,

@@ -7,7 +7,7 @@ before its consumer belongs to that; anything else to the layer that ran just be
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,11 @@ class LayerMap:
 
     def __init__(self, exported: onnx.ModelProto, space: WidthSpace, layers: Sequence[Layer]) -> None:
         index_of_op = {name: index for index, layer in enumerate(layers) for name in layer.ops}
-        by_weight = {
-            op.weight: index_of_op[op.name] for op in space.ops if op.weight and op.name in index_of_op
-        }
+        # A module that is called twice has one weight and a layer for each call, in this order.
+        by_weight: dict[str, deque[int]] = defaultdict(deque)
+        for op in space.ops:
+            if op.weight and op.name in index_of_op:
+                by_weight[op.weight].append(index_of_op[op.name])
         waiting: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for op in space.ops:
             if op.name in index_of_op:
@@ -62,7 +64,8 @@ class LayerMap:
         self.names: dict[str, int] = {}
         self.tensors: dict[str, int] = {}
         for node in exported.graph.node:
-            index = next((by_weight[name] for name in node.input if name in by_weight), None)
+            calls = next((by_weight[name] for name in node.input if name in by_weight), None)
+            index = None if calls is None else calls.popleft() if len(calls) > 1 else calls[0]
             if index is None:
                 index = _take(waiting[module_of(node.name)], _KINDS.get(node.op_type, set()))
             if index is None:

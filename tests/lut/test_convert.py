@@ -114,3 +114,23 @@ def test_damaged_once_for_all(tmp_path: Path, line: str, message: str) -> None:
     path.write_text(line)
     with pytest.raises(TableError, match=message):
         from_ofa(path, device="note10")
+
+
+HEAD = (
+    '# bcnet-deploy latency table: {"device": "cpu-1thread", "source": "measured", "precision": "fp32", '
+    '"batch": 1, "granularity": [16, 4], "provenance": {}}\nkey,channels,count,median_us,spread_us\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + '"k,16,1,5.0,0\n' + "k,16,1,5.0,0\n" * 12_000, "quote not closed"),
+        (HEAD.replace("[16, 4]", "[0, 0]") + "k,16,1,5.0,0\nk,32,1,6.0,0\n", "granularity"),
+    ],
+)
+def test_what_a_csv_reader_cannot_read_is_said(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(TableError, match=message):
+        from_csv(path)

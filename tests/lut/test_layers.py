@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import bcnet_deploy as bd
+from bcnet_deploy.devices import load_device
 from bcnet_deploy.lut import Layer, layers_of
+from bcnet_deploy.lut.estimate import estimate_table
 from tests.lut.fakes import tiny_space
 
 
@@ -52,3 +56,28 @@ def test_layers_survive_json() -> None:
         assert again == layer
         widths = np.array([[16, 8, 4, 2]])[:, : len(tiny_space().variables)]
         assert [extent(widths) for extent in again.dims] == [extent(widths) for extent in layer.dims]
+
+
+class FewGroups(nn.Module):
+    """Convolutions of two and of four groups, of 32 channels each at full width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.two = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=2)
+        self.b, self.four = nn.Conv2d(64, 128, 1), nn.Conv2d(128, 128, 3, padding=1, groups=4)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.four(self.b(self.two(self.a(x)))).mean((2, 3)))
+
+
+def test_a_fixed_number_of_groups_is_part_of_the_key() -> None:
+    """At 64 channels two groups have 32 each and four have 16: half of the multiply-accumulates."""
+    space = bd.WidthSpace.from_model(FewGroups().eval(), (3, 32, 32), 8)
+    layers = {layer.name: layer for layer in layers_of(space)}
+    assert "groups2" in layers["two"].key and "groups4" in layers["four"].key
+    table = estimate_table(space, load_device("cpu-1thread"))
+    for name in ("two", "four"):
+        coefficient, factors = table.models[layers[name].key].macs[0]  # type: ignore[union-attr]
+        dims = [layers[name].dims[index].max for index in factors]
+        assert coefficient * np.prod(dims) == layers[name].macs

@@ -7,16 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bcnet_deploy.errors import MissingEntryError, RunDirError, TableError, WidthError
 from bcnet_deploy.lut import LatencyTable
 from bcnet_deploy.space import WidthSpace
-from tests.lut.fakes import make_table, tiny_space, true_ms
+from tests.lut.fakes import TinyNet, make_table, tiny_space, true_ms
 
 
 @pytest.fixture(scope="module")
@@ -330,3 +332,72 @@ def test_unlike_tables_do_not_merge(table: LatencyTable, changes: dict[str, Any]
 
     with pytest.raises(TableError, match=message):
         table.merged(replace(table, **changes))
+
+
+class Shallow(TinyNet):
+    """Without the residual block: another network of the same layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+class Twice(TinyNet):
+    """With the residual block twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = x + self.project(self.depthwise(self.expand(x)))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+def validated(table: LatencyTable, relative_error: float, overhead_us: float = 40.0) -> LatencyTable:
+    network = replace(
+        table.network, relative_error=relative_error, overhead_us=overhead_us, accuracy={"networks": 30}
+    )
+    return replace(table, networks=(network, *table.networks[1:]))
+
+
+def test_the_error_of_a_network_never_timed_does_not_depend_on_others(table: LatencyTable) -> None:
+    measured = validated(table, 0.03)
+    shallow, twice = (WidthSpace.from_model(n().eval(), (3, 16, 16), 8) for n in (Shallow, Twice))
+    assert measured.for_space(twice).network.relative_error == pytest.approx(0.06)
+    assert measured.for_space(shallow).for_space(twice).network.relative_error == pytest.approx(0.06)
+
+
+def test_a_validated_network_replaces_a_guess_on_merging(table: LatencyTable) -> None:
+    shallow = WidthSpace.from_model(Shallow().eval(), (3, 16, 16), 8)
+    guess = validated(table, 0.03).for_space(shallow)
+    own = validated(guess, 0.01, 90.0)
+    for merged in (guess.merged(own), own.merged(guess)):
+        assert (merged.network.relative_error, merged.network.overhead_us) == (0.01, 90.0)
+        assert len(merged.networks) == 2
+
+
+def test_measured_layers_alone_are_not_certain(space: WidthSpace, table: LatencyTable) -> None:
+    """As a CSV has them: no network was validated."""
+    bound = replace(table, networks=()).for_space(space)
+    np.testing.assert_allclose(bound.uncertainty(space.full), 0.1 * bound.predict(space.full))
+
+
+@pytest.mark.parametrize(("mine", "theirs", "merges"), [(None, "T4", True), ("T4", "A10", False)])
+def test_a_cpus_tables_merge_with_and_without_a_gpu(
+    table: LatencyTable, mine: str | None, theirs: str, merges: bool
+) -> None:
+    tables = [replace(table, provenance={**table.provenance, "gpu": gpu}) for gpu in (mine, theirs)]
+    if merges:
+        assert tables[0].merged(tables[1]).entries.keys() == table.entries.keys()
+        return
+    with pytest.raises(TableError, match="different gpu"):
+        tables[0].merged(tables[1])
+
+
+def test_entries_of_other_numbers_of_channels_do_not_merge(table: LatencyTable) -> None:
+    key = next(key for key, entries in table.entries.items() if entries.dims.shape[1] == 2)
+    narrow = table.entries[key]
+    other = replace(table, entries={key: replace(narrow, dims=narrow.dims[:, :1])}, networks=())
+    with pytest.raises(TableError, match="2 and 1 channel counts"):
+        table.merged(other)

@@ -63,3 +63,29 @@ def test_conversions_go_to_their_neighbours() -> None:
     assert times[0, first] == 13.0
     assert times[0, second] == 32.0
     assert times.sum() == 45.0
+
+
+class TwoScales(torch.nn.Module):
+    """One head on maps of two sizes, as of a detector: one weight, two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(16, 16, 3, padding=1)
+        self.out = torch.nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        maps = self.head(x), self.head(torch.nn.functional.max_pool2d(x, 2))
+        return self.out(torch.cat([each.mean((2, 3)) for each in maps], 1))
+
+
+def test_each_call_of_a_module_is_its_own_layer() -> None:
+    model = TwoScales().eval()
+    space = bd.WidthSpace.from_model(model, (3, 16, 16), 8)
+    layers = layers_of(space)
+    exported = NetworkMaker(model, space).exported
+    layer_map = LayerMap(exported, space, layers)
+    convolutions = [node.name for node in exported.graph.node if node.op_type == "Conv"]
+    found = [layers[layer_map.find(name) or 0].key for name in convolutions]
+    assert ["16x16>16x16" in key for key in found] == [True, True, False] and "8x8>8x8" in found[2]
+    assert len(set(map(layer_map.find, convolutions))) == 3
