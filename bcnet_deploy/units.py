@@ -123,25 +123,33 @@ def parse_size(text: str) -> tuple[int, int, int]:
 
 def format_count(value: float) -> str:
     """``300.8M``, ``4.09G``, ``950``: three or four significant digits."""
-    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.4g}{suffix}"
-    return f"{value:.4g}"
+    for factor, suffix in ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "G")):
+        if _below_1000(text := f"{value / factor:.4g}"):
+            return f"{text}{suffix}"
+    return f"{value / 1e12:.4g}T"
 
 
 def format_milliseconds(value: float) -> str:
     """``5.12 ms``, ``812 µs``, ``1.20 s``."""
-    if value >= 1e3:
-        return f"{value / 1e3:.2f} s"
-    return f"{value:.3g} ms" if value >= 1 else f"{value * 1e3:.3g} µs"
+    for factor, suffix in ((1e-3, "µs"), (1.0, "ms")):
+        if _below_1000(text := f"{value / factor:.3g}"):
+            return f"{text} {suffix}"
+    return f"{value / 1e3:.2f} s"
 
 
 def format_bytes(value: float) -> str:
     """``13.4 MiB``: powers of 1024."""
-    for factor, suffix in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {suffix}"
-    return f"{value:.0f} B"
+    if abs(float(f"{value:.0f}")) < 2**10:
+        return f"{value:.0f} B"
+    for factor, suffix in ((2**10, "KiB"), (2**20, "MiB")):
+        if _below_1000(text := f"{value / factor:.3g}"):
+            return f"{text} {suffix}"
+    return f"{value / 2**30:.3g} GiB"
+
+
+def _below_1000(text: str) -> bool:
+    """Whether a figure as it is printed has no more than three digits before the point."""
+    return abs(float(text)) < 1000
 
 
 # What a network or a machine could have, and nothing that overflows later.

@@ -179,6 +179,16 @@ def test_formatted_counts_read_back(value: float) -> None:
         (units.format_milliseconds(1200), "1.20 s"),
         (units.format_bytes(13.4 * 2**20), "13.4 MiB"),
         (units.format_bytes(5), "5 B"),
+        # Where rounding leads into the next unit.
+        (units.format_count(999_960), "1M"),
+        (units.format_count(999_940), "999.9k"),
+        (units.format_count(999.96), "1k"),
+        (units.format_milliseconds(0.9996), "1 ms"),
+        (units.format_milliseconds(0.9994), "999 µs"),
+        (units.format_milliseconds(999.7), "1.00 s"),
+        (units.format_bytes(1_030_000), "0.982 MiB"),
+        (units.format_bytes(1023), "1023 B"),
+        (units.format_bytes(1023.9), "1 KiB"),
     ],
 )
 def test_figures_for_people(given_text: str, expected: str) -> None:
