@@ -19,6 +19,7 @@ from bcnet_deploy.data import DataSplits, PlainBatches
 from bcnet_deploy.errors import CheckpointError, WidthError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.nn import Supernet, recalibrate, save_subnet
+from bcnet_deploy.nn.subnet import DESCRIPTION
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.space.slicing import extract, stored_units
 from bcnet_deploy.tasks import Task, load_task
@@ -159,8 +160,7 @@ def retrain(
             progress=progress, resume=not fresh,
         )  # fmt: skip
         if ranks.first:
-            # Of other settings, or to be made anew: it must not be taken for this one's after a kill.
-            (folder / RESULT).unlink(missing_ok=True)
+            withdraw(folder)
         outcome = trainer.run()
         with trainer.averaged():
             if config.ema_decay:
@@ -223,6 +223,7 @@ def keep_trained(
     task = load_task(config.task)
     network = model.to(device)
     try_scores(network, splits, task, device)
+    withdraw(folder)
     last = runs_in_channels_last(network, splits.input_size, device)
     config = config.replace(channels_last=last)
     val = PlainBatches(splits.val, splits, 2 * config.batch_size, device, channels_last=last)
@@ -305,6 +306,15 @@ def reinitialise(network: nn.Module, generator: torch.Generator) -> None:
                 module.bias.zero_()
 
 
+def withdraw(folder: Path) -> None:
+    """Take a former network away, of other settings or to be made anew.
+
+    After a kill neither its result nor its weights must be taken for those of the one that was begun.
+    """
+    for name in (RESULT, DESCRIPTION):
+        (folder / name).unlink(missing_ok=True)
+
+
 def load_result(folder: Path) -> RetrainResult:
     """What ``result.json`` of a finished retraining says. Raises :class:`CheckpointError`."""
     data = files.read_json(folder / RESULT, CheckpointError, "retraining result")
@@ -338,4 +348,4 @@ def _finished(folder: Path, digest: str) -> RetrainResult | None:
     return load_result(folder)
 
 
-__all__ = ["RetrainResult", "keep_trained", "load_result", "reinitialise", "retrain"]
+__all__ = ["RetrainResult", "keep_trained", "load_result", "reinitialise", "retrain", "withdraw"]

@@ -27,7 +27,7 @@ from bcnet_deploy.space.slicing import stored_units
 from bcnet_deploy.tasks import Task
 from bcnet_deploy.train.config import TrainConfig
 from bcnet_deploy.train.pruned import permuted_on
-from bcnet_deploy.train.retrain import RESULT, retrain
+from bcnet_deploy.train.retrain import retrain, withdraw
 
 
 def stage_config(config: TrainConfig, steps: int) -> TrainConfig:
@@ -102,8 +102,8 @@ def shrink(
     if fresh and steps > 1:
         # At once: after a kill the same command goes on, and must meet nothing of a former one.
         for place in (folder, *folder.glob("step-*")):
-            for name in ("checkpoint.safetensors", RESULT):
-                (place / name).unlink(missing_ok=True)
+            (place / "checkpoint.safetensors").unlink(missing_ok=True)
+            withdraw(place)
     for index, stage in enumerate(stage_widths(space, held, row, steps)[:-1]):
         place = folder / f"step-{index + 1}"
 

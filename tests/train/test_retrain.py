@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bcnet_deploy.run.supernets import load_supernet
 from bcnet_deploy.space import WidthSpace
 from bcnet_deploy.train import load_result, retrain, train_supernet
 from bcnet_deploy.train.checkpoint import load_checkpoint
-from bcnet_deploy.train.retrain import reinitialise
+from bcnet_deploy.train.retrain import keep_trained, reinitialise
 from tests.train.helpers import SIZE, Opened, images, make_supernet, settings, splits, tiny
 
 CPU = torch.device("cpu")
@@ -103,6 +104,25 @@ def test_starting_anew_takes_no_former_result(tmp_path: Path, monkeypatch: pytes
     for fresh in (True, False):
         with pytest.raises(KeyboardInterrupt):
             retrain(tiny(), supernet.space, [4, 9], splits(), config, folder, model_ref=REF, fresh=fresh)
+        left = {path.name for path in folder.iterdir()}
+        assert not {"subnet.yaml", "result.json"} & left, "no export takes the former network for this one"
+
+
+def test_an_original_that_was_begun_anew_takes_no_former_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = tiny(), settings(epochs=1)
+    space = WidthSpace.from_model(model, SIZE, levels=4)
+    keep_trained(model, space, splits(), config, tmp_path, model_ref=REF, device=CPU)
+    assert {"subnet.yaml", "result.json"} <= {path.name for path in tmp_path.iterdir()}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[keep_trained.__module__], "evaluate_network", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_trained(model, space, splits(), config, tmp_path, model_ref=REF, device=CPU)
+    assert not {"subnet.yaml", "result.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_inherited_weights_start_from_the_left_slice(tmp_path: Path) -> None:
