@@ -209,7 +209,6 @@ def export(
     written = exported_files(run, settings, out)
     path, folder = written[0], written[0].parent
     run.require_current(settings.network)
-    config = run.load()
     check_loss(settings, target, run.task())
     if target.precision == "int8":
         run.data_reference()
@@ -221,7 +220,7 @@ def export(
         identity={
             "engine": settings.engine, "precision": target.precision, "device": target.device.name,
             "opset": settings.opset, "keep_fp32": list(settings.keep_fp32), "max_loss": settings.max_loss,
-            "folder": None if out is None else str(out.resolve()), "model": config.model.to_dict(),
+            "folder": None if out is None else str(out.resolve()), "model": run.identity()["model"],
         },
         inputs=[file for file in sources if file.exists()], outputs=written,
         work=lambda anew, tell: _export(run, settings, target, written, anew or replace, tell),

@@ -10,6 +10,7 @@ from bcnet_deploy.errors import MissingStepError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.run.originals import permuted
+from bcnet_deploy.run.settings import step_settings
 from bcnet_deploy.run.supernets import load_supernet
 from bcnet_deploy.run.widths import named
 
@@ -80,7 +81,9 @@ def subnet_of(run: RunDir, which: str, *, former: bool = False) -> Subnet:
     except MissingStepError:
         shared = run.load().model.trained
         if shared:
-            model, space = permuted(run)
+            # By what the search ranked: its scores are of these channels.
+            kept = run.load().steps.get("search", {})
+            model, space = permuted(run, step_settings("search", kept).importance)
             origin = "channels kept of the trained original, batch norms recalibrated, not fine-tuned"
         else:
             model, space = run.build(run.load().seed)
