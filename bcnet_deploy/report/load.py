@@ -51,7 +51,7 @@ def gather(run: RunDir) -> Content:
     """
     config = run.load()
     size = "×".join(map(str, config.model.input_size))
-    table = _table(run, config)
+    table = _table(run, config.device)
     content = Content(
         title=f"bcnet-deploy: {config.model.name}", model=f"{config.model.name} ({size})",
         data=config.data or "–",
@@ -95,8 +95,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     return dict(files.read_yaml(path, RunDirError, "search result")) if path.exists() else {}
 
 
-def _table(run: RunDir, config: RunConfig) -> LatencyTable | None:
-    path = run.latency_table(config.device)
+def _table(run: RunDir, device: str) -> LatencyTable | None:
+    path = run.latency_table(device)
     return LatencyTable.load(path) if path.exists() else None
 
 
@@ -389,14 +389,22 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
     data = _json(run.search / "search.json", "search result")
     if data is None:
         return
-    budgets = data["budgets"]
-    key = next((b["key"] for b in budgets if b["key"].startswith("latency_ms")), "macs")
-    name, unit = ("predicted latency", "ms") if key.startswith("latency_ms") else ("MACs", "")
-    if unit == "ms":
-        budget = next(b for b in budgets if b["key"] == key)
-        content.budget_ms = budget["limit"]
-        given = parse_latency(budget["given"]) if budget.get("given") else None
+    budgets, config = data["budgets"], run.load()
+    latencies = [budget for budget in budgets if budget["key"].startswith("latency_ms")]
+    # The summary's times are of the run's own device: a budget of another one is none of theirs.
+    own = next((b for b in latencies if b.get("device") in (None, config.device)), None)
+    if own is not None:
+        content.budget_ms = own["limit"]
+        given = parse_latency(own["given"]) if own.get("given") else None
         content.budget_share = given.value if given is not None and given.relative else None
+    shown = own or next(iter(latencies), None)
+    key, name, unit, table = "macs", "MACs", "", None
+    if shown is not None:
+        key, name, unit = shown["key"], "predicted latency", "ms"
+        device = shown.get("device") or config.device
+        table = _table(run, device)
+        if own is None:
+            name += f" on {device}"
     content.budget = "; ".join(_budget(budget) for budget in budgets)
 
     def candidate(record: Mapping[str, Any]) -> Candidate:
@@ -405,8 +413,7 @@ def _add_search(content: Content, run: RunDir, explained: Mapping[str, Any]) -> 
 
     evaluated = [r for r in data["evaluated"] if r["accuracy"] is not None]
     cloud: tuple[Candidate, ...] = ()
-    table = _table(run, run.load())
-    if unit == "ms" and table is not None and evaluated:
+    if table is not None and evaluated:
         costs = table.predict(np.array([r["widths"] for r in evaluated]))
         cloud = tuple(Candidate(r["accuracy"], float(c)) for r, c in zip(evaluated, costs, strict=True))
     # The front is of posterior means where scores are noisy: so is the point on it.

@@ -16,6 +16,7 @@ from bcnet_deploy.lut.estimate import estimate_table
 from bcnet_deploy.models.ref import ModelRef, build
 from bcnet_deploy.profiler.fitting import Speeds, at_speed
 from bcnet_deploy.report import gather
+from bcnet_deploy.report.content import Content
 from bcnet_deploy.resources import shipped
 from bcnet_deploy.run.directory import RunConfig, RunDir
 
@@ -129,3 +130,38 @@ def test_the_table_of_another_network_is_not_compared(run: RunDir) -> None:
     run.latency_table("other").write_bytes(table.read_bytes())
     run.latency_table("damaged").write_text("{")
     assert gather(run).staircases == []
+
+
+def test_a_budget_of_another_device_is_not_held_against_the_runs_own(run: RunDir) -> None:
+    first = LatencyTable.load(run.latency_table("cpu-1thread"))
+    slower = at_speed(first, Speeds(2.0))
+    slower.save(run.latency_table("slow"))
+    full = [variable.channels for variable in first.network.variables]
+    own_ms, slow_ms = (float(table.predict(full)[0]) for table in (first, slower))
+
+    def searched(*budgets: tuple[str, str, float]) -> Content:
+        costs = {"macs": 5, **{key: limit for key, _, limit in budgets}}
+        found = {
+            "budgets": [
+                {"key": key, "device": device, "limit": limit, "given": "0.5x"}
+                for key, device, limit in budgets
+            ],
+            "evaluated": [{"accuracy": 50.0, "widths": full}], "accuracy": 50.0, "costs": costs,
+            "front": [{"accuracy": 50.0, "costs": costs}], "generations": [],
+        }  # fmt: skip
+        run.search.mkdir(exist_ok=True)
+        (run.search / "search.json").write_text(json.dumps(found))
+        return gather(run)
+
+    alone = searched(("latency_ms", "slow", 0.7))
+    assert (alone.budget_ms, alone.budget_share) == (None, None) and "on slow" in alone.budget
+    assert alone.front is not None and alone.front.chosen is not None
+    assert alone.front.cost_name == "predicted latency on slow" and alone.front.chosen.cost == 0.7
+    assert [dot.cost for dot in alone.front.evaluated] == pytest.approx([slow_ms])
+    slow, own = ("latency_ms[slow]", "slow", 0.7), ("latency_ms[cpu-1thread]", "cpu-1thread", 0.3)
+    for budgets in ((slow, own), (own, slow)):
+        both = searched(*budgets)
+        assert (both.budget_ms, both.budget_share) == (0.3, 0.5)
+        assert both.front is not None and both.front.chosen is not None
+        assert both.front.cost_name == "predicted latency" and both.front.chosen.cost == 0.3
+        assert [dot.cost for dot in both.front.evaluated] == pytest.approx([own_ms])
