@@ -20,7 +20,7 @@ from bcnet_deploy.cli.common import (
     warn_of_threads,
 )
 from bcnet_deploy.cli.search import budget_options
-from bcnet_deploy.errors import wrong_option
+from bcnet_deploy.errors import RunDirError, wrong_option
 from bcnet_deploy.run.directory import RunDir
 from bcnet_deploy.units import format_count, format_milliseconds
 
@@ -121,14 +121,14 @@ def read_settings(
     Raises:
         ConfigError: no such configuration, or a setting is not allowed.
     """
-    from bcnet_deploy.run.pipeline import settings_of_run
     from bcnet_deploy.run.settings import PipelineSettings, load_config, over_kept, sectioned
 
-    kept = config is None and run.exists() and not force
+    there = settings_there(run, about, force=force) if config is None and run.exists() else None
+    kept = there is not None
     if config is not None:
         base = load_config(config)
-    elif kept:
-        base = settings_of_run(run)
+    elif there is not None:
+        base = there
     elif about["model"] is None:
         base = load_config("demo")
     else:
@@ -139,6 +139,32 @@ def read_settings(
         before = merged.get(name, {})
         merged[name] = over_kept(name, before, chosen(given)) if kept else {**before, **chosen(given)}
     return PipelineSettings.read(merged, source)
+
+
+def settings_there(run: RunDir, about: dict[str, Any], *, force: bool) -> dict[str, Any] | None:
+    """The settings of the run that is there; None where ``force`` begins one that has none of them.
+
+    A forced run is the same one with what is given now changed, unless that is another model or the run file
+    cannot be read.
+
+    Raises:
+        RunDirError: the run file cannot be read, and is not to be replaced.
+    """
+    from bcnet_deploy.run.pipeline import settings_of_run
+
+    try:
+        there = settings_of_run(run)
+    except RunDirError:
+        if not force:
+            raise
+        return None
+    if not force:
+        return there
+    if about["model"] not in (None, there["model"]):
+        return None
+    if about.get("data") is not None:
+        there["num_classes"] = None  # those of the data named now
+    return there
 
 
 def show(result: PipelineResult) -> None:

@@ -28,6 +28,7 @@ from bcnet_deploy.run.report import ReportResult, report
 from bcnet_deploy.run.retrain import RetrainStepResult, retrain
 from bcnet_deploy.run.search import SearchStepResult, prepare, search
 from bcnet_deploy.run.settings import DEFAULT_LATENCY, PipelineSettings, keeping, settings_of, task_of
+from bcnet_deploy.run.supernets import supernet_info
 from bcnet_deploy.run.train import TrainResult, train
 from bcnet_deploy.units import parse_duration
 
@@ -100,6 +101,8 @@ def refuse_early(run: RunDir, config: RunConfig, settings: PipelineSettings) -> 
         check_classes(config.data, config.model.num_classes, config.model.input_size)
     for name in ("train", "retrain"):
         settings.step(name).config(config.data, trained=config.model.trained)
+    if settings.train_supernet is False and settings.step("search").scores == "supernet":
+        supernet_info(run)
     exporting = settings.step("export", network="found")
     task = task_of(replace(config, steps={**config.steps, **sections_of(settings)}))
     check_loss(exporting, target_of(exporting, device), task)
@@ -127,8 +130,10 @@ def stages(run: RunDir, settings: PipelineSettings) -> list[PlannedStep]:
                 precision=wanted.onnx_precision,
             )
 
-    by_supernet = settings.train_supernet or (settings.train_supernet is None and settings.weights is None)
-    if not by_supernet and searching.scores != "tuned":
+    by_supernet = settings.train_supernet
+    if by_supernet is None:
+        by_supernet = settings.weights is None or searching.scores == "supernet"
+    if not by_supernet and searching.scores is None:
         searching = searching.replace(scores="pruned")
 
     def training(progress: Progress) -> TrainResult:
@@ -227,6 +232,8 @@ def sections_of(settings: PipelineSettings) -> dict[str, dict[str, Any]]:
     if not settings.step("search").has_budget:
         search_section["latency"] = DEFAULT_LATENCY
     sections["run"] = {"networks": list(settings.networks)}
+    if settings.train_supernet is not None:
+        sections["run"]["train_supernet"] = settings.train_supernet
     return {name: section for name, section in sections.items() if section}
 
 
@@ -369,9 +376,11 @@ class Run:
     def profile(self, *, estimate: bool = False, fresh: bool = False, **settings: Any) -> ProfileResult:
         """The latency table; settings of :class:`ProfileSettings`, such as ``budget="120s"``.
 
-        An estimate is asked for each time: without it, this call means to measure.
+        An estimate, a table to take and one to rebase are asked for each time: without them, this call means
+        to measure.
         """
-        return self._carried("profile", profile, {**settings, "estimate": estimate}, fresh=fresh)
+        given = {"table": None, "rebase": None, **settings, "estimate": estimate}
+        return self._carried("profile", profile, given, fresh=fresh)
 
     def train(self, *, fresh: bool = False, **settings: Any) -> TrainResult:
         """The supernet; ``recipe`` and any setting of :class:`bcnet_deploy.train.TrainConfig`."""

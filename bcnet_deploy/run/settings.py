@@ -399,7 +399,10 @@ class PipelineSettings(Checked):
             raise ConfigError(f"{source} holds {type(data).__name__}; needed: keys and values")
         values = {key: value for key, value in data.items() if value is not None}
         if "profile_budget" in values:  # the name of a former version
-            values["profile"] = {"budget": values.pop("profile_budget"), **values.get("profile", {})}
+            inside = values.get("profile", {})
+            if isinstance(inside, Mapping):  # else refused by name when it is checked
+                values["profile"] = {"budget": values["profile_budget"], **inside}
+            del values["profile_budget"]
         size = values.get("input_size")
         if isinstance(size, str | int) and not isinstance(size, bool):
             values["input_size"] = units.parse_size(str(size))

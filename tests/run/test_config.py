@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from bcnet_deploy.cli.run import read_settings
-from bcnet_deploy.errors import BCNetError, ConfigError
+from bcnet_deploy.errors import BCNetError, ConfigError, MissingStepError, RunDirError
 from bcnet_deploy.models.ref import ModelRef
 from bcnet_deploy.run.directory import RunConfig, RunDir
-from bcnet_deploy.run.settings import PipelineSettings, config_names, load_config, named_task, step_settings
+from bcnet_deploy.run.pipeline import Run, describe, refuse_early, sections_of, stages
+from bcnet_deploy.run.preflight import start
+from bcnet_deploy.run.settings import (
+    PipelineSettings,
+    ProfileSettings,
+    SearchSettings,
+    config_names,
+    load_config,
+    named_task,
+    step_settings,
+)
 
 NO_OPTIONS: dict[str, object] = {"model": None}
 
@@ -42,6 +52,7 @@ def test_dict_form_is_read_back() -> None:
         ({"latency": "5 parsecs"}, ["5 parsecs", "'5ms'"]),
         ({"latency": "-1ms"}, ["not a positive"]),
         ({"profile_budget": "soon"}, ["soon"]),
+        ({"profile_budget": "60s", "profile": "60s"}, ["profile is '60s'", "keys and values"]),
         ({"seed": "one"}, ["seed is 'one'", "a whole number"]),
         ({"seed": True}, ["seed is True"]),
         ({"train": [1]}, ["train is [1]", "keys and values"]),
@@ -102,3 +113,71 @@ def test_the_task_of_a_run_is_told_by_the_first_step_that_has_one(
     """Also where trained weights are given, and retraining alone has a recipe."""
     model = ModelRef("demo", num_classes=10, input_size=(1, 16, 16))
     assert named_task(RunConfig(model=model, data="photos", steps=steps)) == task
+
+
+def test_a_forced_run_is_the_one_that_is_there_with_what_is_given(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    ref = ModelRef("resnet18", num_classes=10, input_size=(3, 64, 64))
+    run.save(RunConfig(ref, data="digits", device="t4", steps={"search": {"latency": "0.3x"}}))
+    sections = {"profile": {"table": None}, "search": {"latency": [], "macs": None}}
+
+    def forced(**about: object) -> PipelineSettings:
+        return read_settings(run, None, {**NO_OPTIONS, **about}, sections, force=True)
+
+    for same in (forced(seed=1), forced(seed=1, model="resnet18")):
+        assert (same.model, same.num_classes, same.input_size) == ("resnet18", 10, (3, 64, 64))
+        assert (same.data, same.device, same.seed) == ("digits", "t4", 1)
+        assert same.search == {"latency": "0.3x"}
+    other = forced(data="digits-canvas")
+    assert (other.model, other.data, other.num_classes) == ("resnet18", "digits-canvas", None)
+    assert forced(model="mobilenet_v2").search == {}, "another model has nothing of this one"
+    run.config_path.write_text("{")
+    assert forced().model == "demo"
+    with pytest.raises(RunDirError):
+        read_settings(run, None, dict(NO_OPTIONS), sections, force=False)
+
+
+def test_who_asked_for_a_supernet_need_not_ask_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "w.pt").write_bytes(b"")
+    settings = PipelineSettings(weights=str(tmp_path / "w.pt"), train_supernet=True)
+    start(run, describe(run, settings))
+    run.keep(steps=sections_of(settings))
+    again = read_settings(run, None, dict(NO_OPTIONS), {}, force=False)
+    assert again.train_supernet is True and "train" in [step.name for step in stages(run, again)]
+
+    searched: list[str | None] = []
+
+    def search(run: RunDir, settings: SearchSettings, *_: object, **__: object) -> None:
+        searched.append(settings.scores)
+
+    monkeypatch.setattr("bcnet_deploy.run.pipeline.search", search)
+    for train, scores in [(None, None), (None, "supernet"), (False, None), (False, "tuned"), (True, None)]:
+        asked = settings.replace(train_supernet=train, search={"scores": scores})
+        plan = {step.name: step for step in stages(run, asked)}
+        plan["search"].call(lambda share, note: None)
+        assert ("train" in plan) == (train is True or scores == "supernet")
+    assert searched == ["pruned", "supernet", "pruned", "tuned", None]
+    none_there = settings.replace(train_supernet=False, search={"scores": "supernet"})
+    with pytest.raises(MissingStepError, match="no supernet has been trained"):
+        refuse_early(run, run.load(), none_there)
+
+
+def test_a_table_that_was_taken_once_is_not_taken_where_a_budget_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ProfileSettings] = []
+
+    def profile(run: RunDir, settings: ProfileSettings, *_: object, **__: object) -> None:
+        asked.append(settings)
+
+    monkeypatch.setattr("bcnet_deploy.run.pipeline.profile", profile)
+    run = Run(tmp_path, model="demo", data="digits")
+    for way in ("table", "rebase"):
+        run.directory.keep(steps={"profile": {way: "table.json", "task": "none"}})
+        run.profile(budget="60s")
+        last = asked[-1]
+        assert (last.table, last.rebase, last.budget, last.task) == (None, None, "60s", "none")
+        assert way not in run.directory.load().steps["profile"]
+    run.profile(table="table.json")
+    assert asked[-1].table == "table.json"
