@@ -95,7 +95,7 @@ def show(result: BenchResult, target: Console, path: str, *, again: bool = False
             best = max(entry.throughput, key=lambda item: item.images_per_second, default=None)
             estimated = " (est.)" if prediction is not None and prediction.source == "estimated" else ""
             table.add_row(
-                name, f"{runtime} {network.precision}", format_milliseconds(stats.median_ms),
+                name, escape(f"{runtime} {network.precision}"), format_milliseconds(stats.median_ms),
                 format_milliseconds(stats.p90_ms), f"{stats.spread:.1%}", format_milliseconds(stats.low_ms),
                 "-" if stats.noise_floor is None else f"{stats.noise_floor:.1%}",
                 format_milliseconds(prediction.milliseconds) + estimated if prediction is not None else "-",

@@ -53,7 +53,7 @@ def command(name: str | None, new: str | None, kind: str, runtime: str, as_json:
             table.add_column(header)
         for device in profiles:
             table.add_row(
-                device.name, device.runtime, device.precision, str(device.batch),
+                device.name, escape(device.runtime), device.precision, str(device.batch),
                 device.compute_capability or f"{device.threads} thread(s)", escape(device.description),
             )  # fmt: skip
         out.print(table)

@@ -97,7 +97,8 @@ def _show(data: dict[str, Any]) -> None:
 
     out = console()
     size = "x".join(map(str, data["input_size"]))
-    variables = Table(title=f"{data['model']} at {size}: {len(data['variables'])} width variables")
+    title = f"{data['model']} at {size}: {len(data['variables'])} width variables"
+    variables = Table(title=escape(title))
     for header in ("#", "channels", "step", "choices"):
         variables.add_column(header, justify="right")
     variables.add_column("first layer", overflow="fold")

@@ -150,7 +150,8 @@ def show_summary(path: Path, table: LatencyTable, model: str | None = None) -> N
         f"{len(network.layers)} layers", soft_wrap=True,
     )  # fmt: skip
     suffix = " (estimated)" if table.estimated else ""
-    out.print(f"full network: {format_milliseconds(full)}{suffix}, batch {table.batch}, {table.precision}")
+    fast = format_milliseconds(full)
+    out.print(f"full network: {fast}{suffix}, batch {table.batch}, {table.precision}", markup=False)
     if table.estimated:
         out.print(
             "Nothing was measured: a roofline from data sheets, whose order is worth more than its values."
@@ -160,7 +161,8 @@ def show_summary(path: Path, table: LatencyTable, model: str | None = None) -> N
     out.print(
         f"{where.get('networks_measured')} networks, {sum(map(len, table.entries.values()))} entries, "
         f"{where.get('threads') or '-'} thread(s), {where.get('runtime')} {where.get('runtime_version')}, "
-        f"{where.get('cpu_model') if not where.get('gpu') else where.get('gpu')}", soft_wrap=True,
+        f"{where.get('cpu_model') if not where.get('gpu') else where.get('gpu')}",
+        soft_wrap=True, markup=False,
     )  # fmt: skip
     accuracy = network.accuracy
     if accuracy:

@@ -103,7 +103,8 @@ def command(
         again = "" if result.ran else " Done already; --fresh trains anew."
         console().print(
             f"{network}: {final}, held-out {trained.val_metric:.2f}{trained.unit}, {trained.macs:,} MACs, "
-            f"{trained.params:,} parameters, {trained.seconds:.0f} s.{again} Next: bcnet-deploy export"
+            f"{trained.params:,} parameters, {trained.seconds:.0f} s.{again} Next: bcnet-deploy export",
+            markup=False,
         )
 
     emit(result.to_dict(), as_json=as_json, show=show)

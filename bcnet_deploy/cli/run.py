@@ -169,12 +169,14 @@ def settings_there(run: RunDir, about: dict[str, Any], *, force: bool) -> dict[s
 
 def show(result: PipelineResult) -> None:
     """The final table."""
+    from rich.markup import escape
     from rich.table import Table
 
     content = result.content
     estimated = " (estimated)" if content.estimated else ""
     budget = "" if result.budget_ms is None else f", budget {format_milliseconds(result.budget_ms)}"
-    table = Table(title=f"{content.model} on {content.data}, {content.device}{budget}{estimated}")
+    title = f"{content.model} on {content.data}, {content.device}{budget}{estimated}"
+    table = Table(title=escape(title))
     table.add_column("network")
     # What was measured on another runtime than the device's must not pass for the device's time.
     here = f" on {content.measured_on.split(',')[0]} here" if content.measured_departs else ""
@@ -182,19 +184,19 @@ def show(result: PipelineResult) -> None:
         f"test {content.metric}", f"predicted{estimated}", f"measured{here}", f"p90{here}", "MACs",
         "parameters",
     ):  # fmt: skip
-        table.add_column(header, justify="right")
+        table.add_column(escape(header), justify="right")
     for network in content.networks:
         times = (network.predicted_ms, network.measured_ms, network.measured_p90_ms)
         table.add_row(
             network.name,
-            content.score(network.test_metric),
+            escape(content.score(network.test_metric)),
             *("–" if value is None else format_milliseconds(value) for value in times),
             *("–" if value is None else format_count(value) for value in (network.macs, network.params)),
         )
     out = console()
     out.print(table)
-    out.print(verdict(result), soft_wrap=True)
-    out.print(f"{result.seconds:.0f} s; report: {result.report}", soft_wrap=True)
+    out.print(verdict(result), soft_wrap=True, markup=False)
+    out.print(f"{result.seconds:.0f} s; report: {result.report}", soft_wrap=True, markup=False)
 
 
 def verdict(result: PipelineResult) -> str:

@@ -218,7 +218,8 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
     compared = explained["compared_with"]
     again = "" if result.ran else " (done already; --fresh searches anew)"
     scored = explained.get("provenance", {}).get("supernet", {}).get("scored", "slices of the supernet")
-    table = Table(title=f"{result.evaluations} networks evaluated, {scored}; {result.stopped}{again}")
+    title = f"{result.evaluations} networks evaluated, {scored}; {result.stopped}{again}"
+    table = Table(title=escape(title))
     table.add_column("network")
     metric, unit = metric_of(run)
     for header in (escape(metric), "left / right", "MACs", "parameters"):
@@ -235,7 +236,7 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
         scores, costs = network["scores"], network["costs"]
         sides = " / ".join(f"{scores[s]:.2f}" for s in ("left", "right") if s in scores)
         table.add_row(
-            name, f"{scores['accuracy']:.2f}{unit}" if scores else "–", sides,
+            name, escape(f"{scores['accuracy']:.2f}{unit}") if scores else "–", sides,
             format_count(costs["macs"]), format_count(costs["params"]),
             *(_interval(latency) for latency in network["latency"]),
         )  # fmt: skip
@@ -244,10 +245,11 @@ def show_result(run: RunDir, result: SearchStepResult) -> None:
         belief = explained["posterior"]
         out.print(
             f"by all scores together, found: {belief['mean']:.2f}{unit} ({belief['low']:.2f} .. "
-            f"{belief['high']:.2f}); better than uniform with probability {belief['beats_uniform']:.0%}"
+            f"{belief['high']:.2f}); better than uniform with probability {belief['beats_uniform']:.0%}",
+            markup=False,
         )
         for remark in belief["notes"]:
-            out.print(remark)
+            out.print(remark, markup=False)
     for budget in explained["budgets"]:
         if budget["cost"].endswith("bytes"):
             limit = f"{budget['cost']} <= {format_bytes(budget['limit'])}"
@@ -297,6 +299,7 @@ def _show_front(result: SearchStepResult, metric: str, unit: str, rows: int = 12
     for row in np.unique(np.linspace(0, len(front) - 1, min(rows, len(front))).round().astype(int)):
         record = front[row]
         table.add_row(
-            f"{record['accuracy']:.2f}{unit}", *(format_cost(key, record["costs"][key]) for key in keys)
+            escape(f"{record['accuracy']:.2f}{unit}"),
+            *(format_cost(key, record["costs"][key]) for key in keys),
         )
     console().print(table)

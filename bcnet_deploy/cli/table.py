@@ -34,7 +34,7 @@ def show(path: Path, layers: bool, as_json: bool) -> None:
         out = console()
         _summary(path, table)
         for key, value in table.provenance.items():
-            out.print(f"  {key}: {escape(str(value))}")
+            out.print(escape(f"  {key}: {value}"))
         if layers:
             shares = Table(title=f"Full network{' (estimated)' if table.estimated else ''}")
             shares.add_column("layer", overflow="fold")
@@ -151,7 +151,9 @@ def _summary(path: Path, table: LatencyTable) -> None:
         show_summary(path, table)
     else:
         count = sum(map(len, table.entries.values()))
-        console().print(f"{path}: {count} entries of {table.device}, {len(table.entries)} kinds; no network")
+        kinds = len(table.entries)
+        text = f"{path}: {count} entries of {table.device}, {kinds} kinds; no network"
+        console().print(text, soft_wrap=True, markup=False)
 
 
 def _layers(table: LatencyTable) -> dict[str, float]:

@@ -111,7 +111,8 @@ def command(
             f"{done} {trained.steps} steps, {trained.seconds:.0f} s, "
             f"{trained.images_per_second:.0f} images/s. "
             f"Held-out {trained.metric_name} of its slices: {held_out}. "
-            f"Next: bcnet-deploy search {suggested(run_dir)}"
+            f"Next: bcnet-deploy search {suggested(run_dir)}",
+            markup=False,
         )
 
     emit(result.to_dict(), as_json=as_json, show=show)

@@ -73,8 +73,9 @@ class StepsDisplay:
         self._behind += self.seconds.get(title, 0.0)
         if self._bars is not None:
             self._bars.update(0, self._behind)
-        place = f"[{self._number}/{len(self.seconds)}] {title}".replace("[", r"\[")
-        self.console.print(f"{place}: {f'{done.seconds:.1f} s' if done.ran else 'done already'}")
+        place = f"[{self._number}/{len(self.seconds)}] {title}"
+        took = f"{done.seconds:.1f} s" if done.ran else "done already"
+        self.console.print(f"{place}: {took}", markup=False)
         for note in done.notes:
             if note not in self._said:  # of the data, each step that reads it says the same
                 self._said.add(note)
@@ -88,7 +89,7 @@ class Bars:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.progress = Progress(
-            TextColumn("[bold]{task.description}", markup=True), BarColumn(),
+            TextColumn("{task.description}", style="bold", markup=False), BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
             console=console, transient=True, disable=not console.is_terminal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import io
 import json
 import os
 import re
@@ -17,12 +18,15 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 
 from bcnet_deploy.bench.result import BenchResult
 from bcnet_deploy.cli.main import cli
 from bcnet_deploy.errors import CheckpointError, RunDirError
 from bcnet_deploy.report.load import gather
 from bcnet_deploy.run.directory import RunDir
+from bcnet_deploy.run.display import StepsDisplay, one_step
+from bcnet_deploy.run.engine import Done
 from bcnet_deploy.train import SupernetResult, load_result
 from tests.export.test_job import needs_rtx
 from tests.run.tinynet import MODEL
@@ -529,6 +533,29 @@ def test_the_verdict_says_more_fewer_or_equal(found: float, uniform: float, word
     networks = [SummaryRow("uniform", uniform), SummaryRow("found", found)]
     content = Content("t", "demo", "digits", "cpu", networks=networks)
     assert verdict(PipelineResult(content, Path("r.html"), [], 1.0)).startswith(words)
+
+
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from bcnet_deploy.cli.run import show
+    from bcnet_deploy.report.content import Content, SummaryRow
+    from bcnet_deploy.run.pipeline import PipelineResult
+
+    networks = [SummaryRow("found", 90.0)]
+    content = Content("t", "[red]net.py:f", "a[/b]", "cpu", metric="[dim]m", unit="[/u]", networks=networks)
+    show(PipelineResult(content, Path("[x]/r.html"), [], 1.0))
+    printed = capsys.readouterr().out
+    for text in ("[red]net.py:f on a[/b]", "test [dim]m", "90 [/u]", "report: [x]/r.html"):
+        assert text in printed
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=200, color_system=None)
+    with one_step(terminal, "Training [/red][x]net") as progress:
+        progress(0.5, "[/note]")
+    assert "Training [/red][x]net" in screen.getvalue()
+    title = r"table of \[red]"
+    with StepsDisplay(terminal, {title: 1.0}).shown() as display:
+        display.begin(title)
+        display.end(title, Done("profile", True, 1.0))
+    assert rf"[1/1] {title}: 1.0 s" in screen.getvalue()
 
 
 def test_a_configuration_whose_data_is_elsewhere_names_the_option(tmp_path: Path) -> None:
