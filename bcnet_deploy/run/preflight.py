@@ -20,7 +20,7 @@ from bcnet_deploy.errors import (
     names_nothing,
 )
 from bcnet_deploy.models.ref import GIVEN, PRETRAINED, ModelRef
-from bcnet_deploy.run.directory import DIGITS, RunConfig, RunDir, require_device
+from bcnet_deploy.run.directory import DIGITS, NETWORKS, RunConfig, RunDir, require_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,8 @@ _log = logging.getLogger("bcnet_deploy")
 FOLDERS = ("latency", "train", "search", "retrain", "export", "bench", "steps", "flow")
 """What belongs to one model, data set and seed."""
 DEMO = "demo"
+NAMED = (DIGITS, "digits-canvas")
+"""Data that is no file, even where a folder has the same name."""
 
 
 def describe_run(
@@ -98,7 +100,25 @@ def describe_run(
     count = num_classes or (classes_of(data, size) if data is not None else default_num_classes(name))
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     ref = ModelRef(**{**chosen, "name": name, "num_classes": count, "input_size": size})
-    return RunConfig(model=ref, device=device or "cpu", data=data, seed=seed or 0)
+    return RunConfig(model=ref, device=device or "cpu", data=from_anywhere(data), seed=seed or 0)
+
+
+def from_anywhere(data: str | None) -> str | None:
+    """Data by a name that means the same from every working directory: a later step may run elsewhere.
+
+    That is the full path of a folder, an archive or a function's file that is there; other names stay.
+    """
+    if data is None or data in NAMED:
+        return data
+    place, _, function = data.rpartition(":")
+    in_file = place.endswith(".py")
+    try:
+        path = Path(place if in_file else data.removeprefix("folder:")).expanduser()
+        if not path.exists():
+            return data
+        return f"{path.resolve()}:{function}" if in_file else str(path.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, of an unknown user: refused elsewhere
+        return data
 
 
 def _continued(
@@ -117,11 +137,20 @@ def _continued(
         there = replace(there, model=there.model.replace(**late))
     if seed is not None and seed != there.seed:
         raise _another(run, "seed", there.seed, seed)
-    if data is not None and data != there.data:
-        if there.data is not None and (run.train / "checkpoint.safetensors").exists():
+    # A run may have been begun when paths were still kept as they were typed.
+    if data is not None and from_anywhere(data) not in (there.data, from_anywhere(there.data)):
+        if there.data is not None and _has_figures(run):
             raise _another(run, "data", there.data, data)
-        return replace(there, data=data)
+        return replace(there, data=from_anywhere(data))
     return there
+
+
+def _has_figures(run: RunDir) -> bool:
+    """Whether something was trained or scored on the run's data: figures of two data sets do not compare."""
+    made = [run.train / "checkpoint.safetensors", run.widths_file]
+    return any(
+        path.exists() for path in (*made, *(run.retrained(which) / "result.json" for which in NETWORKS))
+    )
 
 
 def _another(run: RunDir, key: str, kept: Any, value: Any) -> RunDirError:

@@ -166,7 +166,7 @@ def test_weights_may_be_named_after_the_table_was_made(place: Path) -> None:
 
 
 def test_scores_on_other_images_are_not_taken_for_scores_on_these(place: Path) -> None:
-    """The data may be named anew where nothing was trained on it: here its labels were wrong at first."""
+    """Here the labels were wrong at first. A run with a search keeps its data: the run file is changed."""
     (place / "tinydata.py").write_text(
         "import numpy as np\nfrom sklearn.datasets import load_digits\n"
         "def right(wrong=0):\n"
@@ -179,7 +179,10 @@ def test_scores_on_other_images_are_not_taken_for_scores_on_these(place: Path) -
     search = ["search", "--macs", "0.8x", "--evaluations", "4", "--population", "4", "--json"]
     call("profile", *about, "--estimate", "--data", "tinydata:wrong")
     before = json.loads(call(*search).stdout)
-    call("profile", "--estimate", "--data", "tinydata:right")
+    another = ["profile", "--estimate", "--data", "tinydata:right", "--run-dir", "run"]
+    refused = CliRunner().invoke(cli, another)
+    assert refused.exit_code == 1 and "of data 'tinydata:wrong', not 'tinydata:right'" in refused.output
+    bd.RunDir("run").keep(data="tinydata:right")
     after = json.loads(call(*search).stdout)
     anew = json.loads(call(*search, "--fresh").stdout)
     assert after["ran"] and after["posterior"] == anew["posterior"] != before["posterior"]
