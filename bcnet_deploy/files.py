@@ -95,14 +95,34 @@ def write_json(path: str | Path, data: Any, *, indent: int | None = 1) -> None:
 
 
 def write_yaml(path: str | Path, data: Any) -> None:
-    """Write ``data`` as YAML, keys in the order given, atomically. Raises :class:`RunDirError`."""
-    write_text(path, yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    """Write ``data`` as YAML, keys in the order given, atomically.
+
+    Raises:
+        RunDirError: the file cannot be written, or a text is not Unicode: nobody could read it.
+    """
+    try:
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    except UnicodeEncodeError as error:
+        raise RunDirError(
+            f"cannot write {path}: the text {ascii(error.object)} is not UTF-8; "
+            "rename the file or folder that is called so"
+        ) from error
+    write_text(path, text)
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         """A value that occurs twice is written twice: people read these files."""
         return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """In double quotes where it has line ends other than \\n: they are escaped there, else lost."""
+        data.encode()  # half of a pair, as names of files that are not UTF-8 have: YAML has none
+        style = '"' if re.search("[\r\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def write_tensors(

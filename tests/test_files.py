@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bcnet_deploy as bd
@@ -487,6 +487,26 @@ def test_what_is_written_is_read_back(value: Any) -> None:
         log.append([{"a": value}, {"b": value}])
         log.close()
         assert files.read_rows(path) == [{"a": value}, {"b": value}]
+
+
+@given(value=VALUES)
+@example(value=["a\x85b", "a\u2028b\u2029", "a\r\nb", "\x85", {"a\u2028": " \n\x85 "}])
+@settings(deadline=None)
+def test_what_is_written_as_yaml_is_read_back(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        files.write_yaml(path, value)
+        assert files.read_yaml(path, bd.TableError, "table") == value
+
+
+def test_yaml_is_for_people_and_of_text_that_can_be_read(tmp_path: Path) -> None:
+    files.write_yaml(tmp_path / "x.yaml", {"größe": "für – 号"})
+    assert (tmp_path / "x.yaml").read_text() == "größe: für – 号\n"
+    for value in ({"data": "Gr\udcfcn"}, {"Gr\udcfcn": 1}, ["\ud83d"]):
+        with pytest.raises(RunDirError, match=r"the text '.*\\ud.*' is not UTF-8") as caught:
+            files.write_yaml(tmp_path / "x.yaml", value)
+        assert str(caught.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
 
 
 @given(value=VALUES)

@@ -35,8 +35,10 @@ def unpack(archive: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             _unpack_into(archive, target)
         except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise DataError(f"{archive} is not a readable tar archive of an image folder: {error}") from error
+            raise _unreadable(archive, error) from error
         except OSError as error:
+            if error.errno is None:  # no system call: gzip and bz2 say so that the content is damaged
+                raise _unreadable(archive, error) from error
             raise DataError(
                 f"cannot unpack {archive} into {target}: {error}; set BCNET_CACHE to a folder with space"
             ) from error
@@ -44,6 +46,10 @@ def unpack(archive: Path) -> Path:
         if (candidate / "train").is_dir():
             return candidate
     raise DataError(f"{archive} holds no folder 'train'; the layout is train/<class>/<image>")
+
+
+def _unreadable(archive: Path, error: Exception) -> DataError:
+    return DataError(f"{archive} is not a readable tar archive of an image folder: {error}")
 
 
 _COMPLETE = ".whole"

@@ -22,8 +22,8 @@ class Augmentation:
     Each image has its own crop and flip; torchvision's transforms draw one for a whole batch.
 
     Attributes:
-        kind: ``none``; ``crop`` and ``crop-flip``: a crop out of the image padded by an eighth of its
-            size (4 pixels of 32), flipped or not; ``resized-crop-flip``: :func:`crop_boxes`, resized back
+        kind: ``none``; ``crop`` and ``crop-flip``: a crop out of the image padded by an eighth of each
+            side (4 pixels of 32), flipped or not; ``resized-crop-flip``: :func:`crop_boxes`, resized back
             (of files, the crop is taken from the whole picture while it is decoded).
         mean, std: of each channel, images taken as 0..1.
     """
@@ -64,8 +64,8 @@ class Augmentation:
         if self.kind == "resized-crop-flip" and not cropped:
             moves = replace(moves, boxes=crop_boxes(torch.full((count,), width / height), generator))
         elif self.kind in ("crop", "crop-flip"):
-            pad = max(1, height // 8)
-            shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+            pad = (max(1, height // 8), max(1, width // 8))
+            shifts = torch.stack([torch.randint(0, 2 * p + 1, (count,), generator=generator) for p in pad])
             moves = replace(moves, pad=pad, shifts=shifts.to(device, non_blocking=True))
         if self.kind in ("crop-flip", "resized-crop-flip"):
             flips = (torch.rand(count, generator=generator) < 0.5).to(device, non_blocking=True)
@@ -95,8 +95,8 @@ class Moves:
 
     Attributes:
         count, height, width: of the images.
-        pad, shifts: where images were padded by ``pad`` pixels, (2, N) rows and columns at which the crops
-            begin; else 0 and None.
+        pad, shifts: where images were padded by ``pad`` rows and columns on each side, (2, N) rows and
+            columns at which the crops begin; else zeros and None.
         boxes: (N, 4) boxes of :func:`crop_boxes`, resized to the image; None where there is none.
         flips: (N,) bool, left and right exchanged after the crop; None where none is.
     """
@@ -104,7 +104,7 @@ class Moves:
     count: int
     height: int
     width: int
-    pad: int = 0
+    pad: tuple[int, int] = (0, 0)
     shifts: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     flips: torch.Tensor | None = None
@@ -139,7 +139,8 @@ class Moves:
             offset = -self.boxes[:, :2] * scale
         elif self.shifts is not None:
             sides = torch.tensor([self.width, self.height], device=self.shifts.device)
-            offset = (self.pad - self.shifts.flip(0).T) / sides
+            pads = torch.tensor(self.pad[::-1], device=self.shifts.device)
+            offset = (pads - self.shifts.flip(0).T) / sides
         scale, offset = scale.to(xy), offset.to(xy)
         if self.flips is not None:
             flips = self.flips.to(xy.device)
@@ -153,10 +154,11 @@ OUTSIDE = 255
 """Label of mask pixels from beyond the picture: they belong to no class."""
 
 
-def _shifted(images: torch.Tensor, shifts: torch.Tensor, pad: int, fill: float) -> torch.Tensor:
+def _shifted(images: torch.Tensor, shifts: torch.Tensor, pad: tuple[int, int], fill: float) -> torch.Tensor:
     """Each image's own window of its size, ``shifts`` (2, N) down and right in the padded image."""
     count, _, height, width = images.shape
-    padded = F.pad(images, (pad, pad, pad, pad), value=fill)
+    rows_added, columns_added = pad
+    padded = F.pad(images, (columns_added, columns_added, rows_added, rows_added), value=fill)
     rows = shifts[0][:, None] + torch.arange(height, device=images.device)
     columns = shifts[1][:, None] + torch.arange(width, device=images.device)
     which = torch.arange(count, device=images.device)[:, None, None]

@@ -39,6 +39,7 @@ from bcnet_deploy.data.splits import (
     ImageSet,
     MemoryImages,
     channel_statistics,
+    check_names,
     held_out_share,
     stratified_split,
 )
@@ -256,6 +257,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
         raise DataError(
             f"{folder} has {len(names)} class folder(s); at least two are needed: {folder}/<class>/"
         )
+    check_names(names, str(folder))
     return names
 
 

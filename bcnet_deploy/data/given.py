@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +99,13 @@ def load_given(
 
     if parts.get("test") is None:
         notes.append("there are no test images, so there will be no accuracy on images that no step has used")
-    seen = kept.memory if kept.memory is not None else torch.stack([kept.read(i, None) for i in _some(kept)])
-    mean, std = channel_statistics(seen)
-    fingerprint = _fingerprint(train, val)
+    some = _some(kept)
+    mean, std = channel_statistics(some if kept.memory is None else kept.memory)
     return DataSplits(
-        name=name or f"arrays-{fingerprint[:12]}", train=kept, val=val, classes=numbering.names,
+        name=name or f"arrays-{_content(train, val)[:12]}", train=kept, val=val, classes=numbering.names,
         input_size=input_size, mean=mean, std=std, open_test=open_test, notes=tuple(notes),
-        view=view if reader.saw_pictures else None, fingerprint=fingerprint,
+        view=view if reader.saw_pictures else None,
+        fingerprint=_fingerprint((kept.labels, some), (val.labels, _some(val))),
     )  # fmt: skip
 
 
@@ -204,9 +205,11 @@ def _labels(raw: Any, count: int, size: tuple[int, int, int], what: str) -> Any:
         DataError: they are none of these.
     """
     try:
-        labels = np.asarray(raw.cpu() if isinstance(raw, torch.Tensor) else raw)
-    except ValueError as error:
-        raise DataError(f"{what}: the labels have different shapes: {error}") from error
+        if isinstance(raw, list | tuple):
+            raw = [np.asarray(_off_graph(label)) if hasattr(label, "__array__") else label for label in raw]
+        labels = np.asarray(_off_graph(raw))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what}: the labels do not make one array: {error}") from error
     if len(labels.shape) and len(labels) == count and count:
         whole = labels.dtype.kind in "iub"
         if labels.ndim == 1 and whole:
@@ -224,6 +227,11 @@ def _labels(raw: Any, count: int, size: tuple[int, int, int], what: str) -> Any:
         f"for each image, masks ({count}, {size[1]}, {size[2]}) of class numbers (255: none), or, for a task "
         "of your own, integers (N, K) or finite floats (N, ...); and at least one image"
     )
+
+
+def _off_graph(label: Any) -> Any:
+    """A label as NumPy can read it, also of a tensor that is on a GPU or part of a graph."""
+    return label.detach().cpu() if isinstance(label, torch.Tensor) else label
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -321,6 +329,8 @@ class _Reader:
             raise DataError(
                 f"{what}: images are {images.dtype}; needed: uint8 or floats of 0..1; convert them"
             )
+        if not len(images):
+            return images.float()  # that there are none is said with the labels
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also where one is NaN
             hint = (
@@ -373,7 +383,7 @@ class _Reader:
                 raise DataError(f"{what}: item {index} is {image.dtype}, item 0 is {first.dtype}")
             images[index] = image
             labels.append(label)
-        return _Arrays(images, torch.empty(0)), _labels(_scalars(labels), count, self.input_size, what)
+        return _Arrays(images, torch.empty(0)), _labels(labels, count, self.input_size, what)
 
     def _limit(self) -> int:
         from bcnet_deploy.data.folders import MEMORY_SHARE, free_memory
@@ -381,17 +391,25 @@ class _Reader:
         return self.memory_bytes if self.memory_bytes is not None else int(MEMORY_SHARE * free_memory())
 
     def _targets(self, dataset: Any, what: str) -> Labels:
-        """All labels, without reading the images where the data set keeps them apart (torchvision's do)."""
+        """All labels, without reading the images where the data set keeps them apart (torchvision's do).
+
+        Those are as before ``target_transform``, and before all else that the data set's own code does to a
+        label: they are taken where they are what the items give, as far as a few of them tell.
+        """
+        count = len(dataset)
+        few = np.random.default_rng(0).permutation(count)[:32]
+        shown = _labels([self.item(dataset, int(i))[1] for i in few], len(few), self.input_size, what)
+        transform = getattr(dataset, "target_transform", None)
         for key in ("targets", "labels"):
-            found = getattr(dataset, key, None)
-            if found is not None and len(found) == len(dataset):
-                return _labels(_scalars(found), len(dataset), self.input_size, what)
-        labels = [self.item(dataset, index)[1] for index in range(len(dataset))]
-        return _labels(_scalars(labels), len(dataset), self.input_size, what)
-
-
-def _scalars(labels: Any) -> Any:
-    return [np.asarray(label) if hasattr(label, "__array__") else label for label in labels]
+            with suppress(Exception):  # whatever the user's code raises here: then the items are read
+                raw = getattr(dataset, key)
+                if transform is not None:
+                    raw = [transform(label) for label in (raw.tolist() if hasattr(raw, "tolist") else raw)]
+                labels = _labels(raw, count, self.input_size, what)
+                if np.array_equal(labels[few], shown):
+                    return labels
+        labels = [self.item(dataset, index)[1] for index in range(count)]
+        return _labels(labels, count, self.input_size, what)
 
 
 # -- content --------------------------------------------------------------------------------------
@@ -417,7 +435,8 @@ def _shared(one: ImageSet, other: ImageSet) -> int:
     return sum(digest in known for digest in _digests(other))
 
 
-def _fingerprint(*parts: ImageSet) -> str:
+def _content(*parts: ImageSet) -> str:
+    """Digest of the labels, and of the images that are in memory."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.labels.numpy().tobytes())
@@ -426,7 +445,16 @@ def _fingerprint(*parts: ImageSet) -> str:
     return digest.hexdigest()[:16]
 
 
-def _some(images: ImageSet) -> npt.NDArray[np.int64]:
+def _fingerprint(*parts: tuple[torch.Tensor, torch.Tensor]) -> str:
+    """Digest of labels and of :func:`_some` images, the same whether the images fit into memory or not."""
+    digest = hashlib.sha256()
+    for labels, images in parts:
+        digest.update(labels.numpy().tobytes())
+        digest.update(images.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _some(images: ImageSet) -> torch.Tensor:
     """Images enough for mean and deviation of a set that does not fit into memory."""
-    count = len(images)
-    return np.random.default_rng(0).permutation(count)[: min(count, 1000)]
+    chosen = np.random.default_rng(0).permutation(len(images))[:1000]
+    return torch.stack([images.read(int(index), None) for index in chosen])

@@ -9,7 +9,7 @@ from typing import Any
 
 from bcnet_deploy import references
 from bcnet_deploy.data.pictures import Interpolation, View
-from bcnet_deploy.data.splits import DataSplits
+from bcnet_deploy.data.splits import DataSplits, check_names
 from bcnet_deploy.errors import DataError, names_nothing, nearest
 
 FEW = 200
@@ -69,6 +69,7 @@ def load_data(
         from bcnet_deploy.data.given import load_given
 
         splits = load_given(reference, name, view, size, val_fraction, memory_bytes)
+    check_names(splits.classes, splits.name)
     if num_classes is not None and splits.num_classes != num_classes:
         count = splits.num_classes
         raise DataError(

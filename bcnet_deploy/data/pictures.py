@@ -69,10 +69,18 @@ class View(Checked):
         left, top = (size[0] - width * scale) / 2, (size[1] - height * scale) / 2
         return left, top, left + width * scale, top + height * scale
 
-    def apply(self, picture: Image.Image, augment_seed: int | None = None) -> torch.Tensor:
-        """(C, H, W) uint8 of an upright picture in :attr:`mode`; with a seed a random-resized crop of it."""
+    def apply(
+        self, picture: Image.Image, augment_seed: int | None = None, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """(C, H, W) uint8 of an upright picture in :attr:`mode`; with a seed a random-resized crop of it.
+
+        Args:
+            picture: what is seen.
+            augment_seed: of the crop.
+            size: (width, height) of the picture where it was shrunk while it was decoded.
+        """
         filtered = Image.Resampling[self.interpolation.upper()]
-        array = np.array(self._resized(picture, augment_seed, filtered), dtype=np.uint8)
+        array = np.array(self._resized(picture, augment_seed, filtered, size), dtype=np.uint8)
         return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).contiguous()
 
     def apply_mask(self, mask: Image.Image, augment_seed: int | None = None) -> torch.Tensor:
@@ -81,19 +89,24 @@ class View(Checked):
         return torch.from_numpy(array)
 
     def _resized(
-        self, picture: Image.Image, augment_seed: int | None, filtered: Image.Resampling
-    ) -> Image.Image:
+        self, picture: Image.Image, augment_seed: int | None, filtered: Image.Resampling,
+        size: tuple[int, int] | None = None,
+    ) -> Image.Image:  # fmt: skip
         target = (self.input_size[2], self.input_size[1])
+        # A JPEG's sides are rounded where it is shrunk. Its mask's are not: the box is of the whole picture.
+        whole = size or picture.size
         if augment_seed is not None:
             generator = torch.Generator().manual_seed(augment_seed)
-            shares = crop_boxes(torch.tensor([picture.width / picture.height]), generator)[0].tolist()
-            sides = (picture.width, picture.height) * 2
+            shares = crop_boxes(torch.tensor([whole[0] / whole[1]]), generator)[0].tolist()
+            sides = picture.size * 2
             left, top, right, bottom = (share * side for share, side in zip(shares, sides, strict=True))
             return picture.resize(target, filtered, box=(left, top, right, bottom))
         if picture.size == target:
             return picture
         gap = None if filtered is Image.Resampling.NEAREST else 3.0
-        return picture.resize(target, filtered, box=self.box(picture.size), reducing_gap=gap)
+        places = zip(self.box(whole), picture.size * 2, whole * 2, strict=True)
+        left, top, right, bottom = (place * side / before for place, side, before in places)
+        return picture.resize(target, filtered, box=(left, top, right, bottom), reducing_gap=gap)
 
 
 @dataclass(frozen=True)
@@ -153,10 +166,11 @@ def decode(
 ) -> torch.Tensor:
     """(C, H, W) uint8 of an image file; with a seed a random crop. Raises one of :data:`UNREADABLE`."""
     with Image.open(path) as image:
+        size = _shown_size(image)
         if image.format == "JPEG":
             longest = 2 * max(view.input_size[1:])  # the picture may lie on its side
             image.draft(view.mode, (longest, longest))
-        return view.apply(upright(image, view.mode, remark), augment_seed)
+        return view.apply(upright(image, view.mode, remark), augment_seed, size)
 
 
 def upright(image: Image.Image, mode: Literal["L", "RGB"], remark: Remark = lambda text: None) -> Image.Image:
@@ -237,4 +251,8 @@ def class_numbers(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 def upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of a picture as shown, from its header. Raises one of :data:`UNREADABLE`."""
     with Image.open(path) as image:
-        return image.size if _orientation(image) < 5 else (image.height, image.width)
+        return _shown_size(image)
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    return (image.height, image.width) if 5 <= _orientation(image) <= 8 else image.size

@@ -91,7 +91,8 @@ class DataSplits:
         mean, std: of each channel of ``train``, images taken as 0..1; or what published weights want.
         notes: what was skipped or converted, for people.
         view: how image files are brought to ``input_size``; None for arrays.
-        fingerprint: digest of the content (of folders: of names and sizes), the same on every machine.
+        fingerprint: digest of the content (of folders: of names and sizes; of objects: of the labels and of
+            1000 images at most of each split), the same on every machine and whatever fits into memory.
     """
 
     name: str
@@ -153,6 +154,17 @@ def held_out_share(count: int) -> float:
     On few held-out images networks that differ by a point look alike.
     """
     return min(LARGEST_SHARE, max(SMALLEST_SHARE, ENOUGH_HELD_OUT / count))
+
+
+def check_names(classes: Sequence[str], what: str) -> None:
+    """Raise :class:`DataError` naming the first class whose name no file of results could hold."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{what}: the class {ascii(name)} has a name that is not UTF-8; rename it"
+            ) from None
 
 
 def check_labels(labels: npt.NDArray[np.int64], num_classes: int, what: str) -> None:

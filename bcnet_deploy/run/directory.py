@@ -6,6 +6,7 @@ steps left, and what of that is out of date. PyTorch is loaded where a model is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from bcnet_deploy.run.widths import Widths
     from bcnet_deploy.space import WidthSpace
     from bcnet_deploy.tasks import Task
+
+_log = logging.getLogger("bcnet_deploy")
 
 FORMAT = 2
 NETWORKS = ("full", "uniform", "found")
@@ -106,6 +109,15 @@ class RunDir:
     def device_profile(self, device: str) -> Path:
         """The run's copy of a device profile of the user's own."""
         return self.path / "devices" / f"{check_name('the name of a device', device, RunDirError)}.yaml"
+
+    @property
+    def data_file(self) -> Path:
+        """Tells the data of the run's steps: its fingerprint, and the channel means and deviations of it that
+        all of them use. How those are measured depends on whether the images fit into memory.
+
+        It lies beside the steps' stamps, and goes with them.
+        """
+        return self.path / "steps" / "data.json"
 
     @property
     def train(self) -> Path:
@@ -275,7 +287,9 @@ class RunDir:
         """The run's data at the model's input size.
 
         Data that is named is prepared as the model's published weights want it, where the run starts from
-        those (``--weights pretrained``): their channel means and deviations, interpolation and crop.
+        those (``--weights pretrained``): their channel means and deviations, interpolation and crop. Else the
+        means and deviations are those of the first time, see :attr:`data_file`; other images or labels than
+        then are said (as a log warning).
 
         Args:
             checked: refuse data of another number of classes than the model's.
@@ -288,7 +302,7 @@ class RunDir:
         if self.given.data is not None:
             if count is not None:
                 require_classes(self.given.data, count)
-            return self.given.data
+            return self._as_kept(self.given.data)
         from bcnet_deploy.data import load_data
         from bcnet_deploy.models.ref import PRETRAINED
         from bcnet_deploy.models.registry import input_config
@@ -296,14 +310,51 @@ class RunDir:
         size = config.model.input_size
         wanted = input_config(config.model.name) if config.model.weights == PRETRAINED else None
         if wanted is None or len(wanted.mean) != size[0]:
-            return load_data(self.data_reference(), size, num_classes=count)
-        splits = load_data(
+            return self._as_kept(load_data(self.data_reference(), size, num_classes=count))
+        loaded = load_data(
             self.data_reference(), size, num_classes=count, interpolation=wanted.interpolation,
             crop=wanted.crop if wanted.input_size == size else None,
         )  # fmt: skip
+        splits = self._as_kept(loaded)
         means, deviations = (", ".join(f"{v:.3f}" for v in values) for values in (wanted.mean, wanted.std))
         note = f"images are normalised as for the published weights: mean {means}, deviation {deviations}"
         return replace(splits, mean=wanted.mean, std=wanted.std, notes=(*splits.notes, note))
+
+    def _as_kept(self, splits: DataSplits) -> DataSplits:
+        """The data with the means and deviations that the run has kept; they are kept where it has none."""
+        if not splits.fingerprint:
+            return splits
+        now = {
+            "data": self.load().data, "input_size": list(splits.input_size),
+            "fingerprint": splits.fingerprint, "mean": list(splits.mean), "std": list(splits.std),
+        }  # fmt: skip
+        kept = self._kept_data(len(splits.mean))
+        if all(kept.get(key) == now[key] for key in ("data", "input_size")):
+            if kept["fingerprint"] == splits.fingerprint:
+                return replace(splits, mean=kept["mean"], std=kept["std"])
+            _log.warning(
+                "the images or labels of %s are not those that this run's steps had: what is trained, scored "
+                "and measured from now on is of the new ones, what finished before is not done again and "
+                "stays of the former ones; give --fresh to do a step anew",
+                splits.name,
+            )
+        from bcnet_deploy.run.engine import first_rank
+
+        if first_rank():
+            with suppress(RunDirError):  # a directory may be read that nobody may write
+                files.write_json(self.data_file, now)
+        return splits
+
+    def _kept_data(self, channels: int) -> dict[str, Any]:
+        """What :attr:`data_file` says; nothing where it is damaged or not there."""
+        try:
+            data = files.read_json(self.data_file, RunDirError, "description of the data")
+            with files.malformed(self.data_file, RunDirError, files.AGAIN):
+                mean, std = (tuple(map(float, data[key])) for key in ("mean", "std"))
+                whole = len(mean) == len(std) == channels and min(std) > 0 and "fingerprint" in data
+        except BCNetError:
+            return {}
+        return {**data, "mean": mean, "std": std} if whole else {}
 
     def data_reference(self) -> str:
         """The run's data by name. Raises :class:`DataError` where nobody has named any."""

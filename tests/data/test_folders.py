@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -234,6 +235,36 @@ def test_an_archive_that_was_cut_off_is_refused_at_every_length(
                 load_data(str(cut), SIZE)
     cut.write_bytes(content)
     assert len(load_data(str(cut), SIZE).train) == 6
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_an_archive_with_another_checksum_is_refused_and_not_the_disk(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BCNET_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "set", {"train/a": 4, "train/b": 4})
+    with tarfile.open(tmp_path / "whole.tar", f"w:{kind}") as tar:
+        tar.add(tmp_path / "set", "set")
+    whole = (tmp_path / "whole.tar").read_bytes()
+    for place in (-6, len(whole) // 2):
+        content = bytearray(whole)
+        content[place] ^= 16
+        (tmp_path / "damaged.tar").write_bytes(content)
+        with pytest.raises(DataError, match="not a readable tar archive") as caught:
+            unpack(tmp_path / "damaged.tar")
+        assert "BCNET_CACHE" not in str(caught.value)
+    (tmp_path / "whole.tar").write_bytes(whole)
+    monkeypatch.setenv("BCNET_CACHE", str(tmp_path / "set" / "train" / "a" / "000.png"))
+    with pytest.raises(DataError, match="set BCNET_CACHE"):
+        unpack(tmp_path / "whole.tar")
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused_at_once(tmp_path: Path) -> None:
+    write(tmp_path, {"train/a": 4, "train/b": 4})
+    os.rename(tmp_path / "train" / "a", os.fsencode(tmp_path / "train") + b"/Gr\xfcn")
+    for load in (load_data, classes_of):
+        with pytest.raises(DataError, match=r"train: the class 'Gr\\udcfcn' has a name that is not UTF-8"):
+            load(str(tmp_path), SIZE)
 
 
 def test_an_archive_with_a_damaged_entry_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,74 @@ def test_large_data_sets_are_read_image_by_image() -> None:
     assert pickle.loads(pickle.dumps(data.val.labels)).tolist() == data.val.labels.tolist()
 
 
+class Transformed(Pairs):
+    """As torchvision's: ``targets`` are those before ``target_transform``."""
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.images[index], self.target_transform(self.own[index])
+
+
+class Own(Pairs):
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.images[index], self.own[index] // 2
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        Transformed(targets=LABELS.tolist(), target_transform=lambda label: label % 2),
+        Transformed(
+            targets=torch.from_numpy(LABELS), target_transform=lambda label: "wxyz".index("zyxw"[label])
+        ),
+        Transformed(targets=["w"] * 40, target_transform=lambda label: {0: 3, 1: 5, 2: 3, 3: 8}[label]),
+        Own(targets=LABELS.tolist()),
+        Pairs(targets=["w"] * 40),
+        Pairs(targets=LABELS.tolist()[:7]),
+    ],
+)
+def test_labels_of_a_large_data_set_are_those_of_its_items(given_: Any) -> None:
+    memory, disk = (load_data(given_, SIZE, memory_bytes=size) for size in (None, 100))
+    assert memory.train.memory is not None and disk.train.memory is None
+    assert disk.classes == memory.classes
+    for part in ("train", "val"):
+        assert torch.equal(getattr(disk, part).labels, getattr(memory, part).labels)
+
+
+def test_targets_kept_apart_spare_reading_the_images() -> None:
+    read: list[int] = []
+
+    class Counting(Transformed):
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            read.append(index)
+            return super().__getitem__(index)
+
+    labels = np.arange(5000) % 4
+    given_ = Counting(
+        np.zeros((5000, *SIZE), np.uint8), labels, targets=labels, target_transform=lambda t: t % 2
+    )
+    assert load_data(given_, SIZE, memory_bytes=100).classes == ("0", "1")
+    assert len(read) < 2100
+
+
+def test_labels_as_tensors_of_any_kind() -> None:
+    expected = load_data((IMAGES, LABELS / 7), SIZE)
+    values = torch.from_numpy(LABELS / 7).requires_grad_()
+    for given_ in ((IMAGES, values), (IMAGES, list(values)), Pairs(IMAGES, values)):
+        assert torch.equal(load_data(given_, SIZE).train.labels, expected.train.labels)
+
+
+def test_the_fingerprint_is_the_content_and_not_the_memory() -> None:
+    one = load_data(Pairs(), SIZE)
+    assert load_data(Pairs(), SIZE, memory_bytes=100).fingerprint == one.fingerprint
+    assert load_data({"train": (IMAGES, LABELS)}, SIZE).fingerprint == one.fingerprint
+    brighter, other = IMAGES.copy(), LABELS.copy()
+    brighter[3, 0, 0, 0] ^= 1
+    other[3] = 0
+    for changed in ((brighter, LABELS), (IMAGES, other)):
+        for memory in (None, 100):
+            assert load_data(Pairs(*changed), SIZE, memory_bytes=memory).fingerprint != one.fingerprint
+
+
 def test_pictures_of_a_data_set_are_read_like_files(tmp_path: Path) -> None:
     """torchvision's form: Pillow images of any size. Oracle: the same pictures in a folder."""
     rng = np.random.default_rng(4)
@@ -218,6 +286,13 @@ class Random(Pairs):
         ((IMAGES, np.where(np.arange(40 * 30).reshape(40, 6, 5) % 2, 255, 0)), "save the foreground as 1"),
         ({"train": (IMAGES, np.full((40, 6, 5), 7)), "classes": ["a"]}, "label 7 of image 0 is out of range"),
         ((IMAGES[:0], LABELS[:0]), "at least one image"),
+        ((IMAGES[:0].astype(np.float32), LABELS[:0]), "at least one image"),
+        ((IMAGES, torch.zeros(40, dtype=torch.bfloat16)), "do not make one array"),
+        ((IMAGES, [[1], [1, 2]] * 20), "do not make one array"),
+        (
+            {"train": (IMAGES, LABELS), "classes": ["a", "b", "c", "Gr\udcfcn"]},
+            "udcfcn' has a name that is not UTF-8",
+        ),
         ((np.array(["x"]), LABELS), "images are ndarray"),
         ({"train": (IMAGES, LABELS), "classes": ["a"]}, "label 1 of image 1 is out of range"),
         ({"train": (IMAGES, LABELS), "classes": "abcd"}, "needed: a list of names"),

@@ -101,6 +101,15 @@ def test_crops_shift_each_image_by_its_own_offset_and_flip_half() -> None:
     assert not torch.equal(only, out)
 
 
+@pytest.mark.parametrize("size", [(128, 16), (16, 128)])
+def test_crops_shift_by_an_eighth_of_each_side(size: tuple[int, int]) -> None:
+    """Of ones with zeros around, at least 7/8 of each side are still seen."""
+    images = torch.ones(500, 1, *size)
+    moved = Augmentation("crop", (0.0,), (1.0,))(images, torch.Generator().manual_seed(0))[:, 0]
+    for side, seen in zip(size, (moved.amax(2).sum(1), moved.amax(1).sum(1)), strict=True):
+        assert int(seen.min()) == side - side // 8 and int(seen.max()) == side
+
+
 def test_resized_crops_stay_inside_the_image() -> None:
     """A horizontal ramp: rows stay equal, values in range, and crops differ."""
     ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(16, 1, 32, 32).contiguous()
@@ -213,15 +222,17 @@ def test_masks_move_with_their_images(kind: str) -> None:
     assert torch.equal(moved, masks[order]) == (kind == "none")
 
 
+@pytest.mark.parametrize("width", [64, 144])
 @pytest.mark.parametrize("kind", ["none", "crop", "crop-flip", "resized-crop-flip"])
-def test_points_move_with_their_images(kind: str) -> None:
+def test_points_move_with_their_images(kind: str, width: int) -> None:
     """A bright square, and its middle as the target: it is where the square is afterwards."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.randint(10, 38, (64, 2), generator=generator)
-    images = torch.zeros(64, 1, 48, 64, dtype=torch.uint8)
+    corners[:, 0] += (width - 64) // 2
+    images = torch.zeros(64, 1, 48, width, dtype=torch.uint8)
     for image, (x, y) in zip(images, corners.tolist(), strict=True):
         image[0, y : y + 4, x : x + 4] = 255
-    middles = (corners + 2) / torch.tensor([64.0, 48.0])
+    middles = (corners + 2) / torch.tensor([float(width), 48.0])
     data = MemoryImages(images, torch.stack([middles, middles], 1))
     source = BatchLoader(
         data, 64, Augmentation(kind, (0.0,), (1.0,)), CPU, seed=1, move=lambda t, moves: moves.points(t)
@@ -233,7 +244,7 @@ def test_points_move_with_their_images(kind: str) -> None:
     weights = out[:, 0] / out[:, 0].sum((1, 2), keepdim=True).clamp(min=1e-9)
     found = torch.stack(
         [
-            (weights.sum(1) * (torch.arange(64) + 0.5)).sum(1) / 64,
+            (weights.sum(1) * (torch.arange(width) + 0.5)).sum(1) / width,
             (weights.sum(2) * (torch.arange(48) + 0.5)).sum(1) / 48,
         ],
         1,

@@ -20,7 +20,7 @@ from scipy import stats
 
 from bcnet_deploy.data import Augmentation, PlainBatches, View, load_data
 from bcnet_deploy.data.augment import crop_boxes
-from bcnet_deploy.data.pictures import decode
+from bcnet_deploy.data.pictures import decode, decode_mask
 from bcnet_deploy.errors import DataError
 
 RGB, GREY = View(input_size=(3, 8, 6)), View(input_size=(1, 8, 6))
@@ -265,3 +265,24 @@ def test_a_picture_that_lies_is_not_blurred_by_the_jpeg_shortcut(tmp_path: Path)
     (tmp_path / "a.jpg").write_bytes(stream.getvalue())
     seen = pixels(tmp_path / "a.jpg", View(input_size=(3, 512, 32)))
     assert seen.shape == (512, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1001, 667), (2049, 257)])
+def test_the_jpeg_shortcut_shows_the_part_that_the_mask_shows(
+    size: tuple[int, int], orientation: int, tmp_path: Path
+) -> None:
+    """Its rounded sides have another aspect ratio, which would draw another crop now and then."""
+    across, down = np.meshgrid(*(np.linspace(0, 200, side) for side in size))
+    ramp = Image.fromarray(across.astype(np.uint8)), Image.fromarray(down.astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    view = View(input_size=(1, 16, 16))
+    for name, picture in zip("ab", ramp, strict=True):
+        picture.save(tmp_path / f"{name}.jpg", quality=95, exif=exif)
+        turned = picture.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else picture
+        turned.save(tmp_path / f"{name}.png")
+        for seed in (None, *range(300)):
+            seen = decode(tmp_path / f"{name}.jpg", view, seed).float()
+            mask = decode_mask(tmp_path / f"{name}.png", view, seed).float()
+            assert float((seen.mean() - mask.mean()).abs()) < 4, seed
