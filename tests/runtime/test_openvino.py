@@ -173,7 +173,7 @@ def test_an_engine_that_computes_something_else_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_onnx(small(), tmp_path / "net.onnx", (3, 12, 12), parity_inputs=None)
-    wrong = lambda network, inputs: {"logits": np.ones((len(inputs), 5), np.float32)}  # noqa: E731
+    wrong = lambda network, inputs, **more: {"logits": np.ones((len(inputs), 5), np.float32)}  # noqa: E731
     monkeypatch.setattr(engine, "outputs_of_onnx", wrong)
     with pytest.raises(ExportError, match="computes something else"):
         build_engine(
