@@ -406,9 +406,34 @@ def profile_device(
         seed=seed, start=start, rebase=rebase is not None, report=report,
         make_probe=make_runner_of(device, threads_sleep=True),
     )  # fmt: skip
+    before = _before(path)
     if fresh:
         profiler.journal_path.unlink(missing_ok=True)
-    return profiler.run()
+        before.unlink(missing_ok=True)
+    elif _is_complete(path):
+        files.write_bytes(before, path.read_bytes())
+    table = profiler.run()
+    before.unlink(missing_ok=True)
+    return table
+
+
+def _before(path: Path) -> Path:
+    """Where the table that was at ``path`` is kept until a profile that began with it is complete.
+
+    Meanwhile ``path`` has the unfinished one, which is no beginning: its measurements are in the log.
+    """
+    return path.with_suffix(".before")
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return path.exists() and LatencyTable.from_dict(_read(path), str(path)).complete
+    except BCNetError:
+        return False
+
+
+def _read(path: Path) -> Any:
+    return files.read_json(path, TableError, "latency table")
 
 
 def require_rebasable(table: LatencyTable, device: DeviceProfile) -> None:
@@ -429,12 +454,11 @@ def starting_table(device: DeviceProfile, path: Path) -> LatencyTable | None:
     network's at ``path``; None when there are none."""
     found: LatencyTable | None = None
     candidates = sorted(resources.shipped("luts").glob(f"{device.name}.*.json"))
-    for candidate in [path, *candidates]:
+    for candidate in [path, _before(path), *candidates]:
         if not candidate.exists():
             continue
         try:
-            data = files.read_json(candidate, TableError, "latency table")
-            table = LatencyTable.from_dict(data, str(candidate))
+            table = LatencyTable.from_dict(_read(candidate), str(candidate))
         except BCNetError as error:
             if candidate == path:
                 _log.warning("%s; it is made again", error)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -565,3 +566,35 @@ def test_measurements_of_the_same_machine_join_under_another_rounding(
     monkeypatch.setattr(resources, "shipped", lambda folder: tmp_path / "shipped")
     start = starting_table(load_device("cpu-1thread"), tmp_path / "table.json")
     assert start is not None and start.granularity == table.granularity and "another key" in start.models
+
+
+def test_what_was_measured_before_survives_the_kill_of_a_later_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unfinished table takes the complete one's place, and is no beginning for the same command."""
+    monkeypatch.setattr(resources, "shipped", lambda folder: tmp_path / "shipped")
+    path = tmp_path / "table.json"
+    table = profiler(path, budget=10.0).run()
+    key = next(iter(table.entries))
+    other = {"another key": table.entries[key]}, {"another key": table.models[key]}
+    before = replace(
+        table, networks=(replace(table.network, fingerprint="another's"),),
+        entries={**table.entries, **other[0]}, models={**table.models, **other[1]},
+    )  # fmt: skip
+    before.save(path)
+
+    def killed(self: Profiler) -> LatencyTable:
+        assert self.start is not None and "another key" in self.start.entries
+        replace(table, complete=False).save(self.path)
+        raise KeyboardInterrupt
+
+    def finished(self: Profiler) -> LatencyTable:
+        assert self.start is not None and "another key" in self.start.entries
+        table.save(self.path)
+        return table
+
+    for run in (killed, killed, finished):
+        monkeypatch.setattr(Profiler, "run", run)
+        with nullcontext() if run is finished else pytest.raises(KeyboardInterrupt):
+            profile_device(TinyNet().eval(), tiny_space(), load_device("cpu-1thread"), path)
+    assert sorted(file.suffix for file in tmp_path.iterdir() if file.is_file()) == [".json", ".jsonl"]
